@@ -1,0 +1,75 @@
+# `make` alone prints what there is. The first target that needs Python builds .venv from constraints.txt.
+#
+#   SRC=, OUT=   what to read and what to write       ARGS=   more flags, passed on as they are
+#   FACES=       a directory of images for demo and bench (default: faces drawn on the spot)
+#   PYTHON=      the interpreter that .venv is made from (3.11 or newer)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN_DIR ?= .train/faces
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench train archive restore stats verify clean
+
+help:  ## print this list
+	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*  ## (.*)/  make \1 | \2/' | column -t -s '|' 2>/dev/null \
+	  || grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "zippy-batch needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+setup: $(STAMP)  ## build .venv with pinned versions
+
+demo: $(STAMP)  ## archive, check and restore a directory of faces [FACES=dir]
+	@rm -rf demo && mkdir -p demo
+ifeq ($(strip $(FACES)),)
+	@$(BIN)/python -c 'from pathlib import Path; from zippy_batch.drawn import draw_faces; draw_faces(Path("demo/faces"), 400)'
+	@echo "drew 400 faces in demo/faces"
+endif
+	$(BIN)/zippy-batch archive "$(or $(FACES),demo/faces)" demo/out.parquet $(ARGS)
+	$(BIN)/zippy-batch verify demo/out.parquet --against "$(or $(FACES),demo/faces)"
+	$(BIN)/zippy-batch restore demo/out.parquet demo/restored --reference "$(or $(FACES),demo/faces)"
+	@echo "archive: demo/out.parquet   restored: demo/restored"
+
+test: $(STAMP)  ## run the tests [ARGS="-k resume"]
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## throughput and start-up beside AVIF and WebP [FACES=dir]
+	$(BIN)/python benchmarks/throughput.py $(if $(FACES),"$(FACES)") $(ARGS)
+	$(BIN)/python benchmarks/startup.py $(if $(FACES),"$(FACES)")
+
+train: $(STAMP)  ## fit the built-in model; goes on where it stopped [ARGS="..."]
+	$(BIN)/python -m zippy_batch.train $(ARGS)
+
+archive: $(STAMP)  ## SRC=faces OUT=out.parquet [ARGS="--quality 80"]
+	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make archive SRC=faces OUT=out.parquet [ARGS="--quality 80"]' >&2; exit 2; }
+	$(BIN)/zippy-batch archive "$(SRC)" "$(OUT)" $(ARGS)
+
+restore: $(STAMP)  ## SRC=out.parquet OUT=restored [ARGS="--format png"]
+	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make restore SRC=out.parquet OUT=restored [ARGS="--format png"]' >&2; exit 2; }
+	$(BIN)/zippy-batch restore "$(SRC)" "$(OUT)" $(ARGS)
+
+stats: $(STAMP)  ## OUT=out.parquet [ARGS=--json]
+	@test -n "$(OUT)$(SRC)" || { echo 'usage: make stats OUT=out.parquet [ARGS=--json]' >&2; exit 2; }
+	$(BIN)/zippy-batch stats "$(or $(OUT),$(SRC))" $(ARGS)
+
+verify: $(STAMP)  ## OUT=out.parquet [SRC=faces]
+	@test -n "$(OUT)" || { echo 'usage: make verify OUT=out.parquet [SRC=faces]' >&2; exit 2; }
+	$(BIN)/zippy-batch verify "$(OUT)" $(if $(SRC),--against "$(SRC)") $(ARGS)
+
+clean:  ## remove demo output and caches (not .venv)
+	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
