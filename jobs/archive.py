@@ -1,0 +1,21 @@
+"""Archive a directory on a Ray cluster.
+
+    ray job submit --working-dir . -- python jobs/archive.py /mnt/faces /mnt/out --quality 80
+
+Arguments are those of `zippy-batch archive`; below them lies the preset configs/cluster.toml. Paths are those that
+every machine of the cluster sees. Submit the same job again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# a submitted working directory holds the package, but `python jobs/archive.py` looks for modules in jobs/
+sys.path.insert(0, str(ROOT))
+
+from zippy_batch.cli import app  # noqa: E402
+
+if __name__ == "__main__":
+    app(["archive", "--config", str(ROOT / "configs" / "cluster.toml"), *sys.argv[1:]], prog_name="zippy-batch")

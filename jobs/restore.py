@@ -1,0 +1,21 @@
+"""Restore an archive on a Ray cluster.
+
+    ray job submit --working-dir . -- python jobs/restore.py /mnt/out /mnt/restored --format png
+
+Arguments are those of `zippy-batch restore`; below them lies the preset configs/cluster.toml. Paths are those that
+every machine of the cluster sees. After an interruption, submit it again with --overwrite.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# a submitted working directory holds the package, but `python jobs/restore.py` looks for modules in jobs/
+sys.path.insert(0, str(ROOT))
+
+from zippy_batch.cli import app  # noqa: E402
+
+if __name__ == "__main__":
+    app(["restore", "--config", str(ROOT / "configs" / "cluster.toml"), *sys.argv[1:]], prog_name="zippy-batch")

@@ -1,0 +1,173 @@
+"""Every knob, its unit and its default.
+
+What changes the archive's bytes is in `ArchiveOptions` and is part of a run's fingerprint; what only changes how fast
+they are made is in `RunOptions` and is not. Presets are TOML files with one table for each of the three classes below;
+a table or a key that none of them has is an error, so that a misspelt knob never goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zippy_batch.errors import UsageError
+
+DEVICES = ("auto", "cpu", "cuda")
+FORMATS = ("jpeg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class ArchiveOptions:
+    """What decides the archive's bytes."""
+
+    quality: int = 75
+    """1..100; lambda of the lossy codec grows with it."""
+    min_psnr: float | None = None
+    """Floor in dB for every image in what restore writes by default; None for no floor."""
+    verify: bool = True
+    """Decode every payload again before it is committed, and fill the psnr and ssim columns."""
+    strict: bool = False
+    """Fail on what would be kept raw."""
+    model: str = "faces"
+    """Name of a built-in model, or path of a .safetensors file."""
+    shard_size: int = 0
+    """Images per shard; 0 chooses."""
+    batch_size: int = 64
+    """Images per batch through the networks."""
+    device: str = "auto"
+    """auto, cpu or cuda; auto is settled when the run is planned."""
+
+    def __post_init__(self) -> None:
+        _in_range("quality", self.quality, 1, 100)
+        if self.min_psnr is not None and not (math.isfinite(self.min_psnr) and 0 < self.min_psnr < 99):
+            raise UsageError(f"min_psnr must be between 0 and 99 dB, not {self.min_psnr}")
+        if self.min_psnr is not None and not self.verify:
+            raise UsageError("min_psnr needs the verification that no-verify leaves out; drop one of the two")
+        _in_range("shard_size", self.shard_size, 0, None)
+        _in_range("batch_size", self.batch_size, 1, None)
+        _one_of("device", self.device, DEVICES)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What decides how the run goes, and nothing about the archive's bytes."""
+
+    workers: int = 0
+    """Worker processes; 0 chooses, 1 stays in this process without Ray."""
+    address: str | None = None
+    """Ray cluster to join, e.g. "auto" or "HOST:6379"; None starts Ray here when it pays."""
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _in_range("workers", self.workers, 0, None)
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    format: str = "jpeg"
+    """jpeg, png or webp."""
+    jpeg_quality: int | None = None
+    """1..100 for every file; None takes the source's own quantisation tables, or 95 where it had none."""
+    select: str | None = None
+    """Glob over archived paths; None takes all."""
+    keep_going: bool = False
+    """Restore what is whole, list what is damaged, exit 1."""
+    reference: Path | None = None
+    """Directory of originals to measure the restored files against."""
+    batch_size: int = 64
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("format", self.format, FORMATS)
+        if self.jpeg_quality is not None:
+            _in_range("jpeg_quality", self.jpeg_quality, 1, 100)
+            if self.format != "jpeg":
+                raise UsageError(f"jpeg_quality is for JPEG files, but format is {self.format}; drop one of the two")
+        _in_range("batch_size", self.batch_size, 1, None)
+        _one_of("device", self.device, DEVICES)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset file sets, by table; whatever it leaves out keeps its default."""
+
+    archive: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+    restore: Mapping[str, Any] = field(default_factory=dict)
+
+
+Options = TypeVar("Options", ArchiveOptions, RunOptions, RestoreOptions)
+
+TABLES: Mapping[str, type[ArchiveOptions] | type[RunOptions] | type[RestoreOptions]] = {
+    "archive": ArchiveOptions,
+    "run": RunOptions,
+    "restore": RestoreOptions,
+}
+
+
+def load_preset(path: Path) -> Preset:
+    """Raises UsageError for a file that cannot be read, is not TOML, or has an unknown table, key or kind of value."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read the preset {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a preset: TOML is UTF-8 text, and this is not") from error
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    for name, content in tables.items():
+        if name not in TABLES:
+            raise UsageError(f"{path}: unknown table or key {name!r}{_nearest(name, list(TABLES))}")
+        if not isinstance(content, dict):
+            raise UsageError(f"{path}: {name!r} must be a table; write [{name}] and its keys below it")
+        tables[name] = {key: _checked(path, name, key, value) for key, value in content.items()}
+        try:
+            TABLES[name](**tables[name])
+        except UsageError as error:
+            raise UsageError(f"{path}, [{name}]: {error}") from error
+    return Preset(**tables)
+
+
+def combine(options: type[Options], preset: Mapping[str, Any], flags: Mapping[str, Any]) -> Options:
+    """Defaults, above them the preset's table, above that the flags that are not None."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    return options(**{**preset, **given})
+
+
+def _checked(path: Path, table: str, key: str, value: object) -> object:
+    kinds = {f.name: typing.get_type_hints(TABLES[table])[f.name] for f in fields(TABLES[table])}
+    if key not in kinds:
+        raise UsageError(f"{path}: unknown key {key!r} in [{table}]{_nearest(key, list(kinds))}")
+    allowed = typing.get_args(kinds[key]) if isinstance(kinds[key], types.UnionType) else (kinds[key],)
+    if type(value) in allowed:
+        return value
+    if float in allowed and type(value) is int:
+        return float(value)
+    if Path in allowed and isinstance(value, str):
+        return Path(value)
+    wanted = " or ".join(kind.__name__ for kind in allowed if kind is not types.NoneType).replace("Path", "str")
+    raise UsageError(f"{path}: {key!r} in [{table}] must be {wanted}, not {type(value).__name__} ({value!r})")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(known)}"
+
+
+def _in_range(name: str, value: int, low: int, high: int | None) -> None:
+    if value < low or (high is not None and value > high):
+        raise UsageError(f"{name} must be {f'{low} to {high}' if high is not None else f'{low} or more'}, not {value}")
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} must be one of {', '.join(known)}, not {value!r}{_nearest(value, known)}")
