@@ -1,0 +1,455 @@
+"""What a user sees: help, errors, exit codes, presets. The pipeline behind it is a fake here."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from zippy_batch import pipeline
+from zippy_batch.cli import app
+from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions, combine, load_preset
+from zippy_batch.errors import ArchiveError, OutputExists, UsageError
+from zippy_batch.progress import LineWriter, duration_text, facts, showing
+from zippy_batch.report import ArchiveReport, Finding, Line, Progress, VerifyReport
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run() -> Run:
+    runner = CliRunner()
+
+    def call(*args: str) -> Result:
+        return runner.invoke(app, [str(a) for a in args])
+
+    return call
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Calls of the pipeline's functions, which do nothing but succeed."""
+    seen: list[dict[str, Any]] = []
+    line = Line(shard=0, images=3, source_bytes=3000, archive_bytes=600, coded_bytes=540, coded_pixels=5292)
+
+    def archive(source: Path, output: Path, options: Any = None, run: Any = None, progress: Any = None) -> Any:
+        seen.append({"verb": "archive", "source": source, "output": output, "options": options, "run": run})
+        return ArchiveReport(str(output), (line,), line, "ab" * 32, {})
+
+    def restore(archive: Path, destination: Path, options: Any = None, run: Any = None, progress: Any = None) -> Any:
+        seen.append({"verb": "restore", "archive": archive, "to": destination, "options": options, "run": run})
+        return ArchiveReport(str(archive), (line,), line, None, {})
+
+    def verify(archive: Path, against: Any = None, deep: bool = False, run: Any = None, progress: Any = None) -> Any:
+        seen.append({"verb": "verify", "archive": archive, "against": against, "deep": deep, "run": run})
+        return VerifyReport(str(archive), rows=3, decoded=3 if deep else 0)
+
+    def stats(archive: Path) -> Any:
+        seen.append({"verb": "stats", "archive": archive})
+        return ArchiveReport(str(archive), (line,), line, None, {})
+
+    for function in (archive, restore, verify, stats):
+        monkeypatch.setattr(pipeline, function.__name__, function)
+    return seen
+
+
+def failing(error: BaseException) -> Callable[..., Any]:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    return fail
+
+
+COMMANDS = ("archive", "restore", "stats", "verify", "models")
+
+
+# help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_carries_an_example(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Examples:" in result.stdout
+    assert f"zippy-batch {command}" in result.stdout
+
+
+def test_every_command_is_listed(run: Run) -> None:
+    listed = re.findall(r"^  (\w+) {2,}\S", run("--help").stdout.split("Commands:")[1], re.M)
+    assert tuple(listed) == COMMANDS
+
+
+def test_help_says_the_defaults_that_apply(run: Run) -> None:
+    text = " ".join(run("archive", "--help").stdout.split())
+    defaults = ArchiveOptions()
+    assert f"bigger. [default: {defaults.quality}]" in text
+    assert f"[default: {defaults.batch_size}]" in text
+    assert f"[default: {defaults.model}]" in text
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from zippy_batch.cli import app\n"
+        "try: app(['archive', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'pyarrow', 'numpy', 'PIL', 'numba'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_answers_in_half_a_second() -> None:
+    def seconds() -> float:
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "zippy_batch", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - begun
+
+    # the best of a few, because a busy machine says nothing about the program
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_version_is_that_of_the_package(run: Run) -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert re.fullmatch(r"zippy-batch \d+\.\d+\.\d+\n", result.stdout)
+
+
+# options
+
+
+def test_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
+    flags = "-q 80 --min-psnr 30 --strict --model m.safetensors --shard-size 10 --batch-size 8 --device cpu"
+    result = run("archive", "in", "out.parquet", *flags.split(), "--workers", "3", "--address", "a:1", "--overwrite")
+    assert result.exit_code == 0, result.output
+    (call,) = calls
+    assert (call["source"], call["output"]) == (Path("in"), Path("out.parquet"))
+    assert call["options"] == ArchiveOptions(80, 30.0, True, True, "m.safetensors", 10, 8, "cpu")
+    assert call["run"] == RunOptions(3, "a:1", True)
+
+
+def test_without_flags_the_defaults_apply(run: Run, calls: list[dict[str, Any]]) -> None:
+    run("archive", "in", "out.parquet")
+    run("restore", "out.parquet", "back")
+    run("verify", "out.parquet")
+    assert [call["run"] for call in calls] == [RunOptions()] * 3
+    assert [call["options"] for call in calls[:2]] == [ArchiveOptions(), RestoreOptions()]
+
+
+def test_restore_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
+    run("restore", "a", "back", "--select", "*.jpg", "--keep-going", "--reference", "in", "--jpeg-quality", "90")
+    assert calls[0]["options"] == RestoreOptions("jpeg", 90, "*.jpg", True, Path("in"))
+
+
+def test_verify_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
+    run("verify", "a.parquet", "--against", "in", "--deep", "--workers", "1")
+    assert (calls[0]["against"], calls[0]["deep"], calls[0]["run"]) == (Path("in"), True, RunOptions(workers=1))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["archive", "in", "out", "-q", "0"], "quality must be 1 to 100, not 0"),
+        (["archive", "in", "out", "-q", "101"], "quality must be 1 to 100, not 101"),
+        (["archive", "in", "out", "-q", "high"], "--quality"),
+        (["archive", "in", "out", "--min-psnr", "nan"], "min_psnr must be between 0 and 99 dB"),
+        (["archive", "in", "out", "--min-psnr", "30", "--no-verify"], "drop one of the two"),
+        (["archive", "in", "out", "--device", "gpu"], "device must be one of auto, cpu, cuda, not 'gpu'"),
+        (["archive", "in", "out", "--workers", "-1"], "workers must be 0 or more, not -1"),
+        (["archive", "in", "out", "--batch-size", "0"], "batch_size must be 1 or more, not 0"),
+        (["restore", "a", "back", "--format", "jpg"], "not 'jpg'; did you mean 'jpeg'?"),
+        (["restore", "a", "back", "--format", "png", "--jpeg-quality", "90"], "drop one of the two"),
+        (["restore", "a", "back", "--jpeg-quality", "0"], "jpeg_quality must be 1 to 100, not 0"),
+        (["archive", "in"], "OUT"),
+        (["archive", "in", "out", "--qualty", "3"], "--quality"),
+        (["pack", "in", "out"], "pack"),
+    ],
+)
+def test_wrong_usage_exits_2_before_anything_is_done(
+    run: Run, calls: list[dict[str, Any]], args: list[str], said: str
+) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not result.stdout
+    assert not calls
+
+
+# presets
+
+
+def preset(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "preset.toml"
+    path.write_text(text)
+    return path
+
+
+def test_flags_win_over_the_preset_and_the_preset_over_the_defaults(
+    run: Run, calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = preset(tmp_path, "[archive]\nquality = 60\nmin_psnr = 28\nstrict = true\n[run]\nworkers = 5\n")
+    result = run("archive", "in", "out", "--config", str(path), "--quality", "90", "--lenient")
+    assert result.exit_code == 0, result.output
+    assert calls[0]["options"] == ArchiveOptions(quality=90, min_psnr=28.0, strict=False)
+    assert calls[0]["run"] == RunOptions(workers=5)
+
+
+def test_a_preset_sets_restore_options_too(tmp_path: Path) -> None:
+    path = preset(tmp_path, '[restore]\nformat = "png"\nreference = "faces"\n')
+    assert combine(RestoreOptions, load_preset(path).restore, {}) == RestoreOptions("png", reference=Path("faces"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[archive]\nqualty = 3\n", "unknown key 'qualty' in [archive]; did you mean 'quality'?"),
+        ("[archive]\nzzz = 3\n", "unknown key 'zzz' in [archive]; there is quality, min_psnr"),
+        ("[archve]\nquality = 3\n", "unknown table or key 'archve'; did you mean 'archive'?"),
+        ("quality = 3\n", "unknown table or key 'quality'"),
+        ("archive = 3\n", "write [archive] and its keys below it"),
+        ("[archive]\nquality = true\n", "'quality' in [archive] must be int, not bool"),
+        ("[archive]\nquality = '80'\n", "'quality' in [archive] must be int, not str"),
+        ("[archive]\nmin_psnr = 'high'\n", "'min_psnr' in [archive] must be float, not str"),
+        ("[archive]\nstrict = 1\n", "'strict' in [archive] must be bool, not int"),
+        ("[archive]\nquality = 300\n", "[archive]: quality must be 1 to 100, not 300"),
+        ("[archive\n", "is not valid TOML"),
+    ],
+)
+def test_a_wrong_preset_is_refused_by_name(run: Run, calls: list[dict[str, Any]], tmp_path: Path, text: str, said: str):
+    path = preset(tmp_path, text)
+    result = run("archive", "in", "out", "--config", str(path))
+    assert result.exit_code == 2
+    assert str(path) in result.stderr
+    assert said in result.stderr
+    assert not calls
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_an_unreadable_preset_is_a_usage_error(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "preset.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=re.escape(str(path))):
+        load_preset(path)
+
+
+def test_shipped_presets_load_and_differ_from_the_defaults(root: Path) -> None:
+    paths = sorted((root / "configs").glob("*.toml"))
+    assert [path.stem for path in paths] == ["cluster", "gpu", "laptop"]
+    for path in paths:
+        loaded = load_preset(path)
+        for options, given in (
+            (ArchiveOptions(), loaded.archive),
+            (RunOptions(), loaded.run),
+            (RestoreOptions(), loaded.restore),
+        ):
+            for key, value in given.items():
+                assert getattr(options, key) != value, f"{path.name}: {key} = {value!r} is the default already"
+
+
+def test_each_line_of_a_shipped_preset_says_why(root: Path) -> None:
+    for path in (root / "configs").glob("*.toml"):
+        for line in path.read_text().splitlines():
+            if "=" in line and not line.startswith("#"):
+                assert "#" in line, f"{path.name}: {line}"
+
+
+# errors and exit codes
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(OutputExists("out.parquet exists"), 2), (ArchiveError("not an archive"), 1), (UsageError("no such place"), 2)],
+)
+def test_an_error_is_one_message_and_its_exit_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    monkeypatch.setattr(pipeline, "archive", failing(error))
+    result = run("archive", "in", "out")
+    assert result.exit_code == code
+    assert result.stderr == f"error: {error}\n"
+    assert result.stdout == ""
+
+
+def test_an_unforeseen_error_says_how_to_see_where_it_came_from(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "archive", failing(RuntimeError("the dog ate it")))
+    result = run("archive", "in", "out")
+    assert result.exit_code == 1
+    assert "error: RuntimeError: the dog ate it" in result.stderr
+    assert "Traceback" not in result.stderr
+    hint = re.search(r"zippy-batch (--traceback) archive", result.stderr)
+    assert hint
+    assert "Traceback (most recent call last)" in run(hint[1], "archive", "in", "out").stderr
+
+
+def test_a_full_disk_is_said_without_a_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "archive", failing(OSError(28, "No space left on device", "/big")))
+    result = run("archive", "in", "out")
+    assert (result.exit_code, result.stderr) == (1, "error: No space left on device: /big\n")
+
+
+@pytest.mark.parametrize("command", ["archive", "restore"])
+def test_an_interrupt_exits_130_and_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setattr(pipeline, command, failing(KeyboardInterrupt()))
+    result = run(command, "in", "out")
+    assert result.exit_code == 130
+    assert result.stderr.startswith("interrupted; run the same command again")
+
+
+def test_what_is_wrong_with_an_archive_is_printed_and_exits_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = VerifyReport("a.parquet", rows=3, decoded=0, against="in", missing=(Finding("b/c.jpg", "not there"),))
+    monkeypatch.setattr(pipeline, "verify", lambda *args: report)
+    result = run("verify", "a.parquet", "--against", "in")
+    assert result.exit_code == 1
+    assert "b/c.jpg" in result.stdout
+
+
+# output
+
+
+@pytest.mark.parametrize(
+    "args", [["archive", "in", "out"], ["restore", "a", "back"], ["stats", "a"], ["verify", "a"]], ids=lambda a: a[0]
+)
+def test_json_is_the_whole_report_and_nothing_else(run: Run, calls: list[dict[str, Any]], args: list[str]) -> None:
+    result = run(*args, "--json")
+    assert result.exit_code == 0
+    assert isinstance(json.loads(result.stdout), dict)
+
+
+def test_a_reader_that_stops_early_is_no_error(drawn_report: str) -> None:
+    """`zippy-batch stats ARCHIVE | head` must not end in a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", drawn_report], stdout=closed, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert "Traceback" not in done.stderr
+    assert "error" not in done.stderr
+
+
+@pytest.fixture
+def drawn_report() -> str:
+    return (
+        "from zippy_batch import pipeline\n"
+        "from zippy_batch.cli import app\n"
+        "from zippy_batch.report import ArchiveReport, Line\n"
+        "line = Line(shard=0, images=3)\n"
+        "pipeline.stats = lambda path: ArchiveReport('a', (line,) * 5000, line, None, {})\n"
+        "app(['stats', 'a'])\n"
+    )
+
+
+# progress
+
+
+def at(images: int, seconds: float) -> Progress:
+    return Progress(images, 1000, images * 900, 900_000, images * 200, images // 100, 10, seconds)
+
+
+def test_progress_says_speed_size_and_time_left() -> None:
+    assert facts(at(250, 2.0)) == ["125 images/s", "0.11 MB/s", "225 kB to 50.0 kB (4.50x)", "6 s left"]
+    assert facts(at(0, 1.0)) == ["starting"]
+    assert len(facts(at(1000, 8.0))) == 3
+
+
+def test_without_a_terminal_there_are_few_lines() -> None:
+    out = io.StringIO()
+    watch = LineWriter("archive", out, every_s=0.05)
+    for i in range(1000):
+        watch(at(i, 1.0))
+    time.sleep(0.06)
+    watch(at(1000, 8.0))
+    lines = out.getvalue().splitlines()
+    assert lines[-1].startswith("archive: 1000 of 1000 images, 125 images/s")
+    assert len(lines) < 20
+
+
+def test_a_short_run_without_a_terminal_says_nothing() -> None:
+    out = io.StringIO()
+    with showing("archive", out) as watch:
+        watch(at(10, 0.1))
+    assert out.getvalue() == ""
+
+
+def test_on_a_terminal_there_is_a_bar_that_goes_away() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    with showing("archive", out) as watch:
+        watch(at(250, 2.0))
+    assert "125 images/s" in out.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(44.6, "45 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+def test_durations_read_like_durations(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+# the whole thing
+
+
+def test_a_directory_goes_in_and_comes_back(drawn_faces: Path, tmp_path: Path) -> None:
+    def command(*args: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "zippy_batch", *map(str, args)], capture_output=True, text=True, check=False
+        )
+
+    out, back = tmp_path / "out.parquet", tmp_path / "back"
+    archived = command("archive", drawn_faces, out, "--workers", 1, "--json")
+    assert archived.returncode == 0, archived.stderr
+    assert json.loads(archived.stdout)["total"]["images"] == 40
+    again = command("archive", drawn_faces, out, "--workers", 1)
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+    assert command("verify", out, "--against", drawn_faces).returncode == 0
+    assert "total" in command("stats", out).stdout
+    restored = command("restore", out, back, "--reference", drawn_faces)
+    assert restored.returncode == 0, restored.stderr
+    assert sorted(p.name for p in back.iterdir()) == sorted(p.name for p in drawn_faces.iterdir())
+
+
+def test_a_job_takes_the_flags_of_its_command(drawn_faces: Path, tmp_path: Path, root: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            root / "jobs" / "archive.py",
+            drawn_faces,
+            tmp_path / "out",
+            "--workers",
+            "1",
+            "--quality",
+            "5",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("job", ["archive", "restore"])
+def test_a_job_runs_from_any_directory_and_names_its_preset(root: Path, tmp_path: Path, job: str) -> None:
+    done = subprocess.run(
+        [sys.executable, root / "jobs" / f"{job}.py", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert f"zippy-batch {job}" in done.stdout
+    assert (root / "configs" / "cluster.toml").exists()
