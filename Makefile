@@ -48,7 +48,8 @@ format: $(STAMP)  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## throughput and start-up beside AVIF and WebP [FACES=dir]
+bench: $(STAMP)  ## size, speed and start-up beside AVIF and WebP [FACES=dir]
+	$(BIN)/python benchmarks/compression.py $(if $(FACES),"$(FACES)") --limit 200 --skip avif-speed0
 	$(BIN)/python benchmarks/throughput.py $(if $(FACES),"$(FACES)") $(ARGS)
 	$(BIN)/python benchmarks/startup.py $(if $(FACES),"$(FACES)")
 

@@ -225,7 +225,9 @@ def test_a_preset_sets_restore_options_too(tmp_path: Path) -> None:
         ("[archive\n", "is not valid TOML"),
     ],
 )
-def test_a_wrong_preset_is_refused_by_name(run: Run, calls: list[dict[str, Any]], tmp_path: Path, text: str, said: str):
+def test_a_wrong_preset_is_refused_by_name(
+    run: Run, calls: list[dict[str, Any]], tmp_path: Path, text: str, said: str
+) -> None:
     path = preset(tmp_path, text)
     result = run("archive", "in", "out", "--config", str(path))
     assert result.exit_code == 2

@@ -12,9 +12,11 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -338,8 +340,6 @@ def models(ctx: typer.Context, as_json: Json = False) -> None:
       zippy-batch archive ./faces out.parquet --model faces
     """
     with _outcome(ctx, "nothing was changed"):
-        from dataclasses import asdict
-
         from zippy_batch import weights
 
         summaries = weights.list_models()
@@ -347,7 +347,10 @@ def models(ctx: typer.Context, as_json: Json = False) -> None:
             _print_json([asdict(summary) for summary in summaries])
             return
         for summary in summaries:
-            typer.echo(str(summary))
+            typer.echo(f"{summary.name}  {summary.size_bytes / 1e6:.1f} MB  {summary.id}")
+            notice = str(summary.card.get("notice", ""))
+            if notice:
+                typer.echo(textwrap.indent(textwrap.fill(notice, 98, break_on_hyphens=False), "  "))
 
 
 def main() -> None:

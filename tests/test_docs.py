@@ -1,0 +1,129 @@
+"""The documentation names only what exists, and leaves no command or option out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from zippy_batch.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+COMMANDS = ("archive", "restore", "stats", "verify", "models")
+SHELL_BLOCK = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.M | re.S)
+TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
+
+
+def help_text(command: str) -> str:
+    return CliRunner().invoke(app, [command, "--help"]).stdout
+
+
+def options_of(command: str) -> set[str]:
+    """Long options in the command's help, without --help."""
+    listed = [line for line in help_text(command).splitlines() if re.match(r"  (-\w, )?--", line)]
+    return {option for line in listed for option in re.findall(r"--[a-z][a-z-]*", line)} - {"--help"}
+
+
+def shell_lines(page: Path) -> list[str]:
+    blocks = SHELL_BLOCK.findall(page.read_text())
+    return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def documented_lines() -> list[tuple[str, str]]:
+    return [(page.name, line) for page in PAGES for line in shell_lines(page)]
+
+
+def section(page: Path, title: str) -> str:
+    text = page.read_text()
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    assert found, f"{page.name} has no section {title!r}"
+    return found[1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_documented_with_an_example(command: str) -> None:
+    assert f"\nzippy-batch {command}" in section(ROOT / "docs" / "usage.md", command)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_documented(command: str) -> None:
+    text = section(ROOT / "docs" / "usage.md", command)
+    documented = set(re.findall(r"--[a-z][a-z-]*", text))
+    assert options_of(command)
+    assert not options_of(command) - documented
+    assert not documented - options_of(command)
+
+
+@pytest.mark.parametrize(("page", "line"), documented_lines())
+def test_documented_command_lines_exist(page: str, line: str) -> None:
+    words = [word for word in shlex.split(line) if word != "&&"]
+    program = Path(words[0]).name
+    if program == "zippy-batch":
+        if words[1].startswith("--"):
+            assert words[1] in CliRunner().invoke(app, ["--help"]).stdout
+            return
+        assert words[1] in COMMANDS
+        given = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
+        assert not given - options_of(words[1])
+    elif program == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert {word for word in words[1:] if "=" not in word} <= set(targets)
+    elif program in ("python", "python3", "ray"):
+        for script in (word for word in words if word.endswith(".py")):
+            assert (ROOT / script).exists()
+    else:
+        assert program in ("pip", "duckdb", "bash"), f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_table_of_figures_names_the_script_that_made_them() -> None:
+    tables = list(TABLE.finditer(section(ROOT / "README.md", "Measured")))
+    assert tables
+    text = section(ROOT / "README.md", "Measured")
+    for table in tables:
+        introduction = text[: table.start()].rstrip().splitlines()[-1]
+        script = re.search(r"`(benchmarks/\w+\.py)`", introduction)
+        assert script, f"no script is named above:\n{table[0]}"
+        assert (ROOT / script[1]).exists(), script[1]
+
+
+def test_every_benchmark_says_how_to_run_it() -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        assert f"`{script.name}`" in page
+        assert f"python benchmarks/{script.name}" in script.read_text().split('"""')[1]
+
+
+def test_every_make_target_is_explained() -> None:
+    text = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", text, re.M)
+    assert phony
+    for target in phony[1].split():
+        assert re.search(rf"^{target}:.*  ## \w", text, re.M), target
+
+
+def test_installed_version_has_a_changelog_entry() -> None:
+    version = CliRunner().invoke(app, ["--version"]).stdout.split()[1]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_constraints_pin_every_dependency_once() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    pinned = [re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines]
+    assert len(pinned) == len(set(pinned))
+    assert {re.split(r"[<>=!\[ ]", d)[0].lower() for d in wanted} <= set(pinned)
