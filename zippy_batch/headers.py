@@ -3,8 +3,8 @@
     bytes --> signature --> walk over the container --> Header       (worth decoding, and how large it will be)
                                                    \\-> Refused      (kept raw, with one of REASONS)
 
-A container is walked from end to end: sizes are settled before anything is decoded or allocated, a file that stops early or
-goes on after its image is noticed, and a decoder is never asked what it might print a warning about. Nothing
+A container is walked from end to end: sizes are settled before anything is decoded or allocated, a file that stops
+early or goes on after its image is noticed, and a decoder is never asked what it might print a warning about. Nothing
 here needs an image library, and no amount of hostile bytes costs more than a pass over the file.
 
 Formats: JPEG (ITU-T T.81), PNG (ISO/IEC 15948), WebP (RFC 9649), BMP, TIFF 6.0, GIF89a.
@@ -12,6 +12,7 @@ Formats: JPEG (ITU-T T.81), PNG (ISO/IEC 15948), WebP (RFC 9649), BMP, TIFF 6.0,
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import zlib
@@ -50,7 +51,7 @@ REASONS = frozenset(
         CMYK_PROFILE, COLOUR, CODING,
     }
 )  # fmt: skip
-"""Everything that `Refused.reason` can be. Fixed words, so that reports can count them and archives repeat byte for byte."""
+"""All that `Refused.reason` can be. Fixed words, so that reports can count them and archives repeat byte for byte."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class JpegFacts:
     """(horizontal, vertical) sampling factors, 1..4."""
     tables: tuple[tuple[int, ...], ...]
     """Each component's quantisation table: 64 values in zigzag order, 1..65535."""
+    numbered_tables: tuple[tuple[int, ...], ...]
+    """The tables by their number in the file, up to the first number without one."""
     is_rgb: bool
     """Three components that are red, green and blue rather than Y, Cb and Cr."""
 
@@ -79,7 +82,7 @@ class Header:
     jpeg: JpegFacts | None = None
 
 
-class Refused(Exception):  # noqa: N818 - a verdict on a file, not an error of the program
+class Refused(Exception):
     """Why a file is kept raw, and what was known of it by then."""
 
     def __init__(self, reason: str, format: str | None = None, width: int | None = None, height: int | None = None):
@@ -287,7 +290,9 @@ def _read_jpeg(data: bytes) -> Header:
     # the order of precedence of libjpeg: JFIF, then Adobe, then the components' names
     is_rgb = len(walk.ids) == 3 and not walk.has_jfif
     is_rgb &= walk.ids == (82, 71, 66) if walk.adobe_transform is None else walk.adobe_transform == 0
-    facts = JpegFacts(walk.sampling, tuple(walk.tables_in_use[name] for name in walk.ids), is_rgb)
+    tables = tuple(walk.tables_in_use[name] for name in walk.ids)
+    numbered = tuple(walk.tables[n] for n in itertools.takewhile(walk.tables.__contains__, range(4)))
+    facts = JpegFacts(walk.sampling, tables, numbered, is_rgb)
     exif = b"".join(walk.exif) or None
     return Header("jpeg", walk.width, walk.height, b"".join(walk.kept), exif, icc, facts)
 
@@ -337,8 +342,7 @@ def _read_png(data: bytes) -> Header:
         elif kind == b"eXIf":
             exif = body.removeprefix(_EXIF_PREFIX) or None
         elif kind == b"iCCP":
-            name, _, packed = body.partition(b"\0")
-            icc = _inflate(packed[1:], _MAX_PROFILE_BYTES) or None
+            icc = _inflate(body[body.find(b"\0") + 2 :], _MAX_PROFILE_BYTES) or None
         at = end
         if kind == b"IEND":
             break

@@ -3,9 +3,9 @@
     directory -> list_files -> SourceFile -> read_file -> read_picture -> Picture | Unsuitable
     Picture.pixels, Facts -> write_picture -> a JPEG, PNG or WebP file -> decode_written -> the pixels a viewer sees
 
-Paths are bytes, relative to the directory, with "/" between their parts, as the file system has them. Pixels stay in the
-orientation in which they are stored; EXIF data, with its orientation tag, and ICC profiles are kept, so a viewer turns
-the restored file as it turned the source. Other metadata (XMP, IPTC, comments, gamma, resolution) is not.
+Paths are bytes, relative to the directory, with "/" between their parts, as the file system has them. Pixels stay in
+the orientation in which they are stored; EXIF data, with its orientation tag, and ICC profiles are kept, so a viewer
+turns the restored file as it turned the source. Other metadata (XMP, IPTC, comments, gamma, resolution) is not.
 
 What is taken: greyscale and RGB of 8 bits per sample, palettes without transparency, CMYK without a profile (converted
 to RGB), one image per file. Everything else is `Unsuitable`, with a reason from `headers.REASONS`. A limit: decoders
@@ -16,6 +16,7 @@ Shapes: H W pixels. Images are uint8, (H, W, 3) in RGB or (H, W) where red, gree
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zippy_batch.errors import ArchiveError, SourceError, UsageError
-from zippy_batch.headers import CORRUPT, MAX_SIDE, TRUNCATED, Header, JpegFacts, Refused, read_header
+from zippy_batch.headers import CORRUPT, MAX_SIDE, TRUNCATED, Header, JpegFacts, Refused, read_header, sniff_format
 
 __all__ = [
     "DEFAULT_JPEG_QUALITY",
@@ -106,9 +107,8 @@ def list_files(root: Path) -> Listing:
     if walk.refused:
         shown = "\n".join(f"  {display_path(path) or '.'}: {why}" for path, why in sorted(walk.refused)[:_SHOWN])
         more = f"\n  and {len(walk.refused) - _SHOWN} more" if len(walk.refused) > _SHOWN else ""
-        raise UsageError(
-            f"{display_path(top)}: {len(walk.refused)} entries cannot be archived; remove or rename them:\n{shown}{more}"
-        )
+        count = f"{len(walk.refused)} entries" if len(walk.refused) > 1 else "one entry"
+        raise UsageError(f"{display_path(top)}: {count} cannot be archived; remove or rename:\n{shown}{more}")
     return Listing(tuple(sorted(walk.files, key=lambda file: file.path)), walk.empty_directories)
 
 
@@ -272,8 +272,8 @@ class JpegTables:
         n times     index of the component's table, numbered in order of first use
         tables      each 64 values in zigzag order, 1..255
 
-    A file of four components (CMYK) is described by its first three. Values above 255, which only tables of 16 bits hold,
-    are stored as 255.
+    A file of four components (CMYK) is described by its first three. Values above 255, which only tables of 16 bits
+    hold, are stored as 255.
     """
 
     is_rgb: bool
@@ -306,17 +306,22 @@ class JpegTables:
         return tables
 
 
-def _tables_of(jpeg: JpegFacts) -> JpegTables:
+@functools.lru_cache(maxsize=256)
+def _tables_blob(jpeg: JpegFacts) -> bytes:
     tables = tuple(tuple(min(value, 255) for value in table) for table in jpeg.tables[:3])
     # the sampling factors of a single component have no meaning
-    return JpegTables(jpeg.is_rgb, jpeg.sampling[:3] if len(jpeg.sampling) > 1 else ((1, 1),), tables)
+    sampling = jpeg.sampling[:3] if len(jpeg.sampling) > 1 else ((1, 1),)
+    return JpegTables(jpeg.is_rgb, sampling, tables).to_bytes()
 
 
 # ITU-T T.81, annex K.1, row by row
 _LUMA_TABLE = np.array(
-    [16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87,
-     80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92,
-     95, 98, 112, 100, 103, 99]
+    [
+        *(16, 11, 10, 16, 24, 40, 51, 61), *(12, 12, 14, 19, 26, 58, 60, 55),
+        *(14, 13, 16, 24, 40, 57, 69, 56), *(14, 17, 22, 29, 51, 87, 80, 62),
+        *(18, 22, 37, 56, 68, 109, 103, 77), *(24, 35, 55, 64, 81, 104, 113, 92),
+        *(49, 64, 78, 87, 103, 121, 120, 101), *(72, 92, 95, 98, 112, 100, 103, 99),
+    ]
 )  # fmt: skip
 _CHROMA_TABLE = np.full((8, 8), 99)
 _CHROMA_TABLE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
@@ -324,12 +329,12 @@ _CHROMA_TABLE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [
 
 def _landmarks(tables: list[NDArray[np.int_]]) -> tuple[int, int]:
     """The two figures by which ImageMagick compares tables: a few chosen steps, and the sum of all."""
-    chosen = tables[0][2] + tables[0][53] + (tables[1][0] + tables[1][63] if len(tables) == 2 else 0)
+    chosen = tables[0][2] + tables[0][53] + (tables[1][0] + tables[1][63] if len(tables) > 1 else 0)
     return int(chosen), int(sum(table.sum() for table in tables))
 
 
 def _standard_landmarks(count: int) -> list[tuple[int, int]]:
-    """Landmarks of the standard tables at qualities 1..100, as the IJG's library scales them."""
+    """Landmarks of the first `count` standard tables at qualities 1..100, as the IJG's library scales them."""
     found = []
     for quality in range(1, 101):
         scale = 5000 // quality if quality < 50 else 200 - 2 * quality
@@ -341,12 +346,18 @@ def _standard_landmarks(count: int) -> list[tuple[int, int]]:
 _STANDARD_LANDMARKS = {1: _standard_landmarks(1), 2: _standard_landmarks(2)}
 
 
-def estimate_jpeg_quality(tables: JpegTables) -> int | None:
-    """Quality 1..100 as ImageMagick estimates it: exact for scaled standard tables, else near; None for coarse others."""
-    distinct = list(dict.fromkeys(tables.tables))[:2]
-    natural = [_natural_order(table) for table in distinct]
-    chosen, total = _landmarks(natural)
-    for quality, (standard_chosen, standard_total) in enumerate(_STANDARD_LANDMARKS[len(natural)], start=1):
+@functools.lru_cache(maxsize=256)
+def estimate_jpeg_quality(tables: tuple[tuple[int, ...], ...]) -> int | None:
+    """Quality 1..100 as ImageMagick estimates it: exact for scaled standard tables, else near.
+
+    `tables` are a file's tables by number, in zigzag order. None where there are none, or where they are coarse and not
+    the standard ones.
+    """
+    if not tables:
+        return None
+    chosen, total = _landmarks([_natural_order(table) for table in tables])
+    standard = _STANDARD_LANDMARKS[min(len(tables), 2)]
+    for quality, (standard_chosen, standard_total) in enumerate(standard, start=1):
         if chosen < standard_chosen and total < standard_total:
             continue
         is_near = chosen <= standard_chosen and total <= standard_total
@@ -416,19 +427,19 @@ def read_picture(data: bytes) -> Picture | Unsuitable:
         exif = _tiff_exif(data) if header.format == "tiff" else header.exif
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - decoders raise almost anything on damaged files
+    except Exception as error:
+        # decoders raise almost anything on damaged files
         reason = TRUNCATED if "truncated" in str(error).lower() else CORRUPT
         return Unsuitable(reason, header.format, header.width, header.height)
     if pixels.shape[:2] != (header.height, header.width):
         return Unsuitable(CORRUPT, header.format, header.width, header.height)
-    tables = None if header.jpeg is None else _tables_of(header.jpeg)
     facts = Facts(
         format=header.format,
         mode=mode,
         width=header.width,
         height=header.height,
-        jpeg_quality=None if tables is None else estimate_jpeg_quality(tables),
-        jpeg_tables=None if tables is None else tables.to_bytes(),
+        jpeg_quality=None if header.jpeg is None else estimate_jpeg_quality(header.jpeg.numbered_tables),
+        jpeg_tables=None if header.jpeg is None else _tables_blob(header.jpeg),
         exif=exif,
         icc=header.icc,
     )
@@ -449,10 +460,10 @@ def _load(format: str, data: bytes) -> tuple[str, NDArray[np.uint8]]:
         image.load()
         mode = "L" if image.mode == "L" else "RGB"
         if image.mode in ("P", "CMYK"):
-            return mode, np.asarray(image.convert("RGB"))
+            return mode, np.array(image.convert("RGB"))
         if image.mode != mode:
             raise ValueError(f"pixel mode {image.mode}")
-        return mode, np.asarray(image)
+        return mode, np.array(image)
 
 
 _TIFF_KEPT_TAGS = (270, 271, 272, 274, 305, 306, 315, 33432)
@@ -493,9 +504,10 @@ def write_picture(
 ) -> bytes:
     """A file of these pixels in the source's mode, with its EXIF data and ICC profile.
 
-    JPEG: with the source's quantisation tables and chroma subsampling where there are any and `jpeg_quality` is None, else
-    with the standard tables of `jpeg_quality` (default 95) and no subsampling; Huffman tables are optimised. PNG is
-    lossless. WebP is lossy at `WEBP_QUALITY`, and in RGB, since it has no greyscale. `pixels` are (H, W) or (H, W, 3).
+    JPEG: with the source's quantisation tables and chroma subsampling where there are any and `jpeg_quality` is None,
+    else with the standard tables of `jpeg_quality` (default 95) and no subsampling; Huffman tables are optimised. PNG
+    is lossless. WebP is lossy at `WEBP_QUALITY`, and in RGB, since it has no greyscale. Of the subsamplings, Pillow
+    writes 4:4:4, 4:2:2 and 4:2:0; another one is replaced by the next finer of these. `pixels` are (H, W) or (H, W, 3).
     """
     if pixels.ndim == 2 and (facts.mode == "RGB" or format == "webp"):
         pixels = np.repeat(pixels[..., None], 3, axis=2)
@@ -508,7 +520,7 @@ def write_picture(
 def _write_jpeg(image: Image.Image, facts: Facts, jpeg_quality: int | None) -> bytes:
     options: dict[str, object] = {"quality": jpeg_quality or DEFAULT_JPEG_QUALITY, "subsampling": 0}
     if facts.jpeg_tables is not None and jpeg_quality is None:
-        options = _source_options(JpegTables.from_bytes(facts.jpeg_tables), image.mode)
+        options = _source_options(facts.jpeg_tables, image.mode)
     stream = io.BytesIO()
     try:
         image.save(stream, "JPEG", optimize=True, **options)
@@ -519,8 +531,10 @@ def _write_jpeg(image: Image.Image, facts: Facts, jpeg_quality: int | None) -> b
     return _insert_metadata(stream.getvalue(), facts)
 
 
-def _source_options(tables: JpegTables, mode: str) -> dict[str, object]:
+@functools.lru_cache(maxsize=256)
+def _source_options(jpeg_tables: bytes, mode: str) -> dict[str, object]:
     """Options for Pillow that give the source's tables and the closest subsampling not coarser than the source's."""
+    tables = JpegTables.from_bytes(jpeg_tables)
     distinct = list(dict.fromkeys(tables.tables))
     per_component = distinct if len(distinct) <= 2 and tables.tables[1:2] == tables.tables[2:3] else tables.tables
     options: dict[str, object] = {"qtables": [_natural_order(table).tolist() for table in per_component]}
@@ -593,6 +607,12 @@ _WRITERS: dict[str, Callable[[Image.Image, Facts, int | None], bytes]] = {
 
 def decode_written(data: bytes, grey: bool) -> NDArray[np.uint8]:
     """Pixels of a file that `write_picture` made: (H, W) if `grey`, else (H, W, 3)."""
-    header = read_header(data)
-    with Image.open(io.BytesIO(header.pixel_data), formats=(_PILLOW_FORMATS[header.format],)) as image:
-        return np.asarray(image.convert("L" if grey else "RGB"))
+    format = sniff_format(data)
+    if format not in _WRITERS:
+        raise ValueError(f"expected a file that write_picture made, got {format}")
+    if format == "jpeg" and b"Exif" in data[:64]:
+        # Pillow looks into EXIF data when it opens a JPEG, and warns about what it finds
+        data = read_header(data).pixel_data
+    with Image.open(io.BytesIO(data), formats=(_PILLOW_FORMATS[format],)) as image:
+        wanted = "L" if grey else "RGB"
+        return np.array(image if image.mode == wanted else image.convert(wanted))

@@ -33,17 +33,17 @@ def _check_shapes(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> None:
         raise ValueError(f"expected two images of one shape (H, W) or (H, W, C), got {a.shape} and {b.shape}")
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _squared_error(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _squared_error(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> np.int64:
     """Sum of squared differences of two flat arrays; at most 2^16 per sample, so exact up to 2^47 samples."""
-    total = 0
+    total = np.int64(0)
     for i in range(a.size):
         difference = np.int64(a[i]) - np.int64(b[i])
         total += difference * difference
     return total
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _ssim_sum(a: NDArray[np.uint8], b: NDArray[np.uint8], window: int, channels: int) -> float:
     """Sum of the SSIM index over all window positions and channels of two (H, W * channels) images.
 
