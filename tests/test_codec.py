@@ -1,0 +1,212 @@
+"""The lossy codec end to end: what is promised about symbols, sizes and damage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import pictures, tiny_model
+
+from zippy_batch.codec import LatentCodec, LatentItem, grid
+from zippy_batch.errors import DamagedRow, ModelError
+from zippy_batch.weights import load_model, model_from_bytes, serialise
+
+
+@pytest.fixture(scope="module")
+def codec() -> LatentCodec:
+    return LatentCodec(tiny_model())
+
+
+@pytest.fixture(scope="module")
+def faces_codec() -> LatentCodec:
+    return LatentCodec(load_model("faces"))
+
+
+def items(payloads: list[bytes], images: list[np.ndarray], qualities: list[int]) -> list[LatentItem]:
+    return [
+        LatentItem(p, i.shape[0], i.shape[1], i.ndim == 2, q)
+        for p, i, q in zip(payloads, images, qualities, strict=True)
+    ]
+
+
+def symbols(codec: LatentCodec, batch: list[LatentItem], size: int) -> np.ndarray:
+    parts = []
+    for start in range(0, len(batch), size):
+        y_hat, damage = codec.decode_symbols(batch[start : start + size])
+        assert damage == {}
+        parts.append(y_hat.numpy())
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("model", ["codec", "faces_codec"])
+def test_symbols_do_not_depend_on_batch_threads_or_precision(model: str, request: pytest.FixtureRequest) -> None:
+    codec: LatentCodec = request.getfixturevalue(model)
+    images = list(pictures(67, 42, 42))
+    qualities = [1 + (37 * i) % 100 for i in range(67)]
+    batch = items(codec.encode(images, qualities), images, qualities)
+    want = symbols(codec, batch, 64)  # 64 and a ragged 3
+    threads = torch.get_num_threads()
+    try:
+        for size in (1, 7, 67):
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                assert np.array_equal(symbols(codec, batch, size), want)
+    finally:
+        torch.set_num_threads(threads)
+    half = LatentCodec(tiny_model() if model == "codec" else load_model("faces"), precision=torch.bfloat16)
+    assert np.array_equal(symbols(half, batch, 64), want)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(symbols(codec, batch, 64), want)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_symbols_cross_between_gpu_and_cpu(faces_codec: LatentCodec) -> None:
+    gpu = LatentCodec(load_model("faces"), "cuda")
+    images = list(pictures(33, 42, 42))
+    for encoder, decoder in ((gpu, faces_codec), (faces_codec, gpu)):
+        batch = items(encoder.encode(images, [60] * 33), images, [60] * 33)
+        a, b = (c.decode_symbols(batch)[0].cpu() for c in (encoder, decoder))
+        assert torch.equal(a, b)
+
+
+def test_what_bfloat16_wrote_decodes_in_float32(codec: LatentCodec) -> None:
+    half = LatentCodec(tiny_model(), precision=torch.bfloat16)
+    images = list(pictures(5, 33, 50))
+    batch = items(half.encode(images, [80] * 5), images, [80] * 5)
+    assert codec.decode_symbols(batch)[1] == {}
+
+
+def test_symbols_are_the_same_in_a_fresh_process(codec: LatentCodec, tmp_path: Path) -> None:
+    images = list(pictures(3, 42, 42))
+    payloads = codec.encode(images, [70] * 3)
+    want = codec.decode_symbols(items(payloads, images, [70] * 3))[0].numpy()
+    np.save(tmp_path / "want.npy", want)
+    (tmp_path / "model.safetensors").write_bytes(tiny_model().data)
+    script = (
+        "import sys, numpy as np\n"
+        "from zippy_batch.codec import LatentCodec, LatentItem\n"
+        "from zippy_batch.weights import load_model\n"
+        "folder = sys.argv[1]\n"
+        "codec = LatentCodec(load_model(folder + '/model.safetensors'))\n"
+        "rows = [LatentItem(bytes.fromhex(p), 42, 42, False, 70) for p in sys.argv[2:]]\n"
+        "y_hat, damage = codec.decode_symbols(rows)\n"
+        "assert not damage and np.array_equal(y_hat.numpy(), np.load(folder + '/want.npy'))\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), *(p.hex() for p in payloads)], check=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    grey=st.booleans(),
+    quality=st.integers(1, 100),
+    seed=st.integers(0, 999),
+)
+def test_any_size_comes_back_in_its_own_shape(height: int, width: int, grey: bool, quality: int, seed: int) -> None:
+    codec = LatentCodec(tiny_model())
+    image = pictures(1, height, width, seed)[0]
+    image = image[..., 0] if grey else image
+    payload = codec.encode([image], [quality])
+    out = codec.decode(items(payload, [image], [quality]))[0]
+    assert out.shape == image.shape
+    assert out.dtype == np.uint8
+
+
+def test_sizes_of_one_grid_share_a_batch(codec: LatentCodec) -> None:
+    images = [pictures(1, 42, 42)[0], pictures(1, 48, 41)[0], pictures(1, 44, 45)[0][..., 0]]
+    qualities = [30, 60, 90]
+    assert len({grid(*i.shape[:2]) for i in images}) == 1
+    together = items(codec.encode(images, qualities), images, qualities)
+    want = symbols(codec, together, 3)
+    alone = np.concatenate([symbols(codec, [item], 1) for item in together])
+    assert np.array_equal(alone, want)
+    with pytest.raises(ValueError, match="one grid"):
+        codec.encode([images[0], pictures(1, 49, 42)[0]], [50, 50])
+
+
+def test_many_lanes_round_trip(codec: LatentCodec) -> None:
+    image = pictures(1, 400, 424)[0]
+    batch = items(codec.encode([image], [60]), [image], [60])
+    assert codec.decode_symbols(batch)[1] == {}
+
+
+@settings(max_examples=40, deadline=None)
+@given(at=st.floats(0, 0.999), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_reported_and_spares_the_others(at: float, bit: int) -> None:
+    codec = LatentCodec(tiny_model())
+    images = list(pictures(3, 40, 40))
+    payloads = codec.encode(images, [75] * 3)
+    broken = bytearray(payloads[1])
+    broken[int(at * len(broken))] ^= 1 << bit
+    batch = items([payloads[0], bytes(broken), payloads[2]], images, [75] * 3)
+    _, damage = codec.decode_checked(batch)
+    assert set(damage) == {1}
+    with pytest.raises(DamagedRow, match="image 1"):
+        codec.decode(batch)
+
+
+def test_another_model_is_reported_not_decoded(codec: LatentCodec, faces_codec: LatentCodec) -> None:
+    images = list(pictures(4, 42, 42))
+    payloads = faces_codec.encode(images, [75] * 4)
+    assert set(codec.decode_symbols(items(payloads, images, [75] * 4))[1]) == {0, 1, 2, 3}
+
+
+def test_quality_buys_bytes_and_psnr(faces_codec: LatentCodec) -> None:
+    images = list(pictures(16, 42, 42))
+    sizes, errors = [], []
+    for quality in range(5, 101, 5):
+        payloads = faces_codec.encode(images, [quality] * 16)
+        out = faces_codec.decode(items(payloads, images, [quality] * 16))
+        sizes.append(sum(map(len, payloads)))
+        errors.append(np.mean((np.stack(out).astype(float) - np.stack(images)) ** 2))
+    assert all(np.diff(sizes) > 0)
+    assert all(np.diff(errors) < 0)
+
+
+def test_grey_costs_no_more_than_colour(faces_codec: LatentCodec) -> None:
+    luma = [i[..., 1] for i in pictures(16, 42, 42)]
+    grey = sum(map(len, faces_codec.encode(luma, [75] * 16)))
+    colour = sum(map(len, faces_codec.encode([np.repeat(i[..., None], 3, 2) for i in luma], [75] * 16)))
+    assert grey <= colour
+
+
+@pytest.mark.parametrize("quality", [0, 101])
+def test_a_quality_outside_the_range_is_refused(codec: LatentCodec, quality: int) -> None:
+    with pytest.raises(DamagedRow, match="quality"):
+        codec.decode([LatentItem(b"", 8, 8, False, quality)])
+
+
+def changed(name: str, value: np.ndarray) -> bytes:
+    model = tiny_model()
+    return serialise({**model.arrays, name: value}, model.card)
+
+
+def test_a_model_whose_sums_could_round_is_refused() -> None:
+    weight = np.full_like(tiny_model().arrays["context.1.0.hidden.weight"], 32767)
+    with pytest.raises(ModelError, match="not exact"):
+        LatentCodec(model_from_bytes(changed("context.1.0.hidden.weight", weight)))
+
+
+@pytest.mark.parametrize("name", ["context.0.base.spatial", "quality.level", "analysis.first.weight", "entropy.radius"])
+def test_a_model_of_wrong_shapes_is_refused(name: str) -> None:
+    array = tiny_model().arrays[name]
+    with pytest.raises(ModelError):
+        LatentCodec(model_from_bytes(changed(name, array[:-1])))
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0{}", b"x" * 100])
+def test_a_file_that_is_no_model_is_refused(data: bytes) -> None:
+    with pytest.raises(ModelError):
+        model_from_bytes(data)
+
+
+def test_equal_content_is_equal_bytes() -> None:
+    model = tiny_model()
+    assert serialise(dict(reversed(model.arrays.items())), model.card) == model.data

@@ -1,0 +1,40 @@
+"""A tiny untrained model: real file, real integer layers, no quality."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from zippy_batch.latent.export import export_arrays
+from zippy_batch.latent.network import Architecture, Network
+from zippy_batch.weights import Model, model_from_bytes, serialise
+
+TINY = Architecture(width=24, blocks=1, latents=24, groups=(8, 16), context_width=16)
+
+
+def tiny_network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    network = Network(TINY)
+    for parameter in network.context.parameters():  # larger than at the start of training, so that contexts matter
+        torch.nn.init.normal_(parameter, 0, 0.15)
+    return network
+
+
+def pictures(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """(n, H, W, 3) uint8: smooth colour fields with some noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / 16
+    waves = rng.normal(size=(n, 3, 4))
+    value = np.stack(
+        [np.sin(waves[..., k, None, None] * y + waves[..., (k + 1) % 4, None, None] * x + k) for k in range(4)]
+    ).sum(0)
+    value = 128 + 40 * value + rng.normal(size=value.shape) * 6
+    return value.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+@lru_cache
+def tiny_model() -> Model:
+    arrays = export_arrays(tiny_network(), [pictures(8, 40, 48), pictures(4, 64, 64, 1)])
+    return model_from_bytes(serialise(arrays, {"name": "tiny", "architecture": TINY.to_dict()}))

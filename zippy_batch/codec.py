@@ -1,0 +1,253 @@
+"""Batches of pixels <-> payloads with the lossy codec.
+
+    pixels -> analysis (float) -> y -> integer context + rANS -> payload
+    payload -> rANS + integer context -> y_hat (integers) -> synthesis (float) -> pixels
+
+Floats stand only where they cannot change a symbol that was written: in the analysis, before rounding, and in the
+synthesis, after decoding. A batch holds images with the same grid of 8x8 blocks; their pixel sizes, quality and
+greyness may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zippy_batch.errors import DamagedRow, ModelError
+from zippy_batch.integer import exact_products
+from zippy_batch.latent.context import QUALITIES, SIXTEENTHS, IntegerContext, fetch
+from zippy_batch.latent.features import ONE, PATCH, grid_size, level_features, spatial_features
+from zippy_batch.latent.network import PARITIES, SCALES, Analysis, Architecture, Synthesis
+from zippy_batch.rans import RESIDUAL_LIMIT, Decoder, Tables, encode, lane_count
+from zippy_batch.weights import Model
+
+MAX_SIDE = 4096
+"""Largest height and width in pixels."""
+
+Pixels = NDArray[np.uint8]
+"""(H, W, 3) RGB, or (H, W) grey."""
+
+
+@dataclass(frozen=True)
+class LatentItem:
+    """What decoding one image needs; all of it is in the image's row."""
+
+    payload: bytes
+    height: int
+    width: int
+    grey: bool
+    quality: int
+
+
+def grid(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of 8x8 blocks; a batch's images must agree in them."""
+    return grid_size(height), grid_size(width)
+
+
+class LatentCodec:
+    """One model on one device. Safe to use from several threads.
+
+    Symbols are the same for every device, batch size, thread count and precision; with `precision` bfloat16 the
+    analysis and synthesis run in bfloat16, which changes what is written and what is shown, but not how what is
+    written decodes.
+    """
+
+    def __init__(self, model: Model, device: str = "cpu", precision: torch.dtype = torch.float32) -> None:
+        arrays = model.arrays
+        try:
+            self._architecture = a = _architecture(model)
+            self._device = torch.device(device)
+            self._precision = precision
+            self._analysis = _transform(Analysis(a), arrays, "analysis.", self._device)
+            self._synthesis = _transform(Synthesis(a), arrays, "synthesis.", self._device)
+            self._context = IntegerContext(a, {k: v for k, v in arrays.items() if v.dtype.kind in "iu"}, self._device)
+            self._level = fetch(arrays, "quality.level", QUALITIES)
+            self._gain, self._inverse_gain = (
+                torch.from_numpy(arrays[f"gain.{side}"].astype(np.float32)).to(self._device)
+                for side in ("analysis", "synthesis")
+            )
+            self._threshold = torch.from_numpy(arrays["encoder.threshold"].astype(np.float32)).to(self._device)
+            self.book = _tables(arrays)
+        except KeyError as error:
+            raise ModelError(f"model {model.name!r}: array {error} is missing") from error
+
+    def encode(self, images: Sequence[Pixels], qualities: Sequence[int]) -> list[bytes]:
+        """Images (H, W, 3) or (H, W) uint8 of one grid, quality 1..100 of each -> one payload each."""
+        if not images:
+            return []
+        residuals, tables = self.encode_symbols(images, qualities)
+        h, w = grid(*images[0].shape[:2])
+        return encode(residuals, tables, _symbol_lanes((h, w), self._architecture.groups), self.book)
+
+    def encode_symbols(
+        self, images: Sequence[Pixels], qualities: Sequence[int]
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """What `encode` writes, before entropy coding: residuals and table indices (N, T), in coding order."""
+        sizes = [(i.shape[0], i.shape[1], i.ndim == 2) for i in images]
+        h, w = self._common_grid([s[:2] for s in sizes])
+        x = torch.stack([_padded(image, h, w) for image in images]).to(self._device)
+        tables: list[NDArray[np.uint8]] = []
+        residuals: list[NDArray[np.int32]] = []
+        with exact_products(self._device):
+            spatial, level, quality = self._features(sizes, qualities)
+            with self._precision_mode():
+                y = self._analysis(x / 255, spatial / ONE, level / ONE).float()
+            # clamped to what the coder can represent: no picture comes near it, and NaN must not reach the integers
+            y = torch.nan_to_num(y * self._gain[quality][:, None, None] * SIXTEENTHS).clamp_(-1e5, 1e5)
+
+            def code(k: int, channels: slice, mu: Tensor, index: Tensor) -> Tensor:
+                i, j = PARITIES[k]
+                r = self._quantise(y[:, i::2, j::2, channels], mu, index)
+                tables.append(index.flatten(1).to(torch.uint8).cpu().numpy())
+                residuals.append(r.flatten(1).to(torch.int32).cpu().numpy())
+                return r
+
+            self._context.traverse(spatial, level, quality, (h, w), code)
+        return np.concatenate(residuals, 1), np.concatenate(tables, 1)
+
+    def decode(self, items: Sequence[LatentItem]) -> list[Pixels]:
+        """Items of one grid -> their pixels; DamagedRow where a payload is not what this model wrote."""
+        pixels, damage = self.decode_checked(items)
+        if damage:
+            index, reason = next(iter(sorted(damage.items())))
+            raise DamagedRow(f"image {index} of the batch: {reason}")
+        return pixels
+
+    def decode_checked(self, items: Sequence[LatentItem]) -> tuple[list[Pixels], dict[int, str]]:
+        """As `decode`, but names the damaged images (index -> reason) and still returns the others."""
+        if not items:
+            return [], {}
+        y_hat, damage = self.decode_symbols(items)
+        sizes = [(i.height, i.width, i.grey) for i in items]
+        with exact_products(self._device):
+            spatial, level, quality = self._features(sizes, [i.quality for i in items])
+            y = y_hat * (self._inverse_gain[quality][:, None, None] / SIXTEENTHS)
+            with self._precision_mode():
+                x = self._synthesis(y, spatial / ONE, level / ONE).float()
+            x = torch.nan_to_num(x).mul_(255)
+            out = [_to_pixels(x[n], *size) for n, size in enumerate(sizes)]
+        return out, damage
+
+    def decode_symbols(self, items: Sequence[LatentItem]) -> tuple[Tensor, dict[int, str]]:
+        """Items of one grid -> y_hat in sixteenths (N, h, w, M), the same on every machine, and the damage by image
+        index.
+        """
+        sizes = [(i.height, i.width, i.grey) for i in items]
+        h, w = self._common_grid([s[:2] for s in sizes])
+        lanes = lane_count(h * w)
+        decoder = Decoder([i.payload for i in items], lanes, self.book)
+        with exact_products(self._device):
+            spatial, level, quality = self._features(sizes, [i.quality for i in items])
+
+            def code(k: int, channels: slice, mu: Tensor, index: Tensor) -> Tensor:
+                flat = index.flatten(1).to(torch.uint8).cpu().numpy()
+                positions = mu.shape[1] * mu.shape[2]
+                r = decoder.pop(flat, _step_lanes(positions, channels.stop - channels.start, lanes))
+                return torch.from_numpy(r).to(self._device, torch.float32).view_as(mu)
+
+            y_hat = self._context.traverse(spatial, level, quality, (h, w), code)
+        return y_hat, decoder.finish()
+
+    def _quantise(self, y: Tensor, mu: Tensor, index: Tensor) -> Tensor:
+        """Residuals that trade a little error for fewer bits: magnitudes round up only above 1/2 + threshold."""
+        distance = (y - mu) * (1 / SIXTEENTHS)
+        magnitude = distance.abs()
+        threshold = self._threshold[index.long()]
+        up = torch.where(magnitude < 1.5, threshold, 0.4 * threshold)
+        rounded = (magnitude + 0.5 - up).floor_().clamp_(0, RESIDUAL_LIMIT) * distance.sign()
+        return rounded * (index > 0)
+
+    def _features(
+        self, sizes: Sequence[tuple[int, int, bool]], qualities: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Integer features in float32 containers: spatial (N or 1, h, w, F), level (N, F), quality index (N,)."""
+        if any(not 1 <= q <= QUALITIES for q in qualities):
+            raise DamagedRow(f"quality must be 1..{QUALITIES}, found {sorted(set(qualities))}")
+        distinct = sorted(set(sizes))
+        maps = {size: torch.from_numpy(spatial_features(*size)).float() for size in distinct}
+        spatial = torch.stack([maps[s] for s in (sizes if len(distinct) > 1 else distinct)])
+        quality = torch.tensor([q - 1 for q in qualities])
+        level = torch.from_numpy(level_features(self._level[quality.numpy()])).float()
+        return spatial.to(self._device), level.to(self._device), quality.to(self._device)
+
+    def _precision_mode(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32)
+
+    @staticmethod
+    def _common_grid(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        if any(not 1 <= side <= MAX_SIDE for size in sizes for side in size):
+            raise DamagedRow(f"height and width must be 1..{MAX_SIDE}, found {max(sizes)}")
+        grids = {grid(*size) for size in sizes}
+        if len(grids) != 1:
+            raise ValueError(f"a batch needs images of one grid, found {sorted(grids)}")
+        return next(iter(grids))
+
+
+def _step_lanes(positions: int, group: int, lanes: int) -> NDArray[np.int64]:
+    """Lane of each symbol of a step: its position's number inside the step, modulo the number of lanes."""
+    return np.repeat(np.arange(positions) % lanes, group)
+
+
+def _symbol_lanes(size: tuple[int, int], groups: Sequence[int]) -> NDArray[np.int64]:
+    """Lane of every symbol of an image with this grid, in coding order."""
+    h, w = size
+    lanes = lane_count(h * w)
+    counts = [len(range(i, h, 2)) * len(range(j, w, 2)) for i, j in PARITIES]
+    return np.concatenate([_step_lanes(count, group, lanes) for count in counts for group in groups])
+
+
+def _padded(image: Pixels, h: int, w: int) -> Tensor:
+    """(H, W[, 3]) uint8 -> (3, 8h, 8w) float 0..255, edges repeated."""
+    x = torch.from_numpy(image.astype(np.float32))
+    x = x.expand(3, *x.shape) if x.ndim == 2 else x.permute(2, 0, 1)
+    below, right = h * PATCH - x.shape[1], w * PATCH - x.shape[2]
+    return F.pad(x[None], (0, right, 0, below), mode="replicate")[0]
+
+
+def _to_pixels(x: Tensor, height: int, width: int, grey: bool) -> Pixels:
+    x = x[:, :height, :width]
+    x = x.mean(0) if grey else x.permute(1, 2, 0)
+    return np.ascontiguousarray(x.round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+
+
+def _architecture(model: Model) -> Architecture:
+    card: Any = model.card.get("architecture")
+    try:
+        return Architecture(**{**card, "groups": tuple(card["groups"])})
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"model {model.name!r}: architecture {card!r} is not understood: {error}") from error
+
+
+Transform = TypeVar("Transform", Analysis, Synthesis)
+
+
+def _transform(module: Transform, arrays: Mapping[str, NDArray], prefix: str, device: torch.device) -> Transform:
+    state = {
+        k.removeprefix(prefix): torch.from_numpy(v.astype(np.float32))
+        for k, v in arrays.items()
+        if k.startswith(prefix)
+    }
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(f"model: {prefix}* does not fit its architecture: {error}") from error
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _tables(arrays: Mapping[str, NDArray]) -> Tables:
+    radius = np.asarray(arrays["entropy.radius"], np.int64)
+    flat = np.asarray(arrays["entropy.frequencies"], np.int64)
+    sizes = 2 * radius[1:] + 2
+    if len(radius) != SCALES or (radius < 0).any() or sizes.sum() != len(flat):
+        raise ModelError("model: entropy tables do not fit their radii")
+    try:
+        return Tables.from_frequencies(np.split(flat, np.cumsum(sizes)[:-1]))
+    except ValueError as error:
+        raise ModelError(f"model: {error}") from error

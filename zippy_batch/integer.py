@@ -1,0 +1,141 @@
+"""The border between floats and integers: layers whose result is exact on every machine.
+
+An entropy decoder must compute the very probabilities that the encoder used. Sums of floats differ in their last bit
+with the device, the thread count and the batch size; sums of integers do not. The layers here hold integers in
+float32 containers, so that they run as ordinary matrix products, and every partial sum is proved to stay below 2^24,
+up to which float32 represents every integer: whatever order a library adds in, with or without fused multiply-add, no
+rounding happens.
+
+    integers in -> sum of weights * inputs + bias  (|any partial sum| < 2^24, `prove`)
+                -> floor(sum * 2^-shift + 1/2), clamped           (`rescale`)
+
+Source: Balle, Johnston, Minnen 2019, "Integer networks for data compression with latent-variable models" (ICLR).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zippy_batch.errors import ModelError
+
+EXACT = 1 << 24
+"""float32 represents every integer of magnitude up to this."""
+
+
+@dataclass(frozen=True)
+class IntegerSum:
+    """sum over named inputs of weight @ input, plus bias: one layer's accumulator.
+
+    weights[name] is (outputs, inputs) and bias (outputs,), float32 tensors that hold integers; shift (outputs,) is
+    the power of two that `rescale` divides by.
+    """
+
+    weights: Mapping[str, Tensor]
+    bias: Tensor
+    factor: Tensor
+    """(outputs,) 2^-shift, exact in float32."""
+
+    def accumulate(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """inputs[name] (..., inputs) -> (..., outputs), exact."""
+        total = self.bias
+        for name, value in inputs.items():
+            total = total + torch.nn.functional.linear(value, self.weights[name])
+        return total
+
+    def rescale(self, accumulated: Tensor, low: float, high: float) -> Tensor:
+        """floor(accumulated * 2^-shift + 1/2), clamped to low..high."""
+        return accumulated.mul(self.factor).add_(0.5).floor_().clamp_(low, high)
+
+    def to(self, device: torch.device) -> IntegerSum:
+        moved = {k: v.to(device) for k, v in self.weights.items()}
+        return IntegerSum(moved, self.bias.to(device), self.factor.to(device))
+
+
+def bound(
+    weights: Mapping[str, NDArray[np.int64]], bias: NDArray[np.int64], limits: Mapping[str, int]
+) -> NDArray[np.int64]:
+    """(outputs,) largest magnitude of any partial sum when |inputs[name]| <= limits[name]."""
+    total: NDArray[np.int64] = np.abs(bias)
+    for name, weight in weights.items():
+        total = total + np.abs(weight).sum(1) * limits[name]
+    return total
+
+
+def prove(
+    name: str,
+    weights: Mapping[str, NDArray[np.integer]],
+    bias: NDArray[np.integer],
+    shift: NDArray[np.integer],
+    limits: Mapping[str, int],
+) -> IntegerSum:
+    """An `IntegerSum` whose exactness is proved for inputs within limits; ModelError where it cannot be.
+
+    Shifts are 1..22: the 2^(shift - 1) that rounding adds is part of the bound, and the half that a shift of 0 would
+    add is no integer.
+    """
+    wide = {k: np.asarray(w, np.int64) for k, w in weights.items()}
+    shift = np.asarray(shift, np.int64)
+    if len(shift) and not (shift.min() >= 1 and shift.max() <= 22):
+        raise ModelError(f"layer {name}: shifts must be 1..22, found {shift.min()}..{shift.max()}")
+    largest = bound(wide, np.asarray(bias, np.int64), limits) + (1 << shift)
+    if len(largest) and largest.max() >= EXACT:
+        raise ModelError(
+            f"layer {name} is not exact: a sum may reach {largest.max()}, and float32 is exact below {EXACT}"
+        )
+    tensors = {k: torch.from_numpy(w.astype(np.float32)) for k, w in wide.items()}
+    factor = torch.from_numpy(np.exp2(-shift.astype(np.float64)).astype(np.float32))
+    return IntegerSum(tensors, torch.from_numpy(np.asarray(bias, np.float32)), factor)
+
+
+def multiply(value: Tensor, mantissa: Tensor, factor: Tensor, limit: float) -> Tensor:
+    """floor(value * mantissa * 2^-exponent + 1/2), clamped to +-limit; exact for |value * mantissa| < 2^23, exponent
+    <= 22.
+    """
+    return (value * mantissa).mul_(factor).add_(0.5).floor_().clamp_(-limit, limit)
+
+
+def quantise_rows(
+    weights: Mapping[str, NDArray[np.float64]], bias: NDArray[np.float64], limits: Mapping[str, int], most: int = 20
+) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64], NDArray[np.int64]]:
+    """Real-valued rows -> integer weights, bias and per-row exponent k (real ~ integer * 2^-k), as fine as exactness
+    allows.
+
+    `most` caps k; weights are kept within int16.
+    """
+    outputs = len(bias)
+    exponent = np.full(outputs, most, np.int64)
+    for _ in range(most + 24):
+        scale = np.exp2(exponent.astype(np.float64))[:, None]
+        rounded = {k: np.rint(w * scale).astype(np.int64) for k, w in weights.items()}
+        offset = np.rint(bias * scale[:, 0]).astype(np.int64)
+        too_wide = bound(rounded, offset, limits) >= EXACT - (EXACT >> 3)
+        for w in rounded.values():
+            if w.shape[1]:
+                too_wide |= np.abs(w).max(1) > 32767
+        if not too_wide.any():
+            return rounded, offset, exponent
+        exponent = exponent - too_wide
+    raise ModelError("weights too large to be represented as exact integers")
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Reduced-precision modes (autocast, TF32, bfloat16 inside float32 products) off, whatever the caller switched
+    on.
+    """
+    before = torch.get_float32_matmul_precision()
+    if before != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if before != "highest":
+            torch.set_float32_matmul_precision(before)

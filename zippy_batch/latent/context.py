@@ -1,0 +1,186 @@
+"""The context model in integers: what the entropy coder's tables are chosen by, the same on every machine.
+
+Latents are coded in twelve steps: four 2x2 parities of the grid (`network.PARITIES`), and inside each the channel
+groups. A step sees the static features, the coded neighbours and its own position's earlier groups:
+
+    static, neighbours -> base --+--> rescale -> hidden -> rescale -> out -> mean, scale per channel
+    own earlier groups -> own  --+
+    mean  -> mu in sixteenths of a quantisation step
+    scale -> table index 0..63 (0: the residual is certainly 0)
+    y_hat = mu + 16 * residual, in sixteenths;   and, scaled to +-CONTEXT_LIMIT, what later steps see
+
+Everything is an integer in a float32 container (see `integer.py`); the tensors come from a model file and their
+exactness is proved whenever one is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zippy_batch.errors import ModelError
+from zippy_batch.integer import IntegerSum, multiply, prove
+from zippy_batch.latent.features import LEVEL_FEATURES, ONE, SPATIAL_FEATURES
+from zippy_batch.latent.network import NEIGHBOURS, PARITIES, SCALES, Architecture
+
+SIXTEENTHS = 16
+ACTIVATION_LIMIT = 2047
+CONTEXT_LIMIT = 511
+VALUE_LIMIT = 8191
+"""Means, and latents in sixteenths, as far as the networks see them; VALUE_LIMIT * MANTISSA_LIMIT < 2^23."""
+MANTISSA_LIMIT = 1023
+QUALITIES = 100
+
+Arrays = Mapping[str, NDArray[np.integer]]
+CodeStep = Callable[[int, slice, Tensor, Tensor], Tensor]
+"""(parity, channels, mu in sixteenths (N, h', w', G), table index (N, h', w', G)) -> residuals (N, h', w', G),
+float32 integers.
+"""
+
+
+def input_limits(parity: int, group: int) -> dict[str, int]:
+    """Largest magnitude of each input of a step's first layer."""
+    limits = {"spatial": ONE, "level": ONE}
+    if NEIGHBOURS[parity]:
+        limits["neighbours"] = CONTEXT_LIMIT
+    if group:
+        limits["own"] = CONTEXT_LIMIT
+    return limits
+
+
+@dataclass(frozen=True)
+class _Step:
+    own: IntegerSum
+    """Adds the own channels to the base sum; for the first group only a zero bias."""
+    hidden: IntegerSum
+    out: IntegerSum
+
+
+class IntegerContext:
+    """The integer context model of one model file, on one device."""
+
+    def __init__(self, architecture: Architecture, arrays: Arrays, device: torch.device) -> None:
+        a = self._architecture = architecture
+        self._device = device
+        self._bases: list[IntegerSum] = []
+        self._steps: list[list[_Step]] = []
+        for k in range(len(PARITIES)):
+            base, steps = _load_parity(a, arrays, k)
+            self._bases.append(base.to(device))
+            self._steps.append([_Step(s.own.to(device), s.hidden.to(device), s.out.to(device)) for s in steps])
+        self._to_context = _multiplier(arrays, "to_context", a.latents, device)
+        self._from_context = _multiplier(arrays, "from_context", a.latents, device)
+        offset = fetch(arrays, "level.scale_offset", QUALITIES, a.latents)
+        self._scale_offset = torch.from_numpy(offset.astype(np.float32)).to(device)
+
+    def traverse(
+        self, spatial: Tensor, level: Tensor, quality: Tensor, grid: tuple[int, int], code: CodeStep
+    ) -> Tensor:
+        """Visit all steps in coding order; `code` turns each step's prediction into residuals.
+
+        spatial (N or 1, h, w, F) and level (N, F) hold integer features, quality (N,) indices 0..99.
+        Returns y_hat in sixteenths (N, h, w, M), float32 integers.
+        """
+        n, (h, w), m = len(quality), grid, self._architecture.latents
+        to_mantissa, to_factor = (t[quality][:, None, None] for t in self._to_context)
+        from_mantissa, from_factor = (t[quality][:, None, None] for t in self._from_context)
+        scale_offset = self._scale_offset[quality][:, None, None]
+        canvas = torch.zeros(n, h + 2, w + 2, m, device=self._device)
+        y_hat = torch.empty(n, h, w, m, device=self._device)
+        for k, (i, j) in enumerate(PARITIES):
+            here = spatial[:, i::2, j::2]
+            hk, wk = here.shape[1:3]
+            if hk == 0 or wk == 0:
+                continue
+            inputs = {"spatial": here, "level": level[:, None, None]}
+            if NEIGHBOURS[k]:
+                seen = [canvas[:, 1 + i + dy :: 2, 1 + j + dx :: 2][:, :hk, :wk] for dy, dx in NEIGHBOURS[k]]
+                inputs["neighbours"] = torch.cat(seen, -1)
+            base = self._bases[k].accumulate(inputs)
+            own = torch.empty(n, hk, wk, m, device=self._device)
+            start = 0
+            for step, size in zip(self._steps[k], self._architecture.groups, strict=True):
+                channels = slice(start, start + size)
+                mean, scale = _predict(step, base, own[..., :start])
+                mu = multiply(mean, from_mantissa[..., channels], from_factor[..., channels], VALUE_LIMIT)
+                index = ((scale + scale_offset[..., channels] + 8) * (1 / 16)).floor_().clamp_(0, SCALES - 1)
+                value = mu + SIXTEENTHS * code(k, channels, mu, index)
+                y_hat[:, i::2, j::2, channels] = value
+                value = value.clamp(-VALUE_LIMIT, VALUE_LIMIT)
+                own[..., channels] = multiply(
+                    value, to_mantissa[..., channels], to_factor[..., channels], CONTEXT_LIMIT
+                )
+                start += size
+            canvas[:, 1 + i : 1 + h : 2, 1 + j : 1 + w : 2] = own
+        return y_hat
+
+
+def _predict(step: _Step, base: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    total = base + step.own.accumulate({"own": own} if own.shape[-1] else {})
+    a = step.own.rescale(total, 0, ACTIVATION_LIMIT)
+    a = step.hidden.rescale(step.hidden.accumulate({"a": a}), 0, ACTIVATION_LIMIT)
+    mean, scale = step.out.rescale(step.out.accumulate({"a": a}), -VALUE_LIMIT, VALUE_LIMIT).chunk(2, -1)
+    return mean, scale
+
+
+def fetch(arrays: Arrays, name: str, *shape: int) -> NDArray[np.int64]:
+    """The named array as int64; ModelError where it is missing or has another shape."""
+    if name not in arrays:
+        raise ModelError(f"model: array {name} is missing")
+    array = arrays[name]
+    if array.shape != shape:
+        raise ModelError(f"model: array {name} has shape {array.shape}, expected {shape}")
+    return np.asarray(array, np.int64)
+
+
+def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[IntegerSum, list[_Step]]:
+    """The layers of one parity, their exactness proved over every sum that the coder forms."""
+    width = a.context_width
+    limits = input_limits(k, 0)
+    inputs = {"spatial": SPATIAL_FEATURES, "level": LEVEL_FEATURES, "neighbours": len(NEIGHBOURS[k]) * a.latents}
+    weights = {name: fetch(arrays, f"context.{k}.base.{name}", width, inputs[name]) for name in limits}
+    bias, shift = (fetch(arrays, f"context.{k}.base.{name}", width) for name in ("bias", "shift"))
+    base = prove(f"context.{k}.base", weights, bias, shift, limits)
+    steps, start = [], 0
+    for g, size in enumerate(a.groups):
+        p = f"context.{k}.{g}"
+        own_weights = {"own": fetch(arrays, f"{p}.own.weight", width, start)} if g else {}
+        own_bias = fetch(arrays, f"{p}.own.bias", width)
+        # the coder adds the own sum to the base sum: the proof is over both together
+        prove(f"{p}.own", weights | own_weights, np.abs(bias) + np.abs(own_bias), shift, input_limits(k, g))
+        own = prove(f"{p}.own", own_weights, own_bias, shift, input_limits(k, g))
+        steps.append(
+            _Step(
+                own, _load_layer(arrays, f"{p}.hidden", width, width), _load_layer(arrays, f"{p}.out", 2 * size, width)
+            )
+        )
+        start += size
+    return base, steps
+
+
+def _load_layer(arrays: Arrays, name: str, outputs: int, inputs: int) -> IntegerSum:
+    weight = fetch(arrays, f"{name}.weight", outputs, inputs)
+    bias, shift = fetch(arrays, f"{name}.bias", outputs), fetch(arrays, f"{name}.shift", outputs)
+    return prove(name, {"a": weight}, bias, shift, {"a": ACTIVATION_LIMIT})
+
+
+def _multiplier(arrays: Arrays, name: str, latents: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    mantissa, exponent = (
+        fetch(arrays, f"level.{name}.{part}", QUALITIES, latents) for part in ("mantissa", "exponent")
+    )
+    if mantissa.min() < 0 or mantissa.max() > MANTISSA_LIMIT or exponent.min() < 0 or exponent.max() > 22:
+        raise ModelError(f"model: level.{name} is not exact: mantissas must be 0..{MANTISSA_LIMIT}, exponents 0..22")
+    factor = np.exp2(-exponent.astype(np.float64)).astype(np.float32)
+    return torch.from_numpy(mantissa.astype(np.float32)).to(device), torch.from_numpy(factor).to(device)
+
+
+def split_real(value: NDArray[np.float64]) -> tuple[NDArray[np.int16], NDArray[np.int8]]:
+    """Positive real multipliers -> mantissa 0..1023 and exponent 0..22 with value ~ mantissa * 2^-exponent."""
+    exponent = np.clip(np.floor(np.log2(MANTISSA_LIMIT / np.maximum(value, 1e-12))), 0, 22)
+    mantissa = np.minimum(np.rint(value * np.exp2(exponent)), MANTISSA_LIMIT)
+    return mantissa.astype(np.int16), exponent.astype(np.int8)

@@ -1,0 +1,161 @@
+"""Directories of photographs -> pools of equally sized training images, built once and cached.
+
+A pool is a uint8 array (n, H, W, 3). Several sizes are mixed because a codec trained on one size is lost on others:
+thumbnails shrunk from larger faces (most of them saved as JPEG once more, since archived thumbnails are JPEGs), other
+small sizes, 112 px, and native detail.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import io
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Pool = NDArray[np.uint8]
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_FILTERS = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BOX, Image.Resampling.BILINEAR)
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """One pool: its image size, how many images, how they are cut, and how often training draws from it."""
+
+    height: int
+    width: int
+    count: int
+    weight: float
+    native: bool = False
+    """Cut at the source's own resolution, on its 8x8 lattice, instead of shrinking a square to size."""
+    jpeg: float = 0.75
+    """Share of the images saved as JPEG after shrinking; the rest stay clean."""
+
+
+def default_specs() -> list[PoolSpec]:
+    """Half the batches are 42 px thumbnails; the rest spread from 24 px to native 178x218 and 200x200."""
+    specs = [PoolSpec(42, 42, 36000, 0.42)]
+    shapes = [
+        (24, 24),
+        (32, 32),
+        (28, 40),
+        (40, 36),
+        (48, 48),
+        (56, 46),
+        (50, 61),
+        (64, 64),
+        (64, 48),
+        (72, 72),
+        (80, 64),
+        (96, 96),
+    ]
+    specs += [PoolSpec(h, w, 1500, 0.16 / len(shapes), jpeg=0.5) for h, w in shapes]
+    specs += [PoolSpec(112, 112, 8000, 0.18, jpeg=0.3), PoolSpec(144, 128, 1500, 0.03, jpeg=0.3)]
+    specs += [PoolSpec(218, 178, 3500, 0.08, native=True), PoolSpec(200, 200, 3000, 0.07, native=True)]
+    specs += [PoolSpec(160, 160, 2500, 0.06, native=True)]
+    return specs
+
+
+def list_images(roots: Sequence[Path]) -> list[Path]:
+    return sorted(p for root in roots for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES)
+
+
+def _square(image: Image.Image, rng: random.Random) -> Image.Image:
+    """A random square that covers most of the picture, near its centre."""
+    w, h = image.size
+    side = rng.uniform(0.55, 1.0) * min(w, h) if rng.random() < 0.7 else min(w, h)
+    x = (w - side) * min(1.0, max(0.0, rng.gauss(0.5, 0.2)))
+    y = (h - side) * min(1.0, max(0.0, rng.gauss(0.5, 0.2)))
+    return image.crop((round(x), round(y), round(x + side), round(y + side)))
+
+
+def _resave(image: Image.Image, rng: random.Random) -> Image.Image:
+    quality = 75 if rng.random() < 0.75 else rng.randint(60, 95)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=2 if rng.random() < 0.85 else 0)
+    return Image.open(buffer).convert("RGB")
+
+
+def cut(image: Image.Image, spec: PoolSpec, rng: random.Random) -> Image.Image | None:
+    """One training image of the spec's size, or None where the source is too small for it."""
+    if spec.native:
+        w, h = image.size
+        if w < spec.width or h < spec.height:
+            return None
+        x, y = (8 * rng.randint(0, (d - s) // 8) for d, s in ((w, spec.width), (h, spec.height)))
+        return image.crop((x, y, x + spec.width, y + spec.height))
+    square = _square(image, rng)
+    if min(square.size) < 0.8 * max(spec.height, spec.width):
+        return None
+    out = square.resize((spec.width, spec.height), rng.choice(_FILTERS))
+    if rng.random() < 0.5:
+        out = ImageOps.mirror(out)
+    return _resave(out, rng) if rng.random() < spec.jpeg else out
+
+
+def _cut_many(task: tuple[list[Path], list[tuple[int, PoolSpec, int]], int]) -> list[tuple[int, Pool]]:
+    paths, wanted, seed = task
+    rng = random.Random(seed)
+    out: list[tuple[int, Pool]] = []
+    for path in paths:
+        try:
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened).convert("RGB")
+        except (OSError, ValueError, SyntaxError):
+            continue
+        for index, spec, copies in wanted:
+            for _ in range(copies // 1000 + (rng.randrange(1000) < copies % 1000)):
+                piece = cut(image, spec, rng)
+                if piece is not None:
+                    out.append((index, np.asarray(piece)))
+    return out
+
+
+def build_pools(paths: Sequence[Path], specs: Sequence[PoolSpec], workers: int, seed: int = 0) -> list[Pool]:
+    """Cut every spec's images out of the sources, spread evenly over them."""
+    order = list(paths)
+    random.Random(seed).shuffle(order)
+    # thousandths of an image of each spec per source; a third more, since some sources are too small
+    wanted = [(i, s, max(1, round(1333 * s.count / max(1, len(order))))) for i, s in enumerate(specs)]
+    pieces: list[list[Pool]] = [[] for _ in specs]
+    tasks = [(order[i : i + 200], wanted, seed + i) for i in range(0, len(order), 200)]
+    with concurrent.futures.ProcessPoolExecutor(workers) as executor:
+        for result in executor.map(_cut_many, tasks):
+            for index, piece in result:
+                pieces[index].append(piece)
+    return [
+        np.stack(p[: s.count]) if p else np.zeros((0, s.height, s.width, 3), np.uint8)
+        for p, s in zip(pieces, specs, strict=True)
+    ]
+
+
+def cached_pools(roots: Sequence[Path], specs: Sequence[PoolSpec], cache: Path, workers: int) -> list[Pool]:
+    """`build_pools`, kept in `cache` for the next run with the same sources and specs."""
+    paths = list_images(roots)
+    key = json.dumps([[str(p) for p in paths], [repr(s) for s in specs]])
+    cache.mkdir(parents=True, exist_ok=True)
+    stamp = cache / "pools.json"
+    if not stamp.exists() or stamp.read_text() != key:
+        pools = build_pools(paths, specs, workers)
+        for i, pool in enumerate(pools):
+            np.save(cache / f"pool-{i:02d}.npy", pool)
+        stamp.write_text(key)
+    return [np.load(cache / f"pool-{i:02d}.npy") for i in range(len(specs))]
+
+
+def batches(
+    pools: Sequence[Pool], specs: Sequence[PoolSpec], positions: int, rng: np.random.Generator
+) -> Iterator[Pool]:
+    """Endless batches (n, H, W, 3) of one size each, about `positions` 8x8 blocks in all."""
+    weights = np.array([s.weight if len(p) else 0.0 for s, p in zip(specs, pools, strict=True)])
+    weights /= weights.sum()
+    while True:
+        i = int(rng.choice(len(pools), p=weights))
+        blocks = -(-specs[i].height // 8) * -(-specs[i].width // 8)
+        yield pools[i][rng.integers(0, len(pools[i]), max(2, positions // blocks))]
