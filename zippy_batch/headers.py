@@ -313,9 +313,50 @@ def _inflate(data: bytes, limit: int) -> bytes | None:
     return inflated if decoder.eof else None
 
 
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_PNG_PASSES = ((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1))
+"""Adam7 interlacing: first row, row step, first column, column step of each pass."""
+
+
+def _png_data_bytes(width: int, height: int, bits: int, is_interlaced: bool) -> int:
+    """Size of the decompressed image data: rows of whole bytes, each after a byte that names its filter."""
+    total = 0
+    for top, down, left, across in _PNG_PASSES if is_interlaced else ((0, 1, 0, 1),):
+        rows, columns = -(-(height - top) // down), -(-(width - left) // across)
+        if rows > 0 and columns > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
+
+
+def _inflated_bytes(parts: list[bytes], limit: int) -> int:
+    """Length of a zlib stream once decompressed, counted up to `limit`; zlib.error when it is damaged."""
+    decoder = zlib.decompressobj()
+    count = 0
+    for part in parts:
+        while part and count < limit:
+            count += len(decoder.decompress(part, 1 << 20))
+            part = decoder.unconsumed_tail
+    return count
+
+
+def _check_png_data(parts: list[bytes], ihdr: bytes, width: int, height: int) -> None:
+    """Raise Refused unless the image data is whole; decoders fill in what is missing without a word."""
+    depth, colour, _, _, interlace = ihdr[8:13]
+    if colour not in _PNG_SAMPLES or interlace > 1:
+        raise Refused(CORRUPT, "png", width, height)
+    expected = _png_data_bytes(width, height, depth * _PNG_SAMPLES[colour], bool(interlace))
+    try:
+        if _inflated_bytes(parts, expected) < expected:
+            raise Refused(TRUNCATED, "png", width, height)
+    except zlib.error:
+        raise Refused(CORRUPT, "png", width, height) from None
+
+
 def _read_png(data: bytes) -> Header:
     at = 8
     width = height = depth = colour = 0
+    ihdr = b""
+    image_data: list[bytes] = []
     exif = icc = None
     kept = [data[:8]]
     for _ in range(_MAX_PARTS):
@@ -330,7 +371,8 @@ def _read_png(data: bytes) -> Header:
         if (kind == b"IHDR") != (at == 8):
             raise Refused(CORRUPT, "png", width or None, height or None)
         if kind == b"IHDR":
-            width, height, depth, colour = struct.unpack_from(">IIBB", body)
+            ihdr = body
+            width, height, depth, colour = struct.unpack_from(">IIBB", ihdr)
             _check_size("png", width, height)
             kept.append(data[at:end])
         elif kind == b"tRNS":
@@ -339,6 +381,8 @@ def _read_png(data: bytes) -> Header:
             raise Refused(ANIMATION, "png", width, height)
         elif kind in (b"PLTE", b"IDAT", b"IEND"):
             kept.append(data[at:end])
+            if kind == b"IDAT":
+                image_data.append(body)
         elif kind == b"eXIf":
             exif = body.removeprefix(_EXIF_PREFIX) or None
         elif kind == b"iCCP":
@@ -356,6 +400,7 @@ def _read_png(data: bytes) -> Header:
         raise Refused(BILEVEL, "png", width, height)
     if not _is_padding(data[end:]):
         raise Refused(TRAILING, "png", width, height)
+    _check_png_data(image_data, ihdr, width, height)
     return Header("png", width, height, b"".join(kept), exif, icc)
 
 
@@ -579,13 +624,11 @@ def _check_tiff_pixels(tags: _TiffTags, data: bytes, width: int, height: int) ->
             raise Refused(TRUNCATED, "tiff", width, height)
         if coding in (_TIFF_DEFLATE, _TIFF_OLD_DEFLATE):
             # libtiff would print its complaint about a damaged stream on stderr
-            decoder = zlib.decompressobj()
             try:
-                inflated = len(decoder.decompress(data[offset : offset + size], wanted))
+                if _inflated_bytes([data[offset : offset + size]], wanted) < wanted:
+                    raise Refused(TRUNCATED, "tiff", width, height)
             except zlib.error:
                 raise Refused(CORRUPT, "tiff", width, height) from None
-            if inflated < wanted:
-                raise Refused(TRUNCATED, "tiff", width, height)
 
 
 def _read_tiff(data: bytes) -> Header:
