@@ -1,0 +1,547 @@
+"""Archives: one Parquet file, or a directory of them with a manifest. `docs/format.md` is the specification.
+
+    rows of a shard --write_part--> part --+--merge_parts-----> NAME.parquet
+                                           +--write_manifest--> NAME/part-00000.parquet ..., manifest.json
+
+    Archive.open --> info, shards --read_rows--> Row, or Damage in its place
+
+Equal rows and equal info give equal bytes. A shard is one or more whole row groups, so that it is read without touching
+another. Readers trust nothing: structure is checked before it is decoded (`container.py`), rows by their checksum, and
+what is damaged is a value that names its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from zippy_batch.container import (
+    File,
+    Head,
+    Part,
+    as_text,
+    foreign,
+    open_file,
+    open_part,
+    open_writer,
+    parse_head,
+    read_column,
+    read_tables,
+    seal,
+)
+from zippy_batch.errors import ArchiveError, DamagedRow, UsageError
+from zippy_batch.globs import compile_glob
+from zippy_batch.schema import (
+    BY_NAME,
+    COLUMNS,
+    FORMAT_VERSION,
+    GROUP_BYTES,
+    MAX_ROWS_PER_GROUP,
+    METADATA_KEY,
+    Row,
+    Value,
+    arrow_schema,
+    fields_of,
+    problem_of,
+    row_crc,
+    row_of,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "MANIFEST_NAME",
+    "MODEL_NAME",
+    "Archive",
+    "ArchiveInfo",
+    "Damage",
+    "Row",
+    "merge_parts",
+    "part_name",
+    "write_manifest",
+    "write_part",
+]
+
+MANIFEST_NAME = "manifest.json"
+MODEL_NAME = "model.safetensors"
+
+_MAX_MANIFEST_BYTES = 1 << 28
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ArchiveInfo:
+    """What holds for all rows of an archive."""
+
+    format_version: int
+    model_id: str | None
+    """SHA-256 (hex) of the model file that the payloads need; None where no row is coded."""
+    options: Mapping[str, Any]
+    """The options the archive was made with; values are JSON's."""
+    shards: tuple[int, ...]
+    """Rows of each shard."""
+    model: bytes | None = None
+    """The model file, where it is not built in."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A row that cannot be had back as it was written."""
+
+    shard: int
+    row: int
+    """Counted from 0 in the shard."""
+    path: bytes | None
+    """None where the path is lost as well."""
+    reason: str
+
+    def __str__(self) -> str:
+        name = "" if self.path is None else f" ({self.path.decode('utf-8', errors='backslashreplace')})"
+        return f"shard {self.shard}, row {self.row}{name}: {self.reason}"
+
+    def error(self, archive: Path) -> DamagedRow:
+        return DamagedRow(f"{archive}: {self}")
+
+
+# ---- writing ----
+
+
+def part_name(shard: int) -> str:
+    return f"part-{shard:05d}.parquet"
+
+
+def write_part(path: Path, rows: Sequence[Row], info: ArchiveInfo) -> None:
+    """Write one shard as a Parquet file with all columns: a part of an archive, and an archive of one shard by itself.
+
+    The file is written under a name of its own beside `path`, flushed to disk and renamed, so that `path` is whole
+    whenever it exists. `info.shards` and `info.model` are not used. Raises ValueError for a row no reader would accept.
+    """
+    import pyarrow as pa
+
+    for place, row in enumerate(rows):
+        problem = problem_of(row)
+        if problem:
+            raise ValueError(f"row {place} ({row.path!r}) cannot be stored: {problem}")
+    fields = [fields_of(row) for row in rows]
+    for one in fields:
+        one["crc"] = row_crc(one)
+    schema = arrow_schema()
+    filled = {name for name in schema.names if any(one[name] is not None for one in fields)}
+    with _new_file(path) as sink, open_writer(sink, schema) as writer:
+        for group in _cut_groups(fields):
+            columns = [_array(group, name, schema.field(name).type) for name in schema.names]
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=len(group))
+        head = _head(info, (len(rows),), (sum(len(row.payload) for row in rows if row.codec != "raw"),))
+        head["all_null"] = [name for name in schema.names if name not in filled]
+        writer.add_key_value_metadata({METADATA_KEY: seal(head)})
+
+
+def merge_parts(parts: Sequence[Path], output: Path, info: ArchiveInfo) -> None:
+    """Join parts, in order, into a single file without the columns that hold nothing.
+
+    Holds one row group in memory at a time. `output` appears whole or not at all. Raises ArchiveError for a part that
+    is missing, damaged, or not what `info` says.
+    """
+    # opened again one by one below: all footers at once are large, and so is their number of open files
+    heads = [open_part(part, rows).head for part, rows in zip(parts, info.shards, strict=True)]
+    empty = set.intersection(*(set(head.all_null) for head in heads)) if heads else set()
+    names = tuple(c.name for c in COLUMNS if not (c.nullable and c.name in empty))
+    payload_bytes = tuple(n for head in heads for n in head.payload_bytes)
+    with _new_file(output) as sink, open_writer(sink, arrow_schema(names)) as writer:
+        for part, rows in zip(parts, info.shards, strict=True):
+            for table in read_tables(open_part(part, rows), names):
+                writer.write_table(table, row_group_size=MAX_ROWS_PER_GROUP)
+        head = _head(info, info.shards, payload_bytes)
+        if info.model is not None:
+            # between the last row group and the footer, where no reader of Parquet looks
+            head["model_at"] = [sink.tell(), len(info.model)]
+            sink.write(info.model)
+        writer.add_key_value_metadata({METADATA_KEY: seal(head)})
+
+
+def write_manifest(directory: Path, info: ArchiveInfo) -> None:
+    """Complete a directory that holds the parts 0 to n-1 under their `part_name`: the model, then the manifest.
+
+    Raises ArchiveError when a part is missing or not what `info` says.
+    """
+    parts: list[dict[str, Any]] = []
+    payload_bytes: list[int] = []
+    for shard, rows in enumerate(info.shards):
+        path = directory / part_name(shard)
+        payload_bytes += open_part(path, rows).head.payload_bytes
+        parts.append({"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)})
+    head = _head(info, info.shards, tuple(payload_bytes))
+    head["parts"] = parts
+    if info.model is not None:
+        with _new_file(directory / MODEL_NAME) as sink:
+            sink.write(info.model)
+        head["model_bytes"] = len(info.model)
+    with _new_file(directory / MANIFEST_NAME) as sink:
+        sink.write(seal(head).encode() + b"\n")
+
+
+def _head(info: ArchiveInfo, shards: tuple[int, ...], payload_bytes: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "format": FORMAT_VERSION,
+        "model": info.model_id,
+        "options": dict(info.options),
+        "shards": list(shards),
+        "payload_bytes": list(payload_bytes),
+    }
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[pa.NativeFile]:
+    """A file that becomes `path`, whole and on disk, when the body is done."""
+    import pyarrow as pa
+
+    new = path.with_name(f"{path.name}.new-{uuid.uuid4().hex}")
+    try:
+        with pa.OSFile(str(new), "wb") as sink:
+            yield sink
+        _flush(new)
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cut_groups(fields: Sequence[dict[str, Value]]) -> Iterator[Sequence[dict[str, Value]]]:
+    """Row groups: as many rows as fit MAX_ROWS_PER_GROUP and GROUP_BYTES."""
+    start = held_bytes = 0
+    for place, one in enumerate(fields):
+        size_bytes = sum(len(value) for value in one.values() if isinstance(value, bytes))
+        full = place - start == MAX_ROWS_PER_GROUP or held_bytes + size_bytes > GROUP_BYTES
+        if full and place > start:
+            yield fields[start:place]
+            start, held_bytes = place, 0
+        held_bytes += size_bytes
+    if start < len(fields):
+        yield fields[start:]
+
+
+def _array(fields: Sequence[dict[str, Value]], name: str, kind: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    values = [one[name] for one in fields]
+    if BY_NAME[name].kind == "text":
+        return pa.array(values, pa.binary()).cast(kind)
+    return pa.array(values, kind)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_COPY_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---- reading ----
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive that can be read; made by `Archive.open`. Keeps no file open between calls."""
+
+    path: Path
+    info: ArchiveInfo
+    size_bytes: int
+    """Of all its files."""
+    problems: tuple[str, ...]
+    """What was found wrong when it was opened, apart from rows: parts missing, of another size, or too many."""
+    _store: _SingleFile | _Directory
+
+    @classmethod
+    def open(cls, path: Path, allow_damage: bool = False) -> Archive:
+        """Reads the footer or the manifest, and no row.
+
+        Raises UsageError when there is nothing at `path`, and ArchiveError for what is not an archive, is truncated or
+        is of an unknown version. Problems with single parts or with the embedded model raise ArchiveError too, unless
+        `allow_damage` wants them as `problems`: rows of such a part are read as Damage, and `info.model` is None.
+        """
+        if not os.path.lexists(path):
+            raise UsageError(f"there is no archive {path}")
+        store = _open_directory(path) if path.is_dir() else _SingleFile(open_file(path))
+        problems = store.problems()
+        model = None
+        try:
+            model = store.read_model()
+        except ArchiveError as error:
+            problems += (str(error),)
+        if problems and not allow_damage:
+            raise ArchiveError(_listed(problems))
+        head = store.head
+        info = ArchiveInfo(FORMAT_VERSION, head.model_id, head.options, head.shards, model)
+        return cls(path, info, store.size_bytes, problems, store)
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._store.forget()
+
+    @property
+    def row_count(self) -> int:
+        return sum(self.info.shards)
+
+    def shards(self) -> range:
+        return range(len(self.info.shards))
+
+    def row_groups(self, shard: int) -> tuple[int, ...]:
+        """Rows of each row group of a shard. Raises ArchiveError when its part cannot be read."""
+        file, groups = self._store.locate(shard)
+        return tuple(file.rows[group] for group in groups)
+
+    def shard_bytes(self, shard: int) -> int:
+        """Bytes on disk that hold this shard alone: of its part, or of its row groups. Raises ArchiveError."""
+        return self._store.shard_bytes(shard)
+
+    def payload_bytes(self, shard: int) -> int:
+        """Sum of the payloads of the rows that are coded; no row is read for it."""
+        return self._store.head.payload_bytes[shard]
+
+    def read_rows(self, shard: int, rows: Sequence[int] | None = None) -> list[Row | Damage]:
+        """The rows of a shard at these positions (ascending, from 0; None for all), each checked against its checksum.
+
+        Reads the row groups that hold them. Raises nothing for damage: it comes in the damaged row's place.
+        """
+        count = self.info.shards[shard]
+        wanted = range(count) if rows is None else rows
+        if any(not 0 <= row < count for row in wanted):
+            raise IndexError(f"shard {shard} has {count} rows")
+        try:
+            file, groups = self._store.locate(shard)
+        except ArchiveError as error:
+            return [Damage(shard, row, None, str(error)) for row in wanted]
+        starts = [0, *accumulate(file.rows[group] for group in groups)]
+        by_group: dict[int, list[int]] = {}
+        for row in wanted:
+            by_group.setdefault(bisect_right(starts, row) - 1, []).append(row)
+        found: list[Row | Damage] = []
+        for i, some in by_group.items():
+            try:
+                found += _read_rows(file, groups[i], shard, starts[i], some)
+            except ArchiveError as error:
+                found += [Damage(shard, row, None, str(error)) for row in some]
+        return found
+
+    def read_columns(self, shard: int, names: Iterable[str]) -> dict[str, list[Any]]:
+        """Column name -> the shard's values, text as str; a column that the archive leaves out is all None.
+
+        Touches no other column. Checksums are not checked. Raises ArchiveError, naming the column.
+        """
+        file, groups = self._store.locate(shard)
+        found: dict[str, list[Any]] = {name: [] for name in names}
+        with foreign(f"{file.path}"), file.opened() as parquet:
+            for group in groups:
+                for name, values in found.items():
+                    values += as_text(read_column(file, parquet, group, name), name)
+        return found
+
+    def paths(self, shard: int) -> list[bytes | None]:
+        """Of each row, None where damage hides it. Reads no other column; checksums are not checked."""
+        try:
+            columns = self.read_columns(shard, ("path", "path_bytes"))
+        except ArchiveError:
+            return [None] * self.info.shards[shard]
+        pairs = zip(columns["path"], columns["path_bytes"], strict=True)
+        return [path.encode() if path_bytes is None else path_bytes for path, path_bytes in pairs]
+
+    def select(self, pattern: str) -> dict[int, list[int]]:
+        """Shard -> positions of the rows whose path matches a glob; shards without one are left out.
+
+        `*`, `?` and `[...]` match within one name, `**` any number of folders; a pattern without `/` is matched against
+        the file name alone. Rows whose path cannot be read are taken in: nothing is passed over in silence.
+        """
+        matches = compile_glob(pattern)
+        found = {}
+        for shard in self.shards():
+            rows = [row for row, path in enumerate(self.paths(shard)) if path is None or matches(path)]
+            if rows:
+                found[shard] = rows
+        return found
+
+    def check_files(self) -> list[str]:
+        """Problems of the files as a whole: those found on opening, and parts whose SHA-256 is not the manifest's."""
+        return [*self.problems, *self._store.check_hashes()]
+
+
+# ---- stores: one file, or a directory of parts ----
+
+
+@dataclass(frozen=True)
+class _SingleFile:
+    file: File
+
+    @property
+    def head(self) -> Head:
+        return self.file.head
+
+    @property
+    def size_bytes(self) -> int:
+        return self.file.size_bytes
+
+    def problems(self) -> tuple[str, ...]:
+        return ()
+
+    def check_hashes(self) -> list[str]:
+        return []
+
+    def locate(self, shard: int) -> tuple[File, range]:
+        return self.file, self.file.shard_groups[shard]
+
+    def shard_bytes(self, shard: int) -> int:
+        return self.file.stored_bytes(self.file.shard_groups[shard])
+
+    def read_model(self) -> bytes | None:
+        if self.head.model_at is None:
+            return None
+        offset, size_bytes = self.head.model_at
+        if not 0 <= offset <= offset + size_bytes <= self.file.footer_at:
+            raise ArchiveError(f"{self.file.path}: the embedded model lies outside the file")
+        return _read_model(self.file.path, offset, size_bytes, self.head.model_id)
+
+    def forget(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Directory:
+    path: Path
+    head: Head
+    _last: dict[int, File] = field(default_factory=dict)
+    """The part read last."""
+
+    @property
+    def size_bytes(self) -> int:
+        files = (self.path / name for name in (MANIFEST_NAME, MODEL_NAME, *(part.name for part in self.head.parts)))
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    def problems(self) -> tuple[str, ...]:
+        expected = {part.name for part in self.head.parts}
+        extra = sorted(name for name in os.listdir(self.path) if name.endswith(".parquet") and name not in expected)
+        found = [self._problem(part) for part in self.head.parts]
+        found += [f"{self.path / name} is not in the manifest; take it out" for name in extra]
+        return tuple(problem for problem in found if problem)
+
+    def _problem(self, part: Part) -> str | None:
+        path = self.path / part.name
+        if not path.is_file():
+            return f"{path} is missing; bring it back, or restore the rest with --keep-going"
+        size_bytes = path.stat().st_size
+        return None if size_bytes == part.size_bytes else f"{path} has {size_bytes} bytes instead of {part.size_bytes}"
+
+    def check_hashes(self) -> list[str]:
+        whole = (part for part in self.head.parts if not self._problem(part))
+        return [f"{self.path / p.name} is damaged (SHA-256)" for p in whole if _sha256(self.path / p.name) != p.sha256]
+
+    def locate(self, shard: int) -> tuple[File, range]:
+        """Raises ArchiveError when the part cannot be read."""
+        if shard not in self._last:
+            problem = self._problem(self.head.parts[shard])
+            if problem:
+                raise ArchiveError(problem)
+            file = open_part(self.path / self.head.parts[shard].name, self.head.shards[shard])
+            if None not in (file.head.model_id, self.head.model_id) and file.head.model_id != self.head.model_id:
+                raise ArchiveError(f"{file.path} is a part of another archive: its model is {file.head.model_id}")
+            self._last.clear()
+            self._last[shard] = file
+        file = self._last[shard]
+        return file, range(len(file.rows))
+
+    def shard_bytes(self, shard: int) -> int:
+        return self.head.parts[shard].size_bytes
+
+    def read_model(self) -> bytes | None:
+        if self.head.model_bytes is None:
+            return None
+        return _read_model(self.path / MODEL_NAME, 0, self.head.model_bytes, self.head.model_id)
+
+    def forget(self) -> None:
+        self._last.clear()
+
+
+def _read_model(path: Path, offset: int, size_bytes: int, model_id: str | None) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size_bytes)
+    except OSError as error:
+        raise ArchiveError(f"the model {path} cannot be read: {error}") from error
+    if hashlib.sha256(data).hexdigest() != model_id:
+        raise ArchiveError(f"the model in {path} is damaged: its SHA-256 is not {model_id}")
+    return data
+
+
+def _open_directory(path: Path) -> _Directory:
+    manifest = path / MANIFEST_NAME
+    if not manifest.is_file():
+        raise ArchiveError(f"{path} has no {MANIFEST_NAME}: it is not an archive, or not a finished one")
+    with foreign(f"{manifest} cannot be read"):
+        if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise ArchiveError(f"{manifest} has {manifest.stat().st_size} bytes, which no manifest has")
+        head = parse_head(manifest.read_bytes(), manifest)
+    if [part.name for part in head.parts] != [part_name(shard) for shard in range(len(head.shards))]:
+        raise ArchiveError(f"{manifest} lists {len(head.parts)} parts for {len(head.shards)} shards, or by wrong names")
+    return _Directory(path, head)
+
+
+def _read_rows(file: File, group: int, shard: int, start: int, rows: Sequence[int]) -> list[Row | Damage]:
+    """Rows (positions in the shard) of one row group, whose first has position `start`."""
+    columns: dict[str, list[Value]] = {}
+    lost: list[str] = []
+    with foreign(str(file.path)), file.opened() as parquet:
+        for column in COLUMNS:
+            # one at a time, so that damage to one is known from damage to another
+            try:
+                columns[column.name] = read_column(file, parquet, group, column.name)
+            except ArchiveError as error:
+                lost.append(str(error))
+    if lost:
+        paths = columns.get("path")
+        return [Damage(shard, row, _path(paths[row - start]) if paths else None, lost[0]) for row in rows]
+    found: list[Row | Damage] = []
+    for row in rows:
+        fields = {name: values[row - start] for name, values in columns.items()}
+        found.append(_checked_row(fields, shard, row))
+    return found
+
+
+def _checked_row(fields: dict[str, Value], shard: int, row: int) -> Row | Damage:
+    path = _path(fields["path"] if fields["path_bytes"] is None else fields["path_bytes"])
+    crc = fields.pop("crc")
+    if crc != row_crc(fields):
+        return Damage(shard, row, path, "its bytes are not what was written (checksum)")
+    try:
+        return row_of(fields)
+    except ValueError as error:
+        return Damage(shard, row, path, f"its fields contradict each other: {error}")
+
+
+def _path(value: Value) -> bytes:
+    return value if isinstance(value, bytes) else b""
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = f" (and {len(problems) - 5} more problems)" if len(problems) > 5 else ""
+    return "; ".join(problems[:5]) + more

@@ -1,0 +1,372 @@
+"""One Parquet file of an archive: its description, its checked footer, and its columns.
+
+What a hostile file could make a Parquet library do is bounded here: sizes, encodings and page headers are checked
+against what a writer of archives writes before anything is decoded. What the library raises becomes an ArchiveError.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zippy_batch.errors import ArchiveError
+from zippy_batch.pages import parse_page
+from zippy_batch.schema import (
+    BY_NAME,
+    COLUMNS,
+    FORMAT_VERSION,
+    GROUP_BYTES,
+    MAX_PATH_BYTES,
+    MAX_ROWS_PER_GROUP,
+    MAX_STORED_BYTES,
+    METADATA_KEY,
+    Value,
+    arrow_schema,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_MAGIC = b"PAR1"
+_MAX_FOOTER_BYTES = 1 << 26
+_MAX_GROUP_BYTES = MAX_STORED_BYTES + 2 * GROUP_BYTES
+_BATCH_BYTES = 1 << 26
+"""Of paths decoded at a time, whatever a page claims: DELTA_BYTE_ARRAY can repeat a long prefix in every row."""
+_PAGE_HEADER_BYTES = 1 << 9
+_DICTIONARY_BYTES = tuple(c.name for c in COLUMNS if c.encoding == "DICTIONARY" and c.kind in ("text", "bytes"))
+
+
+# ---- description ----
+
+
+@dataclass(frozen=True)
+class Head:
+    """The JSON object of a file's metadata or of a manifest, checked."""
+
+    model_id: str | None
+    options: dict[str, Any]
+    shards: tuple[int, ...]
+    payload_bytes: tuple[int, ...]
+    all_null: tuple[str, ...]
+    model_at: tuple[int, int] | None
+    model_bytes: int | None
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+def seal(head: Mapping[str, Any]) -> str:
+    """JSON with a CRC-32 of itself as its last member."""
+    text = json.dumps(head, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f'{text[:-1]},"crc":{zlib.crc32(text.encode())}}}'
+
+
+_SEALED = re.compile(rb'(.*),"crc":(\d{1,10})\}\s*', re.DOTALL)
+
+
+def parse_head(text: bytes, path: Path) -> Head:
+    """Inverse of `seal`. Raises ArchiveError for another format; ValueError, KeyError or TypeError for nonsense."""
+    sealed = _SEALED.fullmatch(text)
+    whole = sealed is not None and zlib.crc32(sealed[1] + b"}") == int(sealed[2])
+    head = json.loads(text)
+    version = head["format"]
+    if version != FORMAT_VERSION:
+        raise ArchiveError(
+            f"{path} is an archive of format {version!r}, and this version of zippy-batch reads format "
+            f"{FORMAT_VERSION}; install a newer one"
+        )
+    if not whole:
+        raise ArchiveError(f"{path}: the description of the archive is damaged (checksum)")
+    shards, payload_bytes = _counts(head["shards"]), _counts(head["payload_bytes"])
+    if len(shards) != len(payload_bytes):
+        raise ValueError("shards and payload_bytes differ in length")
+    model_id = head["model"]
+    if model_id is not None and not re.fullmatch("[0-9a-f]{64}", model_id):
+        raise ValueError("model is not a SHA-256")
+    at, model_bytes = head.get("model_at"), head.get("model_bytes")
+    parts = [Part(part["name"], _counts([part["bytes"]])[0], part["sha256"]) for part in head.get("parts", ())]
+    return Head(
+        model_id=model_id,
+        options=dict(head["options"]),
+        shards=shards,
+        payload_bytes=payload_bytes,
+        all_null=tuple(head.get("all_null", ())),
+        model_at=None if at is None else _pair(at),
+        model_bytes=None if model_bytes is None else _counts([model_bytes])[0],
+        parts=tuple(parts),
+    )
+
+
+def _counts(values: Sequence[Any]) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(type(value) is not int or value < 0 for value in values):
+        raise ValueError("not a list of counts")
+    return tuple(values)
+
+
+def _pair(values: Sequence[Any]) -> tuple[int, int]:
+    first, second = _counts(values)
+    return first, second
+
+
+# ---- footer ----
+
+
+@dataclass(frozen=True)
+class File:
+    """A Parquet file whose footer has been checked; holds no open file."""
+
+    path: Path
+    size_bytes: int
+    footer_at: int
+    """Offset of the footer: row groups end before it."""
+    head: Head
+    metadata: pq.FileMetaData
+    columns: Mapping[str, int]
+    """Name -> index of the columns present."""
+    shard_groups: tuple[range, ...]
+    """Row groups of each shard."""
+    rows: tuple[int, ...]
+    """Rows of each row group."""
+
+    def opened(self) -> pq.ParquetFile:
+        """A context manager."""
+        import pyarrow.parquet as pq
+
+        dictionaries = [name for name in _DICTIONARY_BYTES if name in self.columns]
+        return pq.ParquetFile(self.path, metadata=self.metadata, read_dictionary=dictionaries, pre_buffer=False)
+
+    def stored_bytes(self, groups: Iterable[int]) -> int:
+        chunks = (self.metadata.row_group(g).column(c) for g in groups for c in self.columns.values())
+        return sum(chunk.total_compressed_size for chunk in chunks)
+
+
+def open_part(path: Path, rows: int) -> File:
+    """Raises ArchiveError also when the file is not a single shard of this many rows."""
+    if not path.is_file():
+        raise ArchiveError(f"{path} is missing")
+    file = open_file(path)
+    if file.head.shards != (rows,):
+        raise ArchiveError(f"{path} holds shards of {list(file.head.shards)} rows instead of one of {rows}")
+    return file
+
+
+def open_file(path: Path) -> File:
+    """Reads and checks the footer. Raises ArchiveError."""
+    import pyarrow.parquet as pq
+
+    with foreign(f"{path} cannot be read as an archive"):
+        size_bytes, footer_at = _find_footer(path)
+        metadata = pq.read_metadata(path)
+        text = (metadata.metadata or {}).get(METADATA_KEY.encode())
+        if text is None:
+            raise ArchiveError(f"{path} is a Parquet file, but not an archive of zippy-batch")
+        head = parse_head(text, path)
+        columns = _check_columns(metadata, path)
+        rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        if any(not 0 < count <= MAX_ROWS_PER_GROUP for count in rows) or sum(rows) != metadata.num_rows:
+            raise ArchiveError(f"{path}: its row groups do not add up")
+        shard_groups = tuple(_shard_groups(rows, head.shards, path))
+    return File(path, size_bytes, footer_at, head, metadata, columns, shard_groups, rows)
+
+
+def _find_footer(path: Path) -> tuple[int, int]:
+    """Size of the file and offset of its footer."""
+    if not path.is_file():
+        raise ArchiveError(f"{path} is not a file")
+    with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        start = file.read(4)
+        file.seek(max(0, size_bytes - 8))
+        end = file.read(8)
+    if size_bytes < 12 or start != _MAGIC:
+        raise ArchiveError(f"{path} is not an archive: it does not start as a Parquet file")
+    footer_bytes = int.from_bytes(end[:4], "little")
+    if end[4:] != _MAGIC or footer_bytes > size_bytes - 12:
+        raise ArchiveError(
+            f"{path} is truncated or damaged: it starts as a Parquet file, but does not end as one. "
+            f"Its index was at the end, so no row can be restored from it; copy it again from where it is whole"
+        )
+    if footer_bytes > _MAX_FOOTER_BYTES:
+        raise ArchiveError(f"{path} has a footer of {footer_bytes} bytes, which no archive has")
+    return size_bytes, size_bytes - 8 - footer_bytes
+
+
+def _check_columns(metadata: pq.FileMetaData, path: Path) -> dict[str, int]:
+    schema = metadata.schema.to_arrow_schema()
+    unknown = [name for name in schema.names if name not in BY_NAME]
+    if unknown:
+        raise ArchiveError(f"{path} has columns that format {FORMAT_VERSION} does not know: {', '.join(unknown[:5])}")
+    missing = [column.name for column in COLUMNS if not column.nullable and column.name not in schema.names]
+    if missing:
+        raise ArchiveError(f"{path} lacks the columns {', '.join(missing)}")
+    if not schema.equals(arrow_schema(tuple(schema.names))):
+        raise ArchiveError(f"{path}: its columns are not those of format {FORMAT_VERSION}, or in another order")
+    return {name: index for index, name in enumerate(schema.names)}
+
+
+def _shard_groups(rows: Sequence[int], shards: Sequence[int], path: Path) -> Iterator[range]:
+    """Row groups of each shard. Raises ArchiveError where one spans shards, or they do not add up."""
+    group = 0
+    for shard, count in enumerate(shards):
+        first, left = group, count
+        while left > 0 and group < len(rows):
+            left -= rows[group]
+            group += 1
+        if left:
+            raise ArchiveError(f"{path}: the row groups of shard {shard} do not hold its {count} rows")
+        yield range(first, group)
+    if group != len(rows):
+        raise ArchiveError(f"{path} has row groups of no shard")
+
+
+# ---- columns ----
+
+
+@contextmanager
+def open_writer(sink: pa.NativeFile, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    import pyarrow.parquet as pq
+
+    columns = [BY_NAME[name] for name in schema.names]
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        version="2.6",
+        data_page_version="1.0",
+        use_dictionary=[c.name for c in columns if c.encoding == "DICTIONARY"],
+        column_encoding={c.name: c.encoding for c in columns if c.encoding != "DICTIONARY"},
+        compression={c.name: "NONE" if c.zstd_level is None else "ZSTD" for c in columns},
+        compression_level={c.name: c.zstd_level for c in columns if c.zstd_level is not None},
+        write_statistics=False,
+        store_schema=False,
+    ) as writer:
+        yield writer
+
+
+def read_tables(file: File, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Row groups one by one, with these columns."""
+    import pyarrow.parquet as pq
+
+    with (
+        foreign(f"{file.path} cannot be read"),
+        pq.ParquetFile(file.path, metadata=file.metadata, pre_buffer=False) as parquet,
+    ):
+        for group in range(len(file.rows)):
+            yield parquet.read_row_group(group, columns=list(names), use_threads=False)
+
+
+def read_column(file: File, parquet: pq.ParquetFile, group: int, name: str) -> list[Value]:
+    """A column of a row group; text as UTF-8. Raises ArchiveError, naming the column."""
+    rows = file.rows[group]
+    if name not in file.columns:
+        return [None] * rows
+    with foreign(f"column {name} of row group {group} of {file.path} is damaged"):
+        decompressed_bytes = _check_chunk(file, group, name)
+        if name == "path" and decompressed_bytes * rows > _BATCH_BYTES:
+            values = _read_paths(parquet, group, max(1, _BATCH_BYTES // decompressed_bytes))
+        else:
+            values = _values(parquet.read_row_group(group, columns=[name], use_threads=False).column(0))
+        if len(values) != rows:
+            raise ValueError(f"{len(values)} values for {rows} rows")
+    return values
+
+
+def _read_paths(parquet: pq.ParquetFile, group: int, batch_rows: int) -> list[Value]:
+    values: list[Value] = []
+    for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=["path"], use_threads=False):
+        some = _values(batch.column(0))
+        if any(len(_bytes(path)) > MAX_PATH_BYTES for path in some):
+            raise ValueError(f"a path of more than {MAX_PATH_BYTES} bytes")
+        values += some
+    return values
+
+
+def _values(column: pa.Array | pa.ChunkedArray) -> list[Value]:
+    import pyarrow as pa
+
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    values: list[Value] = []
+    for chunk in chunks:
+        if isinstance(chunk, pa.DictionaryArray):
+            # equal values become one Python object, however many rows have them
+            entries = chunk.dictionary.cast(pa.binary()).to_pylist()
+            values += [None if i is None else entries[i] for i in chunk.indices.to_pylist()]
+        else:
+            text = pa.types.is_string(chunk.type)
+            values += (chunk.cast(pa.binary()) if text else chunk).to_pylist()
+    return values
+
+
+def as_text(values: list[Value], name: str) -> list[Any]:
+    if BY_NAME[name].kind != "text":
+        return values
+    return [None if value is None else _bytes(value).decode() for value in values]
+
+
+def _check_chunk(file: File, group: int, name: str) -> int:
+    """Walks the page headers of a column chunk and returns its decompressed size in bytes.
+
+    Raises ValueError where they contradict the footer, or use an encoding that could blow up.
+    """
+    chunk = file.metadata.row_group(group).column(file.columns[name])
+    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    stop = start + chunk.total_compressed_size
+    if not len(_MAGIC) <= start <= stop <= file.footer_at:
+        raise ValueError("it lies outside the file")
+    if chunk.file_path:
+        raise ValueError("it is said to be in another file")
+    if chunk.total_uncompressed_size > _MAX_GROUP_BYTES:
+        raise ValueError(f"it would take {chunk.total_uncompressed_size} bytes")
+    if chunk.compression not in ("UNCOMPRESSED", "ZSTD"):
+        raise ValueError(f"it is compressed by {chunk.compression}")
+    wanted = BY_NAME[name].encoding
+    values = decompressed_bytes = 0
+    with file.path.open("rb") as stream:
+        while start < stop:
+            stream.seek(start)
+            page = parse_page(stream.read(_PAGE_HEADER_BYTES))
+            start += page.header_bytes + page.stored_bytes
+            decompressed_bytes += page.header_bytes + page.decompressed_bytes
+            values += 0 if page.dictionary else max(1, page.values)
+            if (
+                values > file.rows[group]
+                or decompressed_bytes > chunk.total_uncompressed_size
+                or (page.dictionary and wanted != "DICTIONARY")
+            ):
+                raise ValueError("its pages are not what the footer says")
+            if not page.dictionary and page.encoding not in (wanted, "PLAIN"):
+                raise ValueError(f"encoding {page.encoding} instead of {wanted}")
+    if values != file.rows[group] or start != stop:
+        raise ValueError("its pages do not add up")
+    return decompressed_bytes
+
+
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Turns whatever a Parquet library or hostile bytes raise into an ArchiveError."""
+    import pyarrow as pa
+
+    expected = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError, RecursionError)
+    try:
+        yield
+    except ArchiveError:
+        raise
+    except (pa.ArrowException, *expected) as error:
+        detail = " ".join(str(error).split())
+        raise ArchiveError(f"{what}: {detail or type(error).__name__}") from error
+
+
+def _bytes(value: Value) -> bytes:
+    return value if isinstance(value, bytes) else b""

@@ -1,0 +1,264 @@
+"""One row of an archive: its columns, how each is laid out in Parquet, and the checksum over all of them.
+
+`docs/format.md` is written from this module; a change of what is here is a new FORMAT_VERSION. Everything of more than
+one byte is little-endian.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+
+METADATA_KEY = "zippy_batch"
+"""Key in the Parquet file's metadata whose value is a JSON object about the archive."""
+
+MAX_ROWS_PER_GROUP = 4096
+"""The grain of random access: pyarrow reads whole row groups."""
+
+GROUP_BYTES = 64 << 20
+"""Paths, payloads and attachments of a row group; only a single row may hold more."""
+
+MAX_SIDE = 4096
+MAX_PATH_BYTES = 1 << 16
+MAX_STORED_BYTES = 1 << 30
+"""Of one payload or kept file; none larger is archived."""
+
+PSNR_STEPS_PER_DB = 64
+SSIM_STEPS = 1024
+"""psnr and ssim are rounded down to a multiple of 1/64 dB and of 1/1024: what is stored is kept, and takes 1 byte."""
+
+CODECS = ("latent", "raw")
+MODES = ("RGB", "L")
+
+Kind = Literal["text", "bytes", "int32", "int64", "float32", "bool", "uint32"]
+Encoding = Literal[
+    "DICTIONARY", "PLAIN", "DELTA_BINARY_PACKED", "DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY", "BYTE_STREAM_SPLIT"
+]
+
+
+@dataclass(frozen=True)
+class Column:
+    number: int
+    """Names the field in the checksum; never given to another column."""
+    name: str
+    kind: Kind
+    encoding: Encoding
+    zstd_level: int | None = None
+    """None is stored as it is."""
+    nullable: bool = True
+
+
+COLUMNS = (
+    Column(1, "path", "text", "DELTA_BYTE_ARRAY", 19, nullable=False),
+    Column(2, "path_bytes", "bytes", "DELTA_LENGTH_BYTE_ARRAY", 19),
+    Column(3, "codec", "text", "DICTIONARY", nullable=False),
+    Column(4, "payload", "bytes", "DELTA_LENGTH_BYTE_ARRAY"),
+    # level 9: what is kept raw is mostly compressed already, and 19 takes ten times as long
+    Column(5, "raw", "bytes", "DELTA_LENGTH_BYTE_ARRAY", 9),
+    Column(6, "raw_reason", "text", "DICTIONARY", 19),
+    Column(7, "width", "int32", "DICTIONARY", 19),
+    Column(8, "height", "int32", "DICTIONARY", 19),
+    Column(9, "mode", "text", "DICTIONARY"),
+    Column(10, "grey", "bool", "PLAIN", 19, nullable=False),
+    Column(11, "quality", "int32", "DICTIONARY", 19),
+    Column(12, "source_bytes", "int64", "DELTA_BINARY_PACKED", nullable=False),
+    Column(13, "source_format", "text", "DICTIONARY"),
+    Column(14, "jpeg_quality", "int32", "DICTIONARY", 19),
+    Column(15, "jpeg_tables", "bytes", "DICTIONARY", 19),
+    Column(16, "psnr", "float32", "BYTE_STREAM_SPLIT", 19),
+    Column(17, "ssim", "float32", "BYTE_STREAM_SPLIT", 19),
+    Column(18, "exif", "bytes", "DELTA_LENGTH_BYTE_ARRAY", 19),
+    Column(19, "icc", "bytes", "DICTIONARY", 19),
+    Column(20, "mtime_s", "int64", "DELTA_BINARY_PACKED", nullable=False),
+    Column(21, "crc", "uint32", "PLAIN", nullable=False),
+)
+BY_NAME = {column.name: column for column in COLUMNS}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file of the archived directory."""
+
+    path: bytes
+    """Relative, "/"-separated, as the file system has it."""
+    codec: str
+    """One of CODECS."""
+    payload: bytes
+    """What the codec made of the picture, or the file itself where codec is raw."""
+    raw_reason: str | None
+    width: int | None
+    height: int | None
+    """Pixels."""
+    mode: str | None
+    """One of MODES: that of the source."""
+    grey: bool
+    """Whether the payload holds one channel."""
+    quality: int | None
+    """Quality index of the payload, 1..100."""
+    source_bytes: int
+    source_format: str | None
+    jpeg_quality: int | None
+    jpeg_tables: bytes | None
+    psnr: float | None
+    """dB."""
+    ssim: float | None
+    exif: bytes | None
+    icc: bytes | None
+    mtime_s: int
+    """Seconds since 1970-01-01 UTC."""
+
+
+Value = bytes | int | float | bool | None
+
+
+def fields_of(row: Row) -> dict[str, Value]:
+    """Column name -> what is stored for it, text as UTF-8; all columns but crc, in the order of COLUMNS."""
+    path, path_bytes = stored_path(row.path)
+    raw = row.codec == "raw"
+    return {
+        "path": path,
+        "path_bytes": path_bytes,
+        "codec": row.codec.encode(),
+        "payload": None if raw else row.payload,
+        "raw": row.payload if raw else None,
+        "raw_reason": _utf8(row.raw_reason),
+        "width": row.width,
+        "height": row.height,
+        "mode": _utf8(row.mode),
+        "grey": row.grey,
+        "quality": row.quality,
+        "source_bytes": row.source_bytes,
+        "source_format": _utf8(row.source_format),
+        "jpeg_quality": row.jpeg_quality,
+        "jpeg_tables": row.jpeg_tables,
+        "psnr": None if row.psnr is None else stored_psnr(row.psnr),
+        "ssim": None if row.ssim is None else stored_ssim(row.ssim),
+        "exif": row.exif,
+        "icc": row.icc,
+        "mtime_s": row.mtime_s,
+    }
+
+
+def row_of(fields: dict[str, Value]) -> Row:
+    """Inverse of `fields_of`, for fields whose checksum is right. Raises ValueError for fields at odds."""
+    text = {name: _text(fields[name]) for name in ("codec", "raw_reason", "mode", "source_format")}
+    path_bytes = fields["path_bytes"]
+    path = fields["path"] if path_bytes is None else path_bytes
+    rest = {name: fields[name] for name in Row.__dataclass_fields__ if name not in ("path", "payload", *text)}
+    payload = fields["raw" if text["codec"] == "raw" else "payload"]
+    row = Row(path=path, payload=payload, **text, **rest)  # type: ignore[arg-type]
+    if stored_path(row.path) != (fields["path"], path_bytes):
+        raise ValueError("path and path_bytes differ")
+    if fields["payload" if row.codec == "raw" else "raw"] is not None:
+        raise ValueError("both payload and raw are there")
+    problem = problem_of(row)
+    if problem:
+        raise ValueError(problem)
+    return row
+
+
+def problem_of(row: Row) -> str | None:
+    """What keeps a row from being stored or believed, whatever its checksum says."""
+    if row.codec not in CODECS:
+        return f"unknown codec {row.codec!r}"
+    if not 0 < len(row.path) <= MAX_PATH_BYTES:
+        return f"path of {len(row.path)} bytes"
+    if row.payload is None or len(row.payload) > MAX_STORED_BYTES:
+        return "no payload" if row.payload is None else f"payload of {len(row.payload)} bytes"
+    if not 0 <= row.source_bytes <= MAX_STORED_BYTES:
+        return f"source_bytes is {row.source_bytes}"
+    if any(value is not None and not math.isfinite(value) for value in (row.psnr, row.ssim)):
+        return f"psnr {row.psnr}, ssim {row.ssim}"
+    return _problem_of_raw(row) if row.codec == "raw" else _problem_of_picture(row)
+
+
+def _problem_of_raw(row: Row) -> str | None:
+    if row.raw_reason is None:
+        return "kept raw for no reason"
+    if len(row.payload) != row.source_bytes:
+        return f"{len(row.payload)} bytes of a file of {row.source_bytes}"
+    return None
+
+
+def _problem_of_picture(row: Row) -> str | None:
+    if any(side is None or not 1 <= side <= MAX_SIDE for side in (row.width, row.height)):
+        return f"width {row.width}, height {row.height}"
+    if row.mode not in MODES:
+        return f"mode {row.mode!r}"
+    if row.quality is None or not 1 <= row.quality <= 100:
+        return f"quality {row.quality}"
+    return None
+
+
+def stored_path(path: bytes) -> tuple[bytes, bytes | None]:
+    """What the columns path and path_bytes hold: the latter only where the path is not UTF-8."""
+    shown = path.decode("utf-8", errors="backslashreplace").encode()
+    return shown, None if shown == path else path
+
+
+def stored_psnr(psnr_db: float) -> float:
+    return math.floor(psnr_db * PSNR_STEPS_PER_DB) / PSNR_STEPS_PER_DB if math.isfinite(psnr_db) else psnr_db
+
+
+def stored_ssim(ssim: float) -> float:
+    return math.floor(ssim * SSIM_STEPS) / SSIM_STEPS if math.isfinite(ssim) else ssim
+
+
+_INTEGER = struct.Struct("<Bq")
+_FLOAT = struct.Struct("<Bf")
+_LENGTH = struct.Struct("<BQ")
+_NUMBERED = tuple((column.number, column.name, column.kind) for column in COLUMNS if column.name != "crc")
+
+
+def row_crc(fields: dict[str, Value]) -> int:
+    """CRC-32 (that of zlib) over every field that is not null, in column order; see docs/format.md."""
+    crc, pending = 0, bytearray()
+    for number, name, kind in _NUMBERED:
+        value = fields[name]
+        if value is None:
+            continue
+        if isinstance(value, bytes):
+            pending += _LENGTH.pack(number, len(value))
+            if len(value) > 4096:
+                crc = zlib.crc32(value, zlib.crc32(pending, crc))
+                pending.clear()
+            else:
+                pending += value
+        elif kind == "float32":
+            pending += _FLOAT.pack(number, value)
+        else:
+            pending += _INTEGER.pack(number, value)
+    return zlib.crc32(pending, crc)
+
+
+def arrow_schema(names: tuple[str, ...] | None = None) -> pa.Schema:
+    """Of the columns named, in the order of COLUMNS; None for all."""
+    import pyarrow as pa
+
+    kinds = {
+        "text": pa.string(),
+        "bytes": pa.binary(),
+        "int32": pa.int32(),
+        "int64": pa.int64(),
+        "float32": pa.float32(),
+        "bool": pa.bool_(),
+        "uint32": pa.uint32(),
+    }
+    wanted = [column for column in COLUMNS if names is None or column.name in names]
+    return pa.schema([pa.field(column.name, kinds[column.kind], column.nullable) for column in wanted])
+
+
+def _utf8(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
+
+
+def _text(value: Value) -> str | None:
+    return None if value is None else bytes(value).decode()  # type: ignore[arg-type]
