@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -64,9 +63,10 @@ class LatentCodec:
         try:
             self._architecture = a = _architecture(model)
             self._device = torch.device(device)
-            self._precision = precision
-            self._analysis = _transform(Analysis(a), arrays, "analysis.", self._device)
-            self._synthesis = _transform(Synthesis(a), arrays, "synthesis.", self._device)
+            self._synthesis_type = precision or torch.float32
+            self._analysis_type = precision or _fast_type(self._device)
+            self._analysis = _transform(Analysis(a), arrays, "analysis.", self._device).to(self._analysis_type)
+            self._synthesis = _transform(Synthesis(a), arrays, "synthesis.", self._device).to(self._synthesis_type)
             self._context = IntegerContext(a, {k: v for k, v in arrays.items() if v.dtype.kind in "iu"}, self._device)
             self._level = fetch(arrays, "quality.level", QUALITIES)
             self._gain, self._inverse_gain = (
@@ -92,13 +92,13 @@ class LatentCodec:
         """What `encode` writes, before entropy coding: residuals and table indices (N, T), in coding order."""
         sizes = [(i.shape[0], i.shape[1], i.ndim == 2) for i in images]
         h, w = self._common_grid([s[:2] for s in sizes])
-        x = torch.stack([_padded(image, h, w) for image in images]).to(self._device)
+        x = _to_blocks(images, h, w).to(self._device).float().mul_(1 / 255).sub_(0.5).to(self._analysis_type)
         tables: list[NDArray[np.uint8]] = []
         residuals: list[NDArray[np.int32]] = []
         with exact_products(self._device):
             spatial, level, quality = self._features(sizes, qualities)
-            with self._precision_mode():
-                y = self._analysis(x / 255, spatial / ONE, level / ONE).float()
+            features = ((f / ONE).to(self._analysis_type) for f in (spatial, level))
+            y = self._analysis(x, *features).float()
             # clamped to what the coder can represent: no picture comes near it, and NaN must not reach the integers
             y = torch.nan_to_num(y * self._gain[quality][:, None, None] * SIXTEENTHS).clamp_(-1e5, 1e5)
 
@@ -129,10 +129,15 @@ class LatentCodec:
         with exact_products(self._device):
             spatial, level, quality = self._features(sizes, [i.quality for i in items])
             y = y_hat * (self._inverse_gain[quality][:, None, None] / SIXTEENTHS)
-            with self._precision_mode():
-                x = self._synthesis(y, spatial / ONE, level / ONE).float()
-            x = torch.nan_to_num(x).mul_(255)
-            out = [_to_pixels(x[n], *size) for n, size in enumerate(sizes)]
+            inputs = ((v).to(self._synthesis_type) for v in (y, spatial / ONE, level / ONE))
+            blocks = self._synthesis(*inputs).float()
+        colour = _to_pixels(blocks) if not all(i.grey for i in items) else None
+        grey = _to_grey_pixels(blocks) if any(i.grey for i in items) else None
+        out = []
+        for n, item in enumerate(items):
+            source = grey if item.grey else colour
+            assert source is not None
+            out.append(np.ascontiguousarray(source[n, : item.height, : item.width]))
         return out, damage
 
     def decode_symbols(self, items: Sequence[LatentItem]) -> tuple[Tensor, dict[int, str]]:
@@ -164,6 +169,10 @@ class LatentCodec:
         rounded = (magnitude + 0.5 - up).floor_().clamp_(0, RESIDUAL_LIMIT) * distance.sign()
         return rounded * (index > 0)
 
+    def level_of(self, quality: int) -> int:
+        """Level of a quality 1..100 (see `latent/features.py`)."""
+        return int(self._level[quality - 1])
+
     def _features(
         self, sizes: Sequence[tuple[int, int, bool]], qualities: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,9 +185,6 @@ class LatentCodec:
         quality = torch.tensor([q - 1 for q in qualities])
         level = torch.from_numpy(level_features(self._level[quality.numpy()])).float()
         return spatial.to(self._device), level.to(self._device), quality.to(self._device)
-
-    def _precision_mode(self) -> torch.autocast:
-        return torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32)
 
     @staticmethod
     def _common_grid(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -203,18 +209,31 @@ def _symbol_lanes(size: tuple[int, int], groups: Sequence[int]) -> NDArray[np.in
     return np.concatenate([_step_lanes(count, group, lanes) for count in counts for group in groups])
 
 
-def _padded(image: Pixels, h: int, w: int) -> Tensor:
-    """(H, W[, 3]) uint8 -> (3, 8h, 8w) float 0..255, edges repeated."""
-    x = torch.from_numpy(image.astype(np.float32))
-    x = x.expand(3, *x.shape) if x.ndim == 2 else x.permute(2, 0, 1)
-    below, right = h * PATCH - x.shape[1], w * PATCH - x.shape[2]
-    return F.pad(x[None], (0, right, 0, below), mode="replicate")[0]
+def _to_blocks(images: Sequence[Pixels], h: int, w: int) -> Tensor:
+    """Images (H, W, 3) or (H, W) uint8 -> (N, h, w, 192) uint8, edges repeated, in `network.unshuffle` order."""
+    whole = np.empty((len(images), h * PATCH, w * PATCH, 3), np.uint8)
+    for out, image in zip(whole, images, strict=True):
+        height, width = image.shape[:2]
+        out[:height, :width] = image if image.ndim == 3 else image[..., None]
+        out[height:, :width] = out[height - 1, :width]
+        out[:, width:] = out[:, width - 1 : width]
+    blocks = torch.from_numpy(whole).view(-1, h, PATCH, w, PATCH, 3)
+    return blocks.permute(0, 1, 3, 5, 2, 4).reshape(-1, h, w, 3 * PATCH * PATCH)
 
 
-def _to_pixels(x: Tensor, height: int, width: int, grey: bool) -> Pixels:
-    x = x[:, :height, :width]
-    x = x.mean(0) if grey else x.permute(1, 2, 0)
-    return np.ascontiguousarray(x.round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+def _to_pixels(blocks: Tensor) -> NDArray[np.uint8]:
+    """(N, h, w, 192) around -0.5..0.5 -> (N, 8h, 8w, 3) uint8."""
+    levels = torch.nan_to_num(blocks).mul_(255).add_(127.5).round_().clamp_(0, 255).to(torch.uint8).cpu()
+    n, h, w, _ = levels.shape
+    parts = levels.view(n, h, w, 3, PATCH, PATCH).permute(0, 1, 4, 2, 5, 3)
+    return parts.reshape(n, h * PATCH, w * PATCH, 3).numpy()
+
+
+def _to_grey_pixels(blocks: Tensor) -> NDArray[np.uint8]:
+    """(N, h, w, 192) around -0.5..0.5 -> (N, 8h, 8w) uint8, the mean of the three colours."""
+    n, h, w, _ = blocks.shape
+    grey = blocks.view(n, h, w, 3, PATCH * PATCH).mean(3, keepdim=True).expand(n, h, w, 3, PATCH * PATCH)
+    return _to_pixels(grey.reshape(n, h, w, -1))[..., 0]
 
 
 def _architecture(model: Model) -> Architecture:
@@ -223,6 +242,13 @@ def _architecture(model: Model) -> Architecture:
         return Architecture(**{**card, "groups": tuple(card["groups"])})
     except (TypeError, ValueError, KeyError) as error:
         raise ModelError(f"model {model.name!r}: architecture {card!r} is not understood: {error}") from error
+
+
+def _fast_type(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU and on processors with bfloat16 dot products, else float32."""
+    if device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16"):
+        return torch.bfloat16
+    return torch.float32
 
 
 Transform = TypeVar("Transform", Analysis, Synthesis)

@@ -30,13 +30,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zippy_batch.codec import LatentCodec
-from zippy_batch.errors import ModelError
+from zippy_batch.errors import ModelError, UsageError
 from zippy_batch.latent.context import QUALITIES
 from zippy_batch.latent.export import entropy_arrays, export_arrays, threshold_array
 from zippy_batch.latent.features import LEVEL_MAX, LEVEL_STEP, PATCH, grid_size, spatial_features
 from zippy_batch.latent.network import Architecture, Network, as_float, lambda_of
-from zippy_batch.training_data import Pool, batches, cached_pools, default_specs
+from zippy_batch.training_data import Pool, PoolSpec, batches, cached_pools, default_specs
 from zippy_batch.weights import model_from_bytes, serialise
+
+MIN_IMAGES = 8
+"""Below this there is nothing to train on."""
 
 NOTICE = (
     "Weights trained on photographs from research data sets (CelebA, UTKFace, SCUT-FBP5500, All-Age-Faces, LFW "
@@ -138,14 +141,22 @@ class Average:
         torch._foreach_lerp_(list(self.weights.values()), [current[k] for k in self.weights], 1 - decay)
 
 
-def fit(roots: Sequence[Path], run: Path, architecture: Architecture, o: TrainOptions) -> None:
-    """Train in `run` until its minutes are used up; `run/checkpoint.pt` holds the state and the averaged weights."""
+def fit(
+    roots: Sequence[Path], run: Path, architecture: Architecture, o: TrainOptions, specs: Sequence[PoolSpec] = ()
+) -> None:
+    """Train in `run` until its minutes are used up; `run/checkpoint.pt` holds the state and the averaged weights.
+
+    `specs` are the pools to cut, `default_specs()` where none are given; the first is scored for the log.
+    """
     torch.set_num_threads(o.threads)
     torch.manual_seed(o.seed)
-    specs = default_specs()
+    specs = specs or default_specs()
     pools = cached_pools(roots, specs, run / "pools", o.threads)
-    held_out = pools[0][-256:]
-    pools[0] = pools[0][:-256]
+    if len(pools[0]) < MIN_IMAGES:
+        raise UsageError(f"{len(pools[0])} training images of {specs[0].width}x{specs[0].height} px, need {MIN_IMAGES}")
+    held = min(256, len(pools[0]) // 4)
+    held_out = pools[0][-held:]
+    pools[0] = pools[0][:-held]
     network = Network(architecture)
     opts = optimisers(network, o)
     average = Average(network)
@@ -251,12 +262,14 @@ def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) 
     return counts
 
 
-def export(run: Path, name: str, strength: float = 1.0, batches_of_samples: int = 160) -> bytes:
+def export(
+    run: Path, name: str, strength: float = 0.5, batches_of_samples: int = 160, specs: Sequence[PoolSpec] = ()
+) -> bytes:
     """A run's averaged weights -> the bytes of a model file, integer layers calibrated and tables counted on its
     pools.
     """
     network, length = load_network(run)
-    specs = default_specs()
+    specs = specs or default_specs()
     pools = [np.load(run / "pools" / f"pool-{i:02d}.npy", mmap_mode="r") for i in range(len(specs))]
     stream = batches(pools, specs, 1152, np.random.default_rng(1))
     samples = [next(stream) for _ in range(batches_of_samples)]
@@ -298,9 +311,7 @@ def export_command(
     run: Annotated[Path, typer.Argument(help="Directory of the run.")],
     output: Annotated[Path, typer.Argument(help="Model file to write (.safetensors).")],
     name: Annotated[str, typer.Option(help="Name in the model's card.")] = "faces",
-    strength: Annotated[
-        float, typer.Option(help="How strongly rounding trades error for bits; 1 is the high-rate optimum.")
-    ] = 1.0,
+    strength: Annotated[float, typer.Option(help="How strongly rounding trades error for bits.")] = 0.5,
 ) -> None:
     """Write the averaged weights as a model file."""
     data = export(run, name, strength)

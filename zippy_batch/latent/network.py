@@ -167,8 +167,8 @@ class Analysis(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
-        """x (N, 3, 8h, 8w) in 0..1 -> (N, h, w, M)."""
-        return self.last(self.blocks(self.first(unshuffle(x - 0.5)) + self.static(spatial, level)))
+        """Blocks x (N, h, w, 192) in -0.5..0.5, in `unshuffle` order -> (N, h, w, M)."""
+        return self.last(self.blocks(self.first(x) + self.static(spatial, level)))
 
 
 class Synthesis(nn.Module):
@@ -193,8 +193,8 @@ class Synthesis(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, y: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
-        """y (N, h, w, M) -> (N, 3, 8h, 8w), around 0..1 but not clamped."""
-        return shuffle(self.last(self.blocks(self.first(y) + self.static(spatial, level)))) + 0.5
+        """y (N, h, w, M) -> blocks (N, h, w, 192) around -0.5..0.5, not clamped."""
+        return self.last(self.blocks(self.first(y) + self.static(spatial, level)))
 
 
 class Context(nn.Module):
@@ -346,9 +346,9 @@ class Network(nn.Module):
         hats = level_hats(level)
         gain = interpolate_knots(self.log_gain, level).exp()[:, None, None]
         inverse = interpolate_knots(self.log_inverse_gain, level).exp()[:, None, None]
-        y = self.analysis(x, spatial, hats).float() * gain
+        y = self.analysis(unshuffle(x - 0.5), spatial, hats).float() * gain
         y_hat, bits = self.code(y, gain, spatial, hats, noise)
-        return self.synthesis(y_hat * inverse, spatial, hats).float(), bits
+        return shuffle(self.synthesis(y_hat * inverse, spatial, hats).float()) + 0.5, bits
 
 
 def level_hats(level: Tensor) -> Tensor:
