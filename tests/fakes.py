@@ -1,0 +1,104 @@
+"""A codec without networks: pixels in coarse steps, compressed by zlib. Fast, exact about damage, and importable by
+Ray's workers, as the one Ray that all tests share needs it."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from zippy_batch.codec import LatentItem
+from zippy_batch.weights import Model
+
+MODEL = Model("fake", "fa" * 32, b"no weights", builtin=True, card={})
+POISON = 77
+"""An image whose first sample has this value makes the codec raise."""
+
+
+@dataclass
+class FakeCodec:
+    """Quality 100 is exact; every index below it adds one to the step."""
+
+    batches: list[tuple[int, ...]] = field(default_factory=list)
+    """Quality indices of every batch that was encoded."""
+    poison: int | None = None
+
+    def encode(self, images: Sequence[NDArray[np.uint8]], qualities: Sequence[int]) -> list[bytes]:
+        self.batches.append(tuple(qualities))
+        if any(image.flat[0] == self.poison for image in images):
+            raise RuntimeError("poisoned")
+        return [_pack(image, quality) for image, quality in zip(images, qualities, strict=True)]
+
+    def decode_checked(self, items: Sequence[LatentItem]) -> tuple[list[NDArray[np.uint8]], dict[int, str]]:
+        out, damage = [], {}
+        for i, item in enumerate(items):
+            shape = (item.height, item.width) if item.grey else (item.height, item.width, 3)
+            try:
+                out.append(_unpack(item.payload, shape, item.quality))
+            except (zlib.error, ValueError) as error:
+                out.append(np.zeros(shape, np.uint8))
+                damage[i] = str(error)
+        return out, damage
+
+
+def _step(quality: int) -> int:
+    return 101 - quality
+
+
+def _pack(image: NDArray[np.uint8], quality: int) -> bytes:
+    return zlib.compress((image // _step(quality)).tobytes())
+
+
+def _unpack(payload: bytes, shape: tuple[int, ...], quality: int) -> NDArray[np.uint8]:
+    coarse = np.frombuffer(zlib.decompress(payload), np.uint8).reshape(shape)
+    step = _step(quality)
+    return np.minimum(coarse.astype(np.int64) * step + step // 2, 255).astype(np.uint8)
+
+
+def fake_codec(model: Model, device: str) -> FakeCodec:
+    return FakeCodec()
+
+
+def load_fake(name: str) -> Model:
+    return MODEL
+
+
+def find_fake(model_id: str) -> Model | None:
+    return MODEL if model_id == MODEL.id else None
+
+
+def files_of(directory: Path) -> dict[bytes, bytes]:
+    """Relative path -> content of every file below a directory."""
+    root = os.fsencode(directory)
+    found = {}
+    for parent, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(parent, name)
+            with open(path, "rb") as file:
+                found[os.path.relpath(path, root)] = file.read()
+    return found
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray with two CPUs. It takes seconds to start, so whoever comes first does it for all."""
+    import ray
+
+    if not ray.is_initialized():
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        ray.init(
+            address="local",
+            num_cpus=2,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+        )
+    yield
+    ray.shutdown()

@@ -1,0 +1,138 @@
+"""Ray is started once for all of these; each test runs a few trivial units on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fakes import ray_session as ray_session
+
+from zippy_batch.cluster import Crew, choose_crew, run_units, settle_device
+from zippy_batch.config import RunOptions
+from zippy_batch.errors import SourceError, UsageError, WorkerError
+from zippy_batch.report import Done, Tick
+
+RAY = Crew(workers=2, threads=1, on_ray=True)
+IN_PROCESS = Crew(workers=1, threads=2, on_ray=False)
+
+
+@dataclass(frozen=True)
+class Unit:
+    index: int
+    die_until: int = 0
+    """Attempts that take their worker with them."""
+    fail: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    index: int
+    done: Done
+    process: int
+
+
+@dataclass(frozen=True)
+class Job:
+    notes: Path
+    """Directory where every attempt leaves a file."""
+    broken: bool = False
+
+    def start(self, threads: int) -> Callable[[Unit, Tick], Answer]:
+        if self.broken:
+            raise UsageError("cannot load")
+
+        def work(unit: Unit, tick: Tick) -> Answer:
+            attempt = 1 + len(list(self.notes.glob(f"{unit.index}-*")))
+            (self.notes / f"{unit.index}-{attempt}").touch()
+            if attempt <= unit.die_until:
+                os._exit(1)
+            if unit.fail:
+                raise SourceError(f"{unit.index} is gone")
+            tick(Done(1, 10, 5))
+            return Answer(unit.index, Done(1, 10, 5), os.getpid())
+
+        return work
+
+
+def ignore(done: Done) -> None:
+    pass
+
+
+@pytest.fixture(params=["in process", "ray"])
+def crew(request: pytest.FixtureRequest) -> Crew:
+    if request.param == "ray":
+        request.getfixturevalue("ray_session")
+        return RAY
+    return IN_PROCESS
+
+
+def test_every_unit_is_done_once_and_told(crew: Crew, tmp_path: Path) -> None:
+    told: list[Done] = []
+    answers = list(run_units(Job(tmp_path), [Unit(i) for i in range(7)], crew, told.append))
+    assert sorted(answer.index for answer in answers) == list(range(7))
+    assert sum(told, Done()) == Done(7, 70, 35)
+    assert ({answer.process for answer in answers} == {os.getpid()}) is not crew.on_ray
+
+
+def test_what_a_unit_raises_arrives_as_it_is(crew: Crew, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="1 is gone"):
+        list(run_units(Job(tmp_path), [Unit(0), Unit(1, fail=True)], crew, ignore))
+
+
+def test_what_loading_raises_arrives_as_it_is(crew: Crew, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot load"):
+        list(run_units(Job(tmp_path, broken=True), [Unit(0)], crew, ignore))
+
+
+def test_units_are_pulled_as_workers_get_free(crew: Crew, tmp_path: Path) -> None:
+    pulled = 0
+
+    def units() -> Iterator[Unit]:
+        nonlocal pulled
+        for i in range(12):
+            pulled += 1
+            yield Unit(i)
+
+    for taken, _ in enumerate(run_units(Job(tmp_path), units(), crew, ignore), start=1):
+        assert pulled <= taken + crew.workers
+
+
+def test_no_units_is_no_work(crew: Crew, tmp_path: Path) -> None:
+    assert list(run_units(Job(tmp_path), [], crew, ignore)) == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_unit_of_a_dead_worker_is_done_by_another(tmp_path: Path) -> None:
+    units = [Unit(0), Unit(1, die_until=2), Unit(2)]
+    answers = list(run_units(Job(tmp_path), units, RAY, ignore))
+    assert sorted(answer.index for answer in answers) == [0, 1, 2]
+    assert len(list(tmp_path.glob("1-*"))) == 3
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_unit_that_kills_every_worker_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="shard 1: its worker died 3 times"):
+        list(run_units(Job(tmp_path), [Unit(1, die_until=9)], RAY, ignore))
+
+
+def test_small_jobs_stay_in_this_process() -> None:
+    assert not choose_crew(2, 8_000, 1 << 20, "cpu", RunOptions()).on_ray
+    assert not choose_crew(100, 400_000, 1 << 30, "cpu", RunOptions(workers=1)).on_ray
+    assert not choose_crew(1, 4_000, 1 << 20, "cpu", RunOptions(workers=4)).on_ray
+
+
+def test_big_jobs_and_named_clusters_go_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zippy_batch.cluster.usable_cpus", lambda: 16)
+    assert choose_crew(100, 400_000, 1 << 30, "cpu", RunOptions()) == Crew(16, 1, on_ray=True)
+    assert choose_crew(10, 40_000, 1 << 20, "cpu", RunOptions(workers=4)) == Crew(4, 4, on_ray=True)
+    assert choose_crew(1, 100, 1 << 20, "cpu", RunOptions(address="auto")).on_ray
+
+
+def test_a_missing_gpu_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert settle_device("auto", None) == "cpu"
+    with pytest.raises(UsageError, match="no usable GPU"):
+        settle_device("cuda", None)

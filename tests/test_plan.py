@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zippy_batch.config import ArchiveOptions
+from zippy_batch.images import Listing, SourceFile
+from zippy_batch.plan import cut_batches, cut_shards, plan_archive
+
+OPTIONS = ArchiveOptions(device="cpu")
+
+
+def listing(*sizes_bytes: int) -> Listing:
+    return Listing(tuple(SourceFile(b"%06d.jpg" % i, size, 1_000_000) for i, size in enumerate(sizes_bytes)), 0)
+
+
+def grid(height: int, width: int) -> tuple[int, int]:
+    return -(-height // 8), -(-width // 8)
+
+
+@given(
+    st.lists(st.integers(0, 300), max_size=200),
+    st.integers(1, 20),
+    st.integers(1, 500),
+)
+def test_shards_cover_all_files_within_their_bounds(sizes: list[int], images: int, size_bytes: int) -> None:
+    cuts = cut_shards(sizes, images, size_bytes)
+    assert (cuts[0], cuts[-1]) == (0, len(sizes))
+    for start, stop in pairwise(cuts):
+        assert start < stop or not sizes
+        assert stop - start <= images
+        assert sum(sizes[start:stop]) <= size_bytes or stop - start == 1
+
+
+def test_shards_are_balanced() -> None:
+    assert cut_shards([900] * 4097, 4096, 1 << 28) == (0, 2048, 4097)
+    assert cut_shards([900] * 669, 4096, 1 << 28) == (0, 669)
+
+
+def test_a_giant_file_is_a_shard_of_its_own() -> None:
+    assert cut_shards([10, 10, 5000, 10], 100, 1000) == (0, 2, 3, 4)
+
+
+def test_plan_settles_the_shard_size_and_counts_rows() -> None:
+    plan = plan_archive(listing(*[100] * 25), replace(OPTIONS, shard_size=10), "model")
+    assert plan.rows == (8, 8, 9)
+    assert [file.path for file in plan.shard(1).files] == [b"%06d.jpg" % i for i in range(8, 16)]
+    assert plan.shard(2).source_bytes == 900
+
+
+def test_fingerprint_depends_on_everything_that_decides_the_bytes() -> None:
+    base = plan_archive(listing(1, 2, 3), OPTIONS, "model").fingerprint
+    assert plan_archive(listing(1, 2, 3), OPTIONS, "model").fingerprint == base
+    touched = Listing((SourceFile(b"000000.jpg", 1, 5), *listing(1, 2, 3).files[1:]), 0)
+    changes = ({"quality": 74}, {"min_psnr": 30.0}, {"verify": False}, {"batch_size": 32}, {"device": "cuda"})
+    others = [
+        plan_archive(listing(1, 2, 4), OPTIONS, "model"),
+        plan_archive(listing(1, 2), OPTIONS, "model"),
+        plan_archive(touched, OPTIONS, "model"),
+        plan_archive(listing(1, 2, 3), OPTIONS, "other model"),
+        *(plan_archive(listing(1, 2, 3), replace(OPTIONS, **change), "model") for change in changes),
+    ]
+    assert len({base, *(plan.fingerprint for plan in others)}) == len(others) + 1
+
+
+def test_fingerprint_does_not_depend_on_how_the_model_was_named() -> None:
+    by_path = replace(OPTIONS, model="/somewhere/faces.safetensors")
+    assert plan_archive(listing(1), by_path, "id").fingerprint == plan_archive(listing(1), OPTIONS, "id").fingerprint
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=120), st.integers(1, 9))
+def test_batches_have_one_grid_keep_order_and_lose_nothing(sizes: list[tuple[int, int]], most: int) -> None:
+    items = list(enumerate(sizes))
+    batches = list(cut_batches(items, lambda item: item[1], grid, most, most_pixels=2000, most_pending=5000))
+    assert sorted(item for batch in batches for item in batch) == items
+    for batch in batches:
+        assert len({grid(*size) for _, size in batch}) == 1
+        assert [place for place, _ in batch] == sorted(place for place, _ in batch)
+        assert len(batch) <= most
+        assert len(batch) == 1 or sum(h * w for _, (h, w) in batch) <= 2000
+
+
+def test_many_different_sizes_do_not_pile_up() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for side in range(8, 8 * 200, 8):
+            taken += side * side
+            yield side
+
+    seen = 0
+    for batch in cut_batches(items(), lambda side: (side, side), grid, 64, most_pixels=1 << 22, most_pending=1 << 20):
+        seen += sum(side * side for side in batch)
+        assert taken - seen <= (1 << 20) + (8 * 200) ** 2
+
+
+def test_strictness_does_not_decide_the_bytes() -> None:
+    strict = plan_archive(listing(1), replace(OPTIONS, strict=True), "id")
+    assert strict.fingerprint == plan_archive(listing(1), OPTIONS, "id").fingerprint

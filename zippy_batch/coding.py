@@ -1,0 +1,191 @@
+"""A batch of pictures -> payloads that are known to decode, each at the quality index it needs.
+
+    pixels -> encode -> payload -> decode from its bytes -> write as restore will -> PSNR, SSIM
+                 ^                                                                     |
+                 +------------ a higher quality index, below the floor ----------------+
+
+What the codec cannot do for an image is a value (`Coded.failure`), not an exception: its neighbours go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zippy_batch.errors import WorkerError, ZippyError
+from zippy_batch.images import Facts, Picture, decode_written, write_picture
+from zippy_batch.metrics import mean_squared_error, psnr_db, ssim
+from zippy_batch.schema import stored_psnr, stored_ssim
+from zippy_batch.weights import Model
+
+if TYPE_CHECKING:
+    from zippy_batch.codec import LatentItem
+
+Pixels = NDArray[np.uint8]
+"""(H, W, 3) RGB or (H, W) grey."""
+
+BEST_QUALITY = 100
+
+
+class Codec(Protocol):
+    """What is asked of the lossy codec; `codec.LatentCodec` is the real one."""
+
+    def encode(self, images: Sequence[Pixels], qualities: Sequence[int]) -> list[bytes]: ...
+
+    def decode_checked(self, items: Sequence[LatentItem]) -> tuple[list[Pixels], dict[int, str]]: ...
+
+
+MakeCodec = Callable[[Model, str], Codec]
+"""Model and device ("cpu", "cuda") -> codec. Pickles."""
+
+
+def latent_codec(model: Model, device: str) -> Codec:
+    """The real codec. Its networks run on one thread each: batches are what runs side by side."""
+    # torch takes seconds to import, and stats or a check of checksums do without it
+    import torch
+
+    from zippy_batch.codec import LatentCodec
+
+    torch.set_num_threads(1)
+    return LatentCodec(model, device)
+
+
+def latent_item(payload: bytes, height: int, width: int, grey: bool, quality: int) -> LatentItem:
+    from zippy_batch.codec import LatentItem
+
+    return LatentItem(payload, height, width, grey, quality)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """An image at one quality index; psnr (dB) and ssim as an archive stores them, None when they were not measured."""
+
+    quality: int
+    payload: bytes = b""
+    psnr: float | None = None
+    ssim: float | None = None
+    failure: str | None = None
+    """Why the codec cannot keep this image."""
+
+    def reaches(self, floor_db: float | None) -> bool:
+        return floor_db is None or (self.psnr is not None and self.psnr >= floor_db)
+
+
+def code_batch(
+    pictures: Sequence[Picture], quality: int, min_psnr: float | None, verify: bool, codec: Codec
+) -> list[Coded]:
+    """Pictures of one latent grid -> each at `quality`, or at the lowest index found above it that reaches `min_psnr`.
+
+    An image that reaches the floor at no index is returned as it is at `quality`, below the floor.
+    """
+    coded = _code(pictures, [quality] * len(pictures), range(len(pictures)), verify, codec)
+    if min_psnr is not None:
+        coded = _reach_floor(pictures, coded, min_psnr, codec)
+    return [coded[i] for i in range(len(pictures))]
+
+
+def compare(a: Pixels, b: Pixels) -> tuple[float, float]:
+    """PSNR (dB) and SSIM."""
+    return psnr_db(mean_squared_error(a, b)), ssim(a, b)
+
+
+def compare_restored(source: Pixels, decoded: Pixels, facts: Facts) -> tuple[float, float]:
+    """PSNR (dB) and SSIM, against the source's pixels, of the file that restore writes by default."""
+    return compare(source, decode_written(write_picture(decoded, facts), grey=source.ndim == 2))
+
+
+def _reach_floor(
+    pictures: Sequence[Picture], first: Mapping[int, Coded], floor_db: float, codec: Codec
+) -> dict[int, Coded]:
+    """Bisection of the quality index of every image below the floor, all in lockstep.
+
+    Every pass encodes the whole batch, so that an image's payload at some index does not depend on which of its
+    neighbours were still being searched.
+    """
+    best = dict(first)
+    low = {i: coded.quality for i, coded in first.items()}
+    high = dict.fromkeys(first, BEST_QUALITY + 1)
+    below = [i for i, coded in first.items() if coded.failure is None and not coded.reaches(floor_db)]
+    trial = {i: BEST_QUALITY for i in below if low[i] < BEST_QUALITY}
+    while trial:
+        qualities = [trial.get(i, best[i].quality) for i in range(len(pictures))]
+        for i, coded in _code(pictures, qualities, list(trial), True, codec).items():
+            if coded.reaches(floor_db):
+                best[i], high[i] = coded, coded.quality
+            else:
+                low[i] = coded.quality
+        trial = {i: (low[i] + high[i]) // 2 for i in trial if high[i] <= BEST_QUALITY and high[i] - low[i] > 1}
+    return best
+
+
+def _code(
+    pictures: Sequence[Picture], qualities: Sequence[int], wanted: Sequence[int], verify: bool, codec: Codec
+) -> dict[int, Coded]:
+    """The whole batch encoded, and those `wanted` of it, measured if `verify`."""
+    payloads, failures = _encode([picture.pixels for picture in pictures], qualities, codec)
+    coded = {i: Coded(qualities[i], payloads[i], failure=failures.get(i)) for i in wanted}
+    whole = [i for i in wanted if i not in failures]
+    if verify and whole:
+        measured = _measure([pictures[i] for i in whole], [coded[i] for i in whole], codec)
+        coded.update(zip(whole, measured, strict=True))
+    return coded
+
+
+def _encode(images: list[Pixels], qualities: Sequence[int], codec: Codec) -> tuple[list[bytes], dict[int, str]]:
+    """Payloads, and what went wrong by image. One that the codec fails on is replaced in its place, not taken out,
+    because its neighbours' floats depend on the shape of the batch."""
+    try:
+        return codec.encode(images, qualities), {}
+    except ZippyError:
+        raise
+    except Exception as error:
+        _raise_if_out_of_memory(error)
+        failures = _failures(images, qualities, codec)
+        if not failures or 1 < len(images) == len(failures):
+            raise
+    if len(failures) == len(images):
+        return [b""] * len(images), failures
+    return codec.encode([np.zeros_like(x) if i in failures else x for i, x in enumerate(images)], qualities), failures
+
+
+def _failures(images: Sequence[Pixels], qualities: Sequence[int], codec: Codec) -> dict[int, str]:
+    """What the codec says about each image alone that it fails on."""
+    failures = {}
+    for i, (image, quality) in enumerate(zip(images, qualities, strict=True)):
+        try:
+            codec.encode([image], [quality])
+        except Exception as error:
+            _raise_if_out_of_memory(error)
+            failures[i] = f"the codec failed on it: {error}"
+    return failures
+
+
+def _raise_if_out_of_memory(error: Exception) -> None:
+    """Running out of memory says nothing about an image, and must not decide what is kept raw."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        raise WorkerError(f"out of memory while encoding a batch ({error}); choose a smaller --batch-size") from error
+
+
+def _measure(pictures: Sequence[Picture], coded: Sequence[Coded], codec: Codec) -> list[Coded]:
+    """Decodes from the bytes, writes the file that restore writes by default, and measures it against the source."""
+    items = [_item(picture.pixels, one) for picture, one in zip(pictures, coded, strict=True)]
+    decoded, damage = codec.decode_checked(items)
+    out = []
+    for i, (picture, one) in enumerate(zip(pictures, coded, strict=True)):
+        if i in damage:
+            out.append(replace(one, failure=f"its payload did not decode: {damage[i]}"))
+            continue
+        try:
+            psnr, similarity = compare_restored(picture.pixels, decoded[i], picture.facts)
+            out.append(replace(one, psnr=stored_psnr(psnr), ssim=stored_ssim(similarity)))
+        except (OSError, ValueError, ZippyError) as error:
+            out.append(replace(one, failure=f"it could not be written as JPEG: {error}"))
+    return out
+
+
+def _item(pixels: Pixels, coded: Coded) -> LatentItem:
+    return latent_item(coded.payload, pixels.shape[0], pixels.shape[1], pixels.ndim == 2, coded.quality)

@@ -1,0 +1,332 @@
+"""archive, restore, verify, stats: plan -> workers -> commit -> report.
+
+    archive   list -> plan -> staging -> shards on workers, parts committed -> join, publish -> report
+    restore   paths -> check every target -> shards on workers, files renamed into place -> report
+    verify    paths -> shards on workers -> report
+    stats     columns -> report
+
+Each is the same in process and on a cluster; who works is decided in `cluster`, what a worker does in `work`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from zippy_batch.archive import Archive, ArchiveInfo, merge_parts, write_manifest
+from zippy_batch.cluster import Crew, choose_crew, run_units, settle_device
+from zippy_batch.coding import MakeCodec, latent_codec
+from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+from zippy_batch.errors import ModelError, UsageError
+from zippy_batch.images import display_path, list_files
+from zippy_batch.plan import Plan, plan_archive, recorded
+from zippy_batch.report import (
+    ArchiveReport,
+    Done,
+    Finding,
+    Line,
+    Progress,
+    Quality,
+    RestoreLine,
+    RestoreReport,
+    RunFacts,
+    VerifyReport,
+    total_of,
+)
+from zippy_batch.schema import FORMAT_VERSION
+from zippy_batch.staging import Staging, open_staging, refuse_existing, refuse_nested
+from zippy_batch.targets import plan_targets, restoring
+from zippy_batch.weights import Model, builtin_model_by_id, load_model, model_from_bytes
+from zippy_batch.work import ArchiveJob, RestoreJob, ShardVerified, VerifyJob, VerifyUnit
+
+Watch = Callable[[Progress], None]
+"""Called in the driver's thread as work goes on: per batch in process, per shard on Ray."""
+
+
+@dataclass(frozen=True)
+class Codecs:
+    """Where models and codecs come from; tests put their own here."""
+
+    load: Callable[[str], Model] = load_model
+    """By name or path."""
+    find: Callable[[str], Model | None] = builtin_model_by_id
+    """Built in, by id."""
+    make: MakeCodec = latent_codec
+
+
+def archive(
+    source: Path,
+    output: Path,
+    options: ArchiveOptions | None = None,
+    run: RunOptions | None = None,
+    progress: Watch | None = None,
+    codecs: Codecs | None = None,
+) -> ArchiveReport:
+    """Archive every file below `source`, or go on where an earlier run of the same was interrupted.
+
+    Raises UsageError before anything is written: for an `output` that exists (OutputExists), for staging of other
+    inputs or options (StagingMismatch), for files that cannot be archived. What is committed stays when it is
+    interrupted or fails.
+    """
+    options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
+    clock = _Clock(progress)
+    refuse_nested(source, output)
+    refuse_existing(output, run.overwrite)
+    model = codecs.load(options.model)
+    plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), model)
+    with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
+        facts, seconds = _archive_shards(source, plan, staging, model, run, codecs, clock)
+        if not staging.is_published():
+            _finish(plan, staging, model)
+            staging.publish()
+        report = stats(output)
+    lines = tuple(replace(line, seconds=seconds.get(line.shard)) for line in report.shards)
+    return replace(report, shards=lines, run=facts)
+
+
+def _plan(source: Path, options: ArchiveOptions, model: Model) -> Plan:
+    listing = list_files(source)
+    if not listing.files:
+        raise UsageError(f"nothing to archive: there is no file below {source}")
+    return plan_archive(listing, options, model.id)
+
+
+def _archive_shards(
+    source: Path, plan: Plan, staging: Staging, model: Model, run: RunOptions, codecs: Codecs, clock: _Clock
+) -> tuple[RunFacts, dict[int | None, float]]:
+    """Work off the shards that are not committed; seconds of work by shard."""
+    done = set(range(len(plan))) if staging.is_complete() else staging.committed()
+    todo = [index for index in range(len(plan)) if index not in done]
+    work = Done(sum(plan.rows[index] for index in todo), sum(plan.shard(index).source_bytes for index in todo))
+    crew = clock.expect(work, len(todo), plan.options.device, run)
+    job = ArchiveJob(source.absolute(), staging.parts.absolute(), plan.options, model, codecs.make, _info(plan, model))
+    seconds: dict[int | None, float] = {}
+    if todo:
+        for result in run_units(job, map(plan.shard, todo), crew, clock.tick):
+            staging.require(result.index)
+            seconds[result.index] = result.seconds
+            clock.shard_done()
+    facts = clock.facts(plan.options.device, crew)
+    return replace(facts, shards_resumed=len(done), empty_directories=plan.listing.empty_directories), seconds
+
+
+def _info(plan: Plan, model: Model | None) -> ArchiveInfo:
+    data = None if model is None or model.builtin else model.data
+    return ArchiveInfo(FORMAT_VERSION, model.id if model else None, recorded(plan.options), plan.rows, data)
+
+
+def _finish(plan: Plan, staging: Staging, model: Model) -> None:
+    """Parts -> the whole archive, still in the staging."""
+    if staging.finished.exists():
+        return
+    parts = [staging.part(index) for index in range(len(plan))]
+    info = _info(plan, model if any(_has_payloads(part) for part in parts) else None)
+    if staging.output.suffix == ".parquet":
+        merge_parts(parts, staging.finished, info)
+    else:
+        staging.sweep_attempts()
+        write_manifest(staging.parts, info)
+        staging.parts.rename(staging.finished)
+
+
+def _has_payloads(part: Path) -> bool:
+    with Archive.open(part) as opened:
+        return opened.payload_bytes(0) > 0
+
+
+def restore(
+    archive_path: Path,
+    destination: Path,
+    options: RestoreOptions | None = None,
+    run: RunOptions | None = None,
+    progress: Watch | None = None,
+    codecs: Codecs | None = None,
+) -> RestoreReport:
+    """Bring back the files of an archive below `destination`, under their own paths and times.
+
+    Before anything is written raises OutputExists for files that are there, unless `run.overwrite`, and ArchiveError
+    for paths that must not be written. Raises DamagedRow at the first damaged row, or with `options.keep_going`
+    reports them. Interrupted, the same call goes on: it knows the files of the first by what it left in `destination`.
+    """
+    options, run, codecs = options or RestoreOptions(), run or RunOptions(), codecs or Codecs()
+    clock = _Clock(progress)
+    lines: list[RestoreLine] = []
+    with Archive.open(archive_path, allow_damage=options.keep_going) as opened:
+        targets = plan_targets(opened, options)
+        model = _model_of(opened, codecs) if targets.need_model else None
+        options = replace(options, device=settle_device(options.device, run.address) if model else "cpu")
+        with restoring(opened, destination, targets, options, run.overwrite) as temporary:
+            crew = clock.expect(Done(targets.rows, targets.source_bytes), len(targets.units), options.device, run)
+            job = RestoreJob(
+                archive_path.absolute(), destination.absolute(), temporary.absolute(), options, model, codecs.make
+            )
+            for result in run_units(job, targets.units, crew, clock.tick):
+                lines.append(result.line)
+                clock.shard_done()
+    lines.sort(key=lambda line: line.shard or 0)
+    return RestoreReport(
+        path=str(archive_path),
+        destination=str(destination),
+        shards=tuple(lines),
+        total=sum(lines, start=RestoreLine(None)),
+        selected=targets.rows,
+        with_reference=options.reference is not None,
+        run=clock.facts(options.device, crew),
+    )
+
+
+def verify(
+    archive_path: Path,
+    against: Path | None = None,
+    deep: bool = False,
+    run: RunOptions | None = None,
+    progress: Watch | None = None,
+    codecs: Codecs | None = None,
+) -> VerifyReport:
+    """Check every row's checksum; with `deep` decode every row; with `against` compare each with its original there.
+
+    Damage is reported, not raised. Raises ArchiveError where there is nothing to read rows from.
+    """
+    run, codecs = run or RunOptions(), codecs or Codecs()
+    clock = _Clock(progress)
+    results: list[ShardVerified] = []
+    with Archive.open(archive_path, allow_damage=True) as opened:
+        matched = _match(opened, against) if against else _Matched([VerifyUnit(i) for i in opened.shards()])
+        model = _model_of(opened, codecs) if (deep or against) and opened.info.model_id else None
+        device = settle_device("auto", run.address) if model else "cpu"
+        source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
+        crew = clock.expect(Done(opened.row_count, source_bytes), len(matched.units), device, run)
+        job = VerifyJob(archive_path.absolute(), against, deep, device, model, codecs.make)
+        for result in run_units(job, matched.units, crew, clock.tick):
+            results.append(result)
+            clock.shard_done()
+        problems = opened.check_files()
+    results.sort(key=lambda result: result.index)
+    return VerifyReport(
+        path=str(archive_path),
+        rows=opened.row_count,
+        decoded=sum(result.decoded for result in results),
+        damaged=tuple(finding for result in results for finding in result.damaged),
+        problems=tuple(problems),
+        against=str(against) if against else None,
+        missing=tuple(matched.missing),
+        extra=tuple(matched.extra),
+        differing=tuple(finding for result in results for finding in result.differing),
+        unpromised=sum(result.unpromised for result in results),
+        run=clock.facts(device, crew),
+    )
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """Rows of an archive and the files of a directory, by path."""
+
+    units: Sequence[VerifyUnit]
+    missing: Sequence[Finding] = ()
+    extra: Sequence[Finding] = ()
+
+
+def _match(opened: Archive, against: Path) -> _Matched:
+    files = {file.path: file for file in list_files(against).files}
+    units, extra, seen = [], [], set()
+    for shard in opened.shards():
+        paths = opened.paths(shard)
+        units.append(VerifyUnit(shard, {path: files[path] for path in paths if path in files}))
+        for row, path in enumerate(paths):
+            if path is not None and (path not in files or path in seen):
+                what = "is there twice" if path in seen else "no such file"
+                extra.append(Finding(display_path(path), what, shard, row))
+            seen.add(path)
+    missing = [Finding(display_path(path), "no such row") for path in files if path not in seen]
+    return _Matched(units, missing, extra)
+
+
+def stats(archive_path: Path) -> ArchiveReport:
+    """Sizes and quality as the archive tells them; no payload is read and no checksum checked."""
+    with Archive.open(archive_path) as opened:
+        lines = tuple(_line(opened, shard) for shard in opened.shards())
+        floor = opened.info.options.get("min_psnr")
+        return ArchiveReport(
+            path=str(archive_path),
+            shards=lines,
+            total=total_of(lines, opened.size_bytes),
+            model_id=opened.info.model_id,
+            options=opened.info.options,
+            min_psnr_db=float(floor) if isinstance(floor, int | float) else None,
+        )
+
+
+def _line(opened: Archive, shard: int) -> Line:
+    names = ("codec", "raw_reason", "width", "height", "quality", "source_bytes", "psnr", "ssim")
+    rows = list(zip(*opened.read_columns(shard, names).values(), strict=True))
+    coded = [row for row in rows if row[0] != "raw"]
+    asked = opened.info.options.get("quality")
+    return Line(
+        shard=shard,
+        images=len(rows),
+        source_bytes=sum(row[5] for row in rows),
+        archive_bytes=opened.shard_bytes(shard),
+        coded_bytes=opened.payload_bytes(shard),
+        coded_pixels=sum((row[2] or 0) * (row[3] or 0) for row in coded),
+        kept_raw=Counter(row[1] or "no reason given" for row in rows if row[0] == "raw"),
+        raised=sum(row[4] != asked for row in coded),
+        quality=Quality.of((row[6], row[7]) for row in coded if None not in (row[6], row[7])),
+    )
+
+
+def _model_of(opened: Archive, codecs: Codecs) -> Model:
+    """The model that an archive's payloads need. Raises ModelError."""
+    info = opened.info
+    if info.model is not None:
+        return model_from_bytes(info.model)
+    model = codecs.find(info.model_id) if info.model_id else None
+    if model is None:
+        raise ModelError(
+            f"{opened.path} needs the model {info.model_id}, which is neither in it nor in this version; "
+            f"install the version of zippy-batch that wrote it, or a newer one"
+        )
+    return model
+
+
+class _Clock:
+    """Time and progress of one run."""
+
+    def __init__(self, watch: Watch | None) -> None:
+        self._watch, self._started = watch, time.monotonic()
+        self._total, self._done, self._shards_total, self._shards = Done(), Done(), 0, 0
+
+    def expect(self, work: Done, shards: int, device: str, run: RunOptions) -> Crew:
+        """Says what is to be done, and who will do it."""
+        self._total, self._shards_total = work, shards
+        return choose_crew(shards, work.images, work.source_bytes, device, run)
+
+    def tick(self, done: Done) -> None:
+        self._done += done
+        self._tell()
+
+    def shard_done(self) -> None:
+        self._shards += 1
+        self._tell()
+
+    def facts(self, device: str, crew: Crew) -> RunFacts:
+        seconds = time.monotonic() - self._started
+        return RunFacts(seconds, self._done.images, self._done.source_bytes, device, crew.workers)
+
+    def _tell(self) -> None:
+        if self._watch is None:
+            return
+        self._watch(
+            Progress(
+                images=self._done.images,
+                images_total=self._total.images,
+                source_bytes=self._done.source_bytes,
+                source_bytes_total=self._total.source_bytes,
+                stored_bytes=self._done.stored_bytes,
+                shards=self._shards,
+                shards_total=self._shards_total,
+                seconds=time.monotonic() - self._started,
+            )
+        )

@@ -1,0 +1,194 @@
+"""Listing + options -> shards, and shards -> batches: every cut that decides the archive's bytes.
+
+A shard is the unit of work, of commit and of loss; a batch is what goes through the networks at once. Both are cut by
+what was found and by the options alone, never by the number of workers or by what an earlier run left behind, because
+the last bit of a network's output depends on the shape of its batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from itertools import accumulate, pairwise
+from typing import Any, Generic, TypeVar
+
+from zippy_batch.config import ArchiveOptions
+from zippy_batch.images import Listing, SourceFile
+
+IMAGES_PER_SHARD = 4096
+SOURCE_BYTES_PER_SHARD = 256 << 20
+PIXELS_PER_BATCH = 1 << 22
+"""One 4096 x 4096 picture is more: it is a batch of its own."""
+PENDING_PIXELS = 1 << 25
+"""Decoded pixels that may wait for their batch to fill, over all grids: 100 MB of RGB."""
+
+PLAN_VERSION = 1
+"""Raised when the cuts below change, so that no staging of another version is taken up."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    index: int
+    files: tuple[SourceFile, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do; two runs with equal fingerprints write the same bytes on the same kind of machine."""
+
+    listing: Listing
+    cuts: tuple[int, ...]
+    """Shard i holds files cuts[i] to cuts[i + 1] of the listing."""
+    options: ArchiveOptions
+    """With the shard size and the device settled."""
+    model_id: str
+    fingerprint: str
+    """SHA-256, hex, of inputs, options, model and version."""
+
+    def __len__(self) -> int:
+        return len(self.cuts) - 1
+
+    def shard(self, index: int) -> Shard:
+        return Shard(index, self.listing.files[self.cuts[index] : self.cuts[index + 1]])
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Files of each shard."""
+        return tuple(stop - start for start, stop in pairwise(self.cuts))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the fingerprint was taken of, short enough to tell a person what differs from another plan."""
+        files = self.listing.files
+        return {
+            **{name.replace("_", "-"): value for name, value in recorded(self.options).items()},
+            "model": self.model_id,
+            "files": len(files),
+            "source bytes": sum(file.size_bytes for file in files),
+            "sizes and times of the files": _files_digest(files),
+            "version": _version(),
+        }
+
+
+def plan_archive(listing: Listing, options: ArchiveOptions, model_id: str) -> Plan:
+    """`options.device` is settled by now; a shard size of 0 is settled here."""
+    options = replace(options, shard_size=options.shard_size or IMAGES_PER_SHARD)
+    cuts = cut_shards([file.size_bytes for file in listing.files], options.shard_size, SOURCE_BYTES_PER_SHARD)
+    plan = Plan(listing, cuts, options, model_id, fingerprint="")
+    text = json.dumps([PLAN_VERSION, plan.facts, plan.rows], sort_keys=True)
+    return Plan(listing, cuts, options, model_id, hashlib.sha256(text.encode()).hexdigest())
+
+
+def recorded(options: ArchiveOptions) -> dict[str, Any]:
+    """The options that decide an archive's bytes, as it records them.
+
+    Its model has a place of its own, where it does not matter by what path it was found; `strict` decides only whether
+    there is an archive.
+    """
+    return {name: value for name, value in asdict(options).items() if name not in ("model", "strict")}
+
+
+def cut_shards(sizes_bytes: Sequence[int], most_images: int, most_bytes: int) -> tuple[int, ...]:
+    """Boundaries of balanced shards, from 0 to the number of files; no files make one empty shard.
+
+    A shard exceeds `most_bytes` only where a single file does.
+    """
+    until = [0, *accumulate(sizes_bytes)]
+    cuts = [0]
+    todo = [(0, len(sizes_bytes))]
+    while todo:
+        start, stop = todo.pop()
+        pieces = _pieces(until, start, stop, most_images, most_bytes)
+        if len(pieces) == 1:
+            cuts.append(stop)
+        else:
+            todo.extend(reversed(pieces))
+    return tuple(cuts)
+
+
+def _pieces(until: list[int], start: int, stop: int, most_images: int, most_bytes: int) -> list[tuple[int, int]]:
+    """The range itself if it fits, else two or more even parts of it."""
+    images, size_bytes = stop - start, until[stop] - until[start]
+    by_images, by_bytes = -(-images // most_images), -(-size_bytes // most_bytes)
+    count = max(by_images, by_bytes)
+    if images <= 1 or count <= 1:
+        return [(start, stop)]
+    if by_images >= by_bytes:
+        inner = {start + images * i // count for i in range(1, count)}
+    else:
+        inner = {bisect_left(until, until[start] + size_bytes * i // count, start, stop) for i in range(1, count)}
+    # every byte cut lies in the last file: it is the big one
+    inside = sorted(cut for cut in inner if start < cut < stop) or [stop - 1]
+    edges = [start, *inside, stop]
+    return list(pairwise(edges))
+
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class _Pending(Generic[Item]):
+    items: list[Item]
+    pixels: int = 0
+
+
+def cut_batches(
+    items: Iterable[Item],
+    size_of: Callable[[Item], tuple[int, int]],
+    grid_of: Callable[[int, int], tuple[int, int]],
+    most_images: int,
+    most_pixels: int = PIXELS_PER_BATCH,
+    most_pending: int = PENDING_PIXELS,
+) -> Iterator[list[Item]]:
+    """Batches of equal latent grid, each in the order of `items`, with at most one picture above `most_pixels`.
+
+    `size_of` gives (height, width) in pixels, `grid_of` the latent grid of such a picture. Takes no more items than it
+    must, and holds at most `most_pending` pixels plus one picture: a collection of thousands of different sizes is
+    coded in smaller batches rather than held in memory.
+    """
+    waiting: dict[tuple[int, int], _Pending[Item]] = {}
+    pending = 0
+    for item in items:
+        height, width = size_of(item)
+        grid, pixels = grid_of(height, width), height * width
+        held = waiting.get(grid)
+        if held and held.pixels + pixels > most_pixels:
+            pending -= waiting.pop(grid).pixels
+            yield held.items
+        held = waiting.setdefault(grid, _Pending([]))
+        held.items.append(item)
+        held.pixels += pixels
+        pending += pixels
+        if len(held.items) == most_images:
+            pending -= waiting.pop(grid).pixels
+            yield held.items
+        while pending > most_pending:
+            largest = max(waiting, key=lambda grid: (waiting[grid].pixels, grid))
+            held = waiting.pop(largest)
+            pending -= held.pixels
+            yield held.items
+    for held in waiting.values():
+        yield held.items
+
+
+def _files_digest(files: Iterable[SourceFile]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(struct.pack("<IQq", len(file.path), file.size_bytes, file.mtime_s) + file.path)
+    return digest.hexdigest()
+
+
+def _version() -> str:
+    try:
+        return metadata.version("zippy-batch")
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,171 @@
+"""Where restored files go: every target is known and checked before the first is written.
+
+An interrupted restore leaves a directory `.zippy-restoring` in its destination that says which restore it was; the
+same one, run again, takes the files it finds for its own and writes them anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zippy_batch.archive import Archive
+from zippy_batch.config import RestoreOptions
+from zippy_batch.errors import ArchiveError, OutputExists, UsageError
+from zippy_batch.images import display_path, restored_path, safe_relative_path
+from zippy_batch.schema import Row
+from zippy_batch.work import RestoreUnit
+
+MARKER_NAME = b".zippy-restoring"
+_PLAN_FILE = "restore.json"
+_SHOWN = 5
+"""Paths that a message names before it only counts."""
+
+
+@dataclass
+class Targets:
+    """What a restore will do, in the order of the archive."""
+
+    units: list[RestoreUnit] = field(default_factory=list)
+    paths: list[bytes] = field(default_factory=list)
+    """Relative to the destination; rows that cannot be read have none."""
+    rows: int = 0
+    source_bytes: int = 0
+    need_model: bool = False
+
+
+def plan_targets(archive: Archive, options: RestoreOptions) -> Targets:
+    """The rows wanted, and where they go.
+
+    Raises ArchiveError for a path that would leave the destination or that two rows share, UsageError where the
+    pattern matches nothing.
+    """
+    wanted = archive.select(options.select) if options.select is not None else None
+    targets = Targets()
+    for shard in archive.shards():
+        rows = None if wanted is None else wanted.get(shard, [])
+        if rows != []:
+            _add_shard(targets, archive, shard, rows, options)
+    if wanted is not None and not targets.rows:
+        raise UsageError(f"no path in {archive.path} matches {options.select!r}")
+    _check_paths(targets.paths)
+    return targets
+
+
+def _add_shard(
+    targets: Targets, archive: Archive, shard: int, rows: Sequence[int] | None, options: RestoreOptions
+) -> None:
+    facts = _facts(archive, shard)
+    places = range(archive.info.shards[shard]) if rows is None else rows
+    for place in places:
+        if place in facts:
+            path, codec, source_format, source_bytes = facts[place]
+            is_raw = codec == "raw"
+            targets.paths.append(path if is_raw else restored_path(path, source_format or "", options.format))
+            targets.source_bytes += source_bytes
+            targets.need_model |= not is_raw
+    targets.rows += len(places)
+    targets.units.append(RestoreUnit(shard, None if rows is None else tuple(rows)))
+
+
+def _facts(archive: Archive, shard: int) -> dict[int, tuple[bytes, str, str | None, int]]:
+    """Path, codec, source format and source bytes of each row that can be read, by its place."""
+    paths = archive.paths(shard)
+    try:
+        columns = archive.read_columns(shard, ("codec", "source_format", "source_bytes"))
+    except ArchiveError:
+        rows = enumerate(archive.read_rows(shard))
+        return {i: (r.path, r.codec, r.source_format, r.source_bytes) for i, r in rows if isinstance(r, Row)}
+    known = zip(paths, *columns.values(), strict=True)
+    return {i: (path, *rest) for i, (path, *rest) in enumerate(known) if path is not None}
+
+
+def _check_paths(paths: Sequence[bytes]) -> None:
+    """Raises ArchiveError."""
+    seen: set[bytes] = set()
+    for path in paths:
+        safe_relative_path(path)
+        if path in seen:
+            raise ArchiveError(
+                f"two rows would be restored as {display_path(path)}; restore them apart, with --select, or choose "
+                f"another --format"
+            )
+        seen.add(path)
+    for path in paths:
+        for parent in _parents(path):
+            if parent in seen:
+                raise ArchiveError(
+                    f"{display_path(parent)} would be restored as a file, and as a directory for {display_path(path)}; "
+                    f"restore them apart, with --select, or choose another --format"
+                )
+
+
+def _parents(path: bytes) -> Iterator[bytes]:
+    cut = path.rfind(b"/")
+    while cut > 0:
+        yield path[:cut]
+        cut = path.rfind(b"/", 0, cut)
+
+
+@contextmanager
+def restoring(
+    archive: Archive, destination: Path, targets: Targets, options: RestoreOptions, overwrite: bool
+) -> Iterator[Path]:
+    """A directory in `destination` for files that are being written; kept if the body raises, for the next attempt.
+
+    Raises OutputExists when files are in the way, unless `overwrite`, or an earlier attempt at the same put them there.
+    """
+    if os.path.lexists(destination) and not destination.is_dir():
+        raise UsageError(f"cannot restore into {destination}: it is not a directory")
+    work = destination / os.fsdecode(_unused_name(targets.paths))
+    plan = json.dumps([_identity(archive), options.format, options.jpeg_quality, options.select])
+    if not overwrite and not _goes_on(work, plan):
+        _refuse_existing(destination, targets.paths)
+    if work.exists():
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    (work / _PLAN_FILE).write_text(plan)
+    yield work
+    shutil.rmtree(work)
+
+
+def _unused_name(paths: Sequence[bytes]) -> bytes:
+    taken = {path.split(b"/", 1)[0] for path in paths}
+    name = MARKER_NAME
+    while name in taken:
+        name += b"_"
+    return name
+
+
+def _identity(archive: Archive) -> str:
+    """Tells archives apart by what they are, wherever they lie."""
+    digest = hashlib.sha256(json.dumps([archive.info.model_id, archive.size_bytes]).encode())
+    for shard in archive.shards():
+        digest.update(f"{archive.info.shards[shard]} {archive.payload_bytes(shard)} ".encode())
+    return digest.hexdigest()
+
+
+def _goes_on(work: Path, plan: str) -> bool:
+    try:
+        return (work / _PLAN_FILE).read_text() == plan
+    except OSError:
+        return False
+
+
+def _refuse_existing(destination: Path, paths: Sequence[bytes]) -> None:
+    if not destination.is_dir() or not os.listdir(destination):
+        return
+    root = os.fsencode(destination)
+    there = [path for path in paths if os.path.lexists(os.path.join(root, path))]
+    if there:
+        shown = ", ".join(display_path(path) for path in there[:_SHOWN]) + (", ..." if len(there) > _SHOWN else "")
+        raise OutputExists(
+            f"{len(there)} of the files are in {destination} already ({shown}); "
+            f"restore into another directory, or pass --overwrite to replace them"
+        )
