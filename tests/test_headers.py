@@ -180,9 +180,7 @@ def test_compressed_metadata_bombs_are_not_inflated() -> None:
     packed = zlib.compress(bytes(1 << 26))
     data = insert_png_chunk(SAMPLES["png"], b"iCCP", b"name\0\0" + packed)
     data = insert_png_chunk(data, b"zTXt", b"name\0\0" + packed)
-    picture = read_picture(data)
-    assert isinstance(picture, Picture)
-    assert picture.facts.icc is None
+    assert reason_of(data) == headers.COLOUR
 
 
 def test_damaged_png_chunks_are_noticed() -> None:

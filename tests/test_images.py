@@ -588,7 +588,7 @@ def test_noise_on_a_fine_lattice_is_written_all_the_same() -> None:
     assert read_jpeg(write_picture(picture.pixels, picture.facts)) == read_jpeg(data)
 
 
-@pytest.mark.parametrize("size", [1, 65527, 65528, 200_000])
+@pytest.mark.parametrize("size", [1, 65527, 65528, 200_000, 2_000_000, headers.MAX_PROFILE_BYTES])
 def test_metadata_of_any_size_comes_back(size: int) -> None:
     blob = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8).tobytes()
     picture = picture_of(encoded(smooth(8, 8), "PNG"))

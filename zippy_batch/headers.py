@@ -27,6 +27,9 @@ MAX_IMAGE_BYTES = 1 << 28
 MAX_SCANS = 100
 """Scans of a progressive JPEG. Each costs a pass over all coefficients, however few bytes it has."""
 
+MAX_PROFILE_BYTES = 255 * 65519
+"""Of an ICC profile: what the 255 numbered segments of a JPEG hold."""
+
 _MAX_PARTS = 1 << 20
 """Segments, chunks or blocks of a container; a bound on the time that a hostile file takes."""
 
@@ -119,9 +122,12 @@ def read_header(data: bytes) -> Header:
     if len(data) > MAX_IMAGE_BYTES:
         raise Refused(TOO_LARGE, format)
     try:
-        return _READERS[format](data)
+        header = _READERS[format](data)
     except (struct.error, IndexError):
         raise Refused(TRUNCATED, format) from None
+    if header.icc is not None and len(header.icc) > MAX_PROFILE_BYTES:
+        raise Refused(COLOUR, format, header.width, header.height)
+    return header
 
 
 def _check_size(format: str, width: int, height: int) -> None:
@@ -300,17 +306,14 @@ def _read_jpeg(data: bytes) -> Header:
 # ----------------------------------------------------------------------------------------------------------------- PNG
 
 _PNG_ALPHA_TYPES = (4, 6)
-_MAX_PROFILE_BYTES = 1 << 24
 
 
 def _inflate(data: bytes, limit: int) -> bytes | None:
-    """Decompressed zlib stream, or None when it is damaged or longer than `limit` bytes."""
-    decoder = zlib.decompressobj()
+    """The first `limit` bytes of a zlib stream once decompressed, or None when it is damaged."""
     try:
-        inflated = decoder.decompress(data, limit)
+        return zlib.decompressobj().decompress(data, limit)
     except zlib.error:
         return None
-    return inflated if decoder.eof else None
 
 
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -386,7 +389,7 @@ def _read_png(data: bytes) -> Header:
         elif kind == b"eXIf":
             exif = body.removeprefix(_EXIF_PREFIX) or None
         elif kind == b"iCCP":
-            icc = _inflate(body[body.find(b"\0") + 2 :], _MAX_PROFILE_BYTES) or None
+            icc = _inflate(body[body.find(b"\0") + 2 :], MAX_PROFILE_BYTES + 1) or None
         at = end
         if kind == b"IEND":
             break

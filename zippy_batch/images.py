@@ -610,8 +610,8 @@ def decode_written(data: bytes, grey: bool) -> NDArray[np.uint8]:
     format = sniff_format(data)
     if format not in _WRITERS:
         raise ValueError(f"expected a file that write_picture made, got {format}")
-    if format == "jpeg" and b"Exif" in data[:64]:
-        # Pillow looks into EXIF data when it opens a JPEG, and warns about what it finds
+    if b"Exif" in data[:64] or b"iCCP" in data[:64]:
+        # Pillow warns about the EXIF data of a JPEG and refuses large profiles in a PNG
         data = read_header(data).pixel_data
     with Image.open(io.BytesIO(data), formats=(_PILLOW_FORMATS[format],)) as image:
         wanted = "L" if grey else "RGB"
