@@ -424,23 +424,17 @@ def test_a_directory_goes_in_and_comes_back(drawn_faces: Path, tmp_path: Path) -
 
 
 def test_a_job_takes_the_flags_of_its_command(drawn_faces: Path, tmp_path: Path, root: Path) -> None:
+    """Also over those of the preset: this Ray is started here, where the preset looks for a cluster."""
+    flags = ["--address", "local", "--workers", "1", "--quality", "5", "--json"]
     done = subprocess.run(
-        [
-            sys.executable,
-            root / "jobs" / "archive.py",
-            drawn_faces,
-            tmp_path / "out",
-            "--workers",
-            "1",
-            "--quality",
-            "5",
-        ],
+        [sys.executable, root / "jobs" / "archive.py", drawn_faces, tmp_path / "out", *flags],
         capture_output=True,
         text=True,
         check=False,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["options"]["quality"] == 5
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
