@@ -12,11 +12,14 @@ Formats: JPEG (ITU-T T.81), PNG (ISO/IEC 15948), WebP (RFC 9649), BMP, TIFF 6.0,
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import struct
 import zlib
 from dataclasses import dataclass
+
+from zippy_batch.scans import Scan, is_whole
 
 MAX_SIDE = 4096
 """Pixels; larger images are kept raw."""
@@ -163,6 +166,9 @@ class _JpegWalk:
         self.sampling: tuple[tuple[int, int], ...] = ()
         self.table_numbers: tuple[int, ...] = ()
         self.tables: dict[int, tuple[int, ...]] = {}
+        self.is_progressive = False
+        self.huffman: dict[int, bytes] = {}
+        self.restart_interval = 0
         self.tables_in_use: dict[int, tuple[int, ...]] = {}
         self.exif: list[bytes] = []
         self.icc: list[bytes] = []
@@ -199,6 +205,7 @@ def _jpeg_frame(marker: int, body: bytes, walk: _JpegWalk) -> None:
         raise Refused(COLOUR, "jpeg", width, height)
     parts = [body[6 + 3 * i : 9 + 3 * i] for i in range(count)]
     walk.width, walk.height = width, height
+    walk.is_progressive = _JPEG_FRAMES[marker] == "progressive"
     walk.ids = tuple(part[0] for part in parts)
     walk.sampling = tuple((part[1] >> 4, part[1] & 15) for part in parts)
     walk.table_numbers = tuple(part[2] for part in parts)
@@ -217,6 +224,51 @@ def _jpeg_scan(body: bytes, walk: _JpegWalk) -> None:
         if number not in walk.tables:
             raise Refused(CORRUPT, "jpeg", walk.width, walk.height)
         walk.tables_in_use.setdefault(name, walk.tables[number])
+
+
+def _jpeg_huffman(body: bytes, tables: dict[int, bytes]) -> None:
+    at = 0
+    while at < len(body):
+        size = 16 + sum(body[at + 1 : at + 17])
+        if size > 16 + 256 or at + 1 + size > len(body):
+            raise Refused(CORRUPT, "jpeg")
+        tables[body[at]] = body[at + 1 : at + 1 + size]
+        at += 1 + size
+
+
+@functools.lru_cache(maxsize=256)
+def _jpeg_units(
+    width: int, height: int, sampling: tuple[tuple[int, int], ...], indices: tuple[int, ...]
+) -> tuple[int, tuple[int, ...]]:
+    """Number of coded units in a scan of these components, and for each block of a unit its place in `indices`."""
+    widest, tallest = (max(factors) for factors in zip(*sampling, strict=True))
+    if len(indices) > 1:
+        blocks = [place for place, index in enumerate(indices) for _ in range(sampling[index][0] * sampling[index][1])]
+        return -(-width // (8 * widest)) * -(-height // (8 * tallest)), tuple(blocks)
+    # a scan of one component has no units of several blocks, and codes no block outside the component
+    h, v = sampling[indices[0]]
+    return -(-width * h // (8 * widest)) * -(-height * v // (8 * tallest)), (0,)
+
+
+def _check_jpeg_scan(body: bytes, data: bytes, walk: _JpegWalk) -> None:
+    """Raise Refused if the codes of a sequential scan are damaged; decoders fill in what they cannot read."""
+    indices = tuple(walk.ids.index(name) for name in body[1 : 1 + 2 * body[0] : 2])
+    selectors = [body[2 + 2 * i] for i in range(body[0])]
+    keys = [key for selector in selectors for key in (selector >> 4, 0x10 | selector & 15)]
+    if not all(key in walk.huffman for key in keys):
+        # motion JPEG leaves out the standard tables
+        return
+    tables = list(dict.fromkeys(keys))
+    units, blocks = _jpeg_units(walk.width, walk.height, walk.sampling, indices)
+    scan = Scan(
+        data=data,
+        blocks=tuple((tables.index(keys[2 * place]), tables.index(keys[2 * place + 1])) for place in blocks),
+        tables=tuple(walk.huffman[key] for key in tables),
+        units=units,
+        restart_interval=walk.restart_interval,
+    )
+    if not is_whole(scan):
+        raise Refused(CORRUPT, "jpeg", walk.width, walk.height)
 
 
 def _jpeg_metadata(marker: int, body: bytes, walk: _JpegWalk) -> None:
@@ -260,6 +312,10 @@ def _jpeg_segments(data: bytes, walk: _JpegWalk) -> int:
             kept_from = end
         if marker == 0xDB:
             _jpeg_tables(body, walk.tables)
+        elif marker == 0xC4:
+            _jpeg_huffman(body, walk.huffman)
+        elif marker == 0xDD:
+            (walk.restart_interval,) = struct.unpack_from(">H", body)
         elif marker in _JPEG_FRAMES or marker in _JPEG_OTHER_FRAMES:
             _jpeg_frame(marker, body, walk)
         elif marker == 0xDA:
@@ -268,6 +324,8 @@ def _jpeg_segments(data: bytes, walk: _JpegWalk) -> int:
             if found is None:
                 raise Refused(TRUNCATED, "jpeg", walk.width, walk.height)
             at = found.start()
+            if not walk.is_progressive:
+                _check_jpeg_scan(body, data[end:at], walk)
         elif marker >= 0xE0:
             _jpeg_metadata(marker, body, walk)
     raise Refused(CORRUPT, "jpeg", walk.width or None, walk.height or None)

@@ -8,8 +8,9 @@ the orientation in which they are stored; EXIF data, with its orientation tag, a
 turns the restored file as it turned the source. Other metadata (XMP, IPTC, comments, gamma, resolution) is not.
 
 What is taken: greyscale and RGB of 8 bits per sample, palettes without transparency, CMYK without a profile (converted
-to RGB), one image per file. Everything else is `Unsuitable`, with a reason from `headers.REASONS`. A limit: decoders
-repair damage inside the entropy-coded data of a JPEG without a word, so such a file is archived as a viewer shows it.
+to RGB), one image per file. Everything else is `Unsuitable`, with a reason from `headers.REASONS`. Two limits: damage
+inside the scans of a progressive JPEG that its decoder repairs without a word is not noticed, so the file is archived
+as a viewer shows it; and libtiff may print a line of its own on stderr about damaged LZW or PackBits data.
 
 Shapes: H W pixels. Images are uint8, (H, W, 3) in RGB or (H, W) where red, green and blue are equal everywhere.
 """
