@@ -310,7 +310,7 @@ class Archive:
     def row_groups(self, shard: int) -> tuple[int, ...]:
         """Rows of each row group of a shard. Raises ArchiveError when its part cannot be read."""
         file, groups = self._store.locate(shard)
-        return tuple(file.rows[group] for group in groups)
+        return tuple(file.groups[group].rows for group in groups)
 
     def shard_bytes(self, shard: int) -> int:
         """Bytes on disk that hold this shard alone: of its part, or of its row groups. Raises ArchiveError."""
@@ -333,7 +333,7 @@ class Archive:
             file, groups = self._store.locate(shard)
         except ArchiveError as error:
             return [Damage(shard, row, None, str(error)) for row in wanted]
-        starts = [0, *accumulate(file.rows[group] for group in groups)]
+        starts = [0, *accumulate(file.groups[group].rows for group in groups)]
         by_group: dict[int, list[int]] = {}
         for row in wanted:
             by_group.setdefault(bisect_right(starts, row) - 1, []).append(row)
@@ -411,7 +411,7 @@ class _SingleFile:
         return self.file, self.file.shard_groups[shard]
 
     def shard_bytes(self, shard: int) -> int:
-        return self.file.stored_bytes(self.file.shard_groups[shard])
+        return sum(self.file.groups[group].stored_bytes for group in self.file.shard_groups[shard])
 
     def read_model(self) -> bytes | None:
         if self.head.model_at is None:
@@ -467,7 +467,7 @@ class _Directory:
             self._last.clear()
             self._last[shard] = file
         file = self._last[shard]
-        return file, range(len(file.rows))
+        return file, range(len(file.groups))
 
     def shard_bytes(self, shard: int) -> int:
         return self.head.parts[shard].size_bytes

@@ -10,14 +10,14 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zippy_batch.errors import ArchiveError
-from zippy_batch.pages import parse_page
+from zippy_batch.layout import RowGroup, check_pages, parse_footer
 from zippy_batch.schema import (
     BY_NAME,
     COLUMNS,
@@ -28,7 +28,6 @@ from zippy_batch.schema import (
     MAX_STORED_BYTES,
     METADATA_KEY,
     Value,
-    arrow_schema,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ _MAX_FOOTER_BYTES = 1 << 26
 _MAX_GROUP_BYTES = MAX_STORED_BYTES + 2 * GROUP_BYTES
 _BATCH_BYTES = 1 << 26
 """Of paths decoded at a time, whatever a page claims: DELTA_BYTE_ARRAY can repeat a long prefix in every row."""
-_PAGE_HEADER_BYTES = 1 << 9
 _DICTIONARY_BYTES = tuple(c.name for c in COLUMNS if c.encoding == "DICTIONARY" and c.kind in ("text", "bytes"))
 
 
@@ -75,21 +73,28 @@ def seal(head: Mapping[str, Any]) -> str:
 
 
 _SEALED = re.compile(rb'(.*),"crc":(\d{1,10})\}\s*', re.DOTALL)
+_VERSION = re.compile(rb'"format":(\d{1,9})[,}]')
+
+
+def check_version(text: bytes, path: Path) -> None:
+    """Raises ArchiveError when a description somewhere in `text` is of another format."""
+    version = _VERSION.search(text)
+    if version and int(version[1]) != FORMAT_VERSION:
+        raise ArchiveError(
+            f"{path} is an archive of format {int(version[1])}, and this version of zippy-batch reads format "
+            f"{FORMAT_VERSION}; install a newer one"
+        )
 
 
 def parse_head(text: bytes, path: Path) -> Head:
-    """Inverse of `seal`. Raises ArchiveError for another format; ValueError, KeyError or TypeError for nonsense."""
+    """Inverse of `seal`. Raises ArchiveError; ValueError, KeyError or TypeError for nonsense with a right checksum."""
+    check_version(text, path)
     sealed = _SEALED.fullmatch(text)
-    whole = sealed is not None and zlib.crc32(sealed[1] + b"}") == int(sealed[2])
-    head = json.loads(text)
-    version = head["format"]
-    if version != FORMAT_VERSION:
-        raise ArchiveError(
-            f"{path} is an archive of format {version!r}, and this version of zippy-batch reads format "
-            f"{FORMAT_VERSION}; install a newer one"
-        )
-    if not whole:
+    if sealed is None or zlib.crc32(sealed[1] + b"}") != int(sealed[2]):
         raise ArchiveError(f"{path}: the description of the archive is damaged (checksum)")
+    head = json.loads(text)
+    if head["format"] != FORMAT_VERSION:
+        raise ValueError(f"format {head['format']!r}")
     shards, payload_bytes = _counts(head["shards"]), _counts(head["payload_bytes"])
     if len(shards) != len(payload_bytes):
         raise ValueError("shards and payload_bytes differ in length")
@@ -133,24 +138,18 @@ class File:
     footer_at: int
     """Offset of the footer: row groups end before it."""
     head: Head
-    metadata: pq.FileMetaData
-    columns: Mapping[str, int]
-    """Name -> index of the columns present."""
+    groups: tuple[RowGroup, ...]
     shard_groups: tuple[range, ...]
     """Row groups of each shard."""
-    rows: tuple[int, ...]
-    """Rows of each row group."""
 
     def opened(self) -> pq.ParquetFile:
         """A context manager."""
         import pyarrow.parquet as pq
 
-        dictionaries = [name for name in _DICTIONARY_BYTES if name in self.columns]
-        return pq.ParquetFile(self.path, metadata=self.metadata, read_dictionary=dictionaries, pre_buffer=False)
-
-    def stored_bytes(self, groups: Iterable[int]) -> int:
-        chunks = (self.metadata.row_group(g).column(c) for g in groups for c in self.columns.values())
-        return sum(chunk.total_compressed_size for chunk in chunks)
+        present = self.groups[0].chunks if self.groups else {}
+        return pq.ParquetFile(
+            self.path, read_dictionary=[name for name in _DICTIONARY_BYTES if name in present], pre_buffer=False
+        )
 
 
 def open_part(path: Path, rows: int) -> File:
@@ -165,25 +164,23 @@ def open_part(path: Path, rows: int) -> File:
 
 def open_file(path: Path) -> File:
     """Reads and checks the footer. Raises ArchiveError."""
-    import pyarrow.parquet as pq
-
     with foreign(f"{path} cannot be read as an archive"):
-        size_bytes, footer_at = _find_footer(path)
-        metadata = pq.read_metadata(path)
-        text = (metadata.metadata or {}).get(METADATA_KEY.encode())
-        if text is None:
+        data, footer_at = _read_footer(path)
+        if METADATA_KEY.encode() not in data:
             raise ArchiveError(f"{path} is a Parquet file, but not an archive of zippy-batch")
-        head = parse_head(text, path)
-        columns = _check_columns(metadata, path)
-        rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-        if any(not 0 < count <= MAX_ROWS_PER_GROUP for count in rows) or sum(rows) != metadata.num_rows:
-            raise ArchiveError(f"{path}: its row groups do not add up")
-        shard_groups = tuple(_shard_groups(rows, head.shards, path))
-    return File(path, size_bytes, footer_at, head, metadata, columns, shard_groups, rows)
+        check_version(data, path)
+        footer = parse_footer(data, footer_at)
+        if any(not 0 < group.rows <= MAX_ROWS_PER_GROUP for group in footer.groups):
+            raise ArchiveError(f"{path} has a row group that is empty or of more than {MAX_ROWS_PER_GROUP} rows")
+        if any(group.decompressed_bytes > _MAX_GROUP_BYTES for group in footer.groups):
+            raise ArchiveError(f"{path} has a row group of more than {_MAX_GROUP_BYTES} bytes")
+        head = parse_head(footer.description, path)
+        shard_groups = tuple(_shard_groups([group.rows for group in footer.groups], head.shards, path))
+    return File(path, footer_at + len(data) + 8, footer_at, head, footer.groups, shard_groups)
 
 
-def _find_footer(path: Path) -> tuple[int, int]:
-    """Size of the file and offset of its footer."""
+def _read_footer(path: Path) -> tuple[bytes, int]:
+    """The footer and its offset."""
     if not path.is_file():
         raise ArchiveError(f"{path} is not a file")
     with path.open("rb") as file:
@@ -191,30 +188,19 @@ def _find_footer(path: Path) -> tuple[int, int]:
         start = file.read(4)
         file.seek(max(0, size_bytes - 8))
         end = file.read(8)
-    if size_bytes < 12 or start != _MAGIC:
-        raise ArchiveError(f"{path} is not an archive: it does not start as a Parquet file")
-    footer_bytes = int.from_bytes(end[:4], "little")
-    if end[4:] != _MAGIC or footer_bytes > size_bytes - 12:
-        raise ArchiveError(
-            f"{path} is truncated or damaged: it starts as a Parquet file, but does not end as one. "
-            f"Its index was at the end, so no row can be restored from it; copy it again from where it is whole"
-        )
-    if footer_bytes > _MAX_FOOTER_BYTES:
-        raise ArchiveError(f"{path} has a footer of {footer_bytes} bytes, which no archive has")
-    return size_bytes, size_bytes - 8 - footer_bytes
-
-
-def _check_columns(metadata: pq.FileMetaData, path: Path) -> dict[str, int]:
-    schema = metadata.schema.to_arrow_schema()
-    unknown = [name for name in schema.names if name not in BY_NAME]
-    if unknown:
-        raise ArchiveError(f"{path} has columns that format {FORMAT_VERSION} does not know: {', '.join(unknown[:5])}")
-    missing = [column.name for column in COLUMNS if not column.nullable and column.name not in schema.names]
-    if missing:
-        raise ArchiveError(f"{path} lacks the columns {', '.join(missing)}")
-    if not schema.equals(arrow_schema(tuple(schema.names))):
-        raise ArchiveError(f"{path}: its columns are not those of format {FORMAT_VERSION}, or in another order")
-    return {name: index for index, name in enumerate(schema.names)}
+        footer_bytes = int.from_bytes(end[:4], "little")
+        if size_bytes < 12 or start != _MAGIC:
+            raise ArchiveError(f"{path} is not an archive: it does not start as a Parquet file")
+        if end[4:] != _MAGIC or footer_bytes > size_bytes - 12:
+            raise ArchiveError(
+                f"{path} is truncated or damaged: it starts as a Parquet file, but does not end as one. "
+                f"Its index was at the end, so no row can be restored from it; copy it again from where it is whole"
+            )
+        if footer_bytes > _MAX_FOOTER_BYTES:
+            raise ArchiveError(f"{path} has a footer of {footer_bytes} bytes, which no archive has")
+        footer_at = size_bytes - 8 - footer_bytes
+        file.seek(footer_at)
+        return file.read(footer_bytes), footer_at
 
 
 def _shard_groups(rows: Sequence[int], shards: Sequence[int], path: Path) -> Iterator[range]:
@@ -261,21 +247,22 @@ def read_tables(file: File, names: Sequence[str]) -> Iterator[pa.Table]:
 
     with (
         foreign(f"{file.path} cannot be read"),
-        pq.ParquetFile(file.path, metadata=file.metadata, pre_buffer=False) as parquet,
+        pq.ParquetFile(file.path, pre_buffer=False) as parquet,
     ):
-        for group in range(len(file.rows)):
+        for group in range(len(file.groups)):
             yield parquet.read_row_group(group, columns=list(names), use_threads=False)
 
 
 def read_column(file: File, parquet: pq.ParquetFile, group: int, name: str) -> list[Value]:
     """A column of a row group; text as UTF-8. Raises ArchiveError, naming the column."""
-    rows = file.rows[group]
-    if name not in file.columns:
+    rows, chunk = file.groups[group].rows, file.groups[group].chunks.get(name)
+    if chunk is None:
         return [None] * rows
     with foreign(f"column {name} of row group {group} of {file.path} is damaged"):
-        decompressed_bytes = _check_chunk(file, group, name)
-        if name == "path" and decompressed_bytes * rows > _BATCH_BYTES:
-            values = _read_paths(parquet, group, max(1, _BATCH_BYTES // decompressed_bytes))
+        with file.path.open("rb") as stream:
+            check_pages(stream, chunk, BY_NAME[name], rows)
+        if name == "path" and chunk.decompressed_bytes * rows > _BATCH_BYTES:
+            values = _read_paths(parquet, group, max(1, _BATCH_BYTES // chunk.decompressed_bytes))
         else:
             values = _values(parquet.read_row_group(group, columns=[name], use_threads=False).column(0))
         if len(values) != rows:
@@ -313,44 +300,6 @@ def as_text(values: list[Value], name: str) -> list[Any]:
     if BY_NAME[name].kind != "text":
         return values
     return [None if value is None else _bytes(value).decode() for value in values]
-
-
-def _check_chunk(file: File, group: int, name: str) -> int:
-    """Walks the page headers of a column chunk and returns its decompressed size in bytes.
-
-    Raises ValueError where they contradict the footer, or use an encoding that could blow up.
-    """
-    chunk = file.metadata.row_group(group).column(file.columns[name])
-    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
-    stop = start + chunk.total_compressed_size
-    if not len(_MAGIC) <= start <= stop <= file.footer_at:
-        raise ValueError("it lies outside the file")
-    if chunk.file_path:
-        raise ValueError("it is said to be in another file")
-    if chunk.total_uncompressed_size > _MAX_GROUP_BYTES:
-        raise ValueError(f"it would take {chunk.total_uncompressed_size} bytes")
-    if chunk.compression not in ("UNCOMPRESSED", "ZSTD"):
-        raise ValueError(f"it is compressed by {chunk.compression}")
-    wanted = BY_NAME[name].encoding
-    values = decompressed_bytes = 0
-    with file.path.open("rb") as stream:
-        while start < stop:
-            stream.seek(start)
-            page = parse_page(stream.read(_PAGE_HEADER_BYTES))
-            start += page.header_bytes + page.stored_bytes
-            decompressed_bytes += page.header_bytes + page.decompressed_bytes
-            values += 0 if page.dictionary else max(1, page.values)
-            if (
-                values > file.rows[group]
-                or decompressed_bytes > chunk.total_uncompressed_size
-                or (page.dictionary and wanted != "DICTIONARY")
-            ):
-                raise ValueError("its pages are not what the footer says")
-            if not page.dictionary and page.encoding not in (wanted, "PLAIN"):
-                raise ValueError(f"encoding {page.encoding} instead of {wanted}")
-    if values != file.rows[group] or start != stop:
-        raise ValueError("its pages do not add up")
-    return decompressed_bytes
 
 
 @contextmanager
