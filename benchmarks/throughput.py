@@ -12,14 +12,15 @@ twice.
 
 Archive counts everything: reading and decoding the source file, coding, decoding again from the bytes, writing and
 reading the JPEG that restore would write, PSNR, SSIM, and the Parquet file. Restore counts reading, decoding, and
-writing JPEG files. The classical codecs are charged for encoding alone, against archive, and for decoding to pixels
-alone, against restore: no files, no verification, no measurement. Ratios above 1 mean that zippy-batch is faster all
-the same.
+writing JPEG files. The classical codecs work in memory: for archive they are charged for encoding alone, without
+verification or measurement, for restore with decoding and encoding a JPEG. Ratios above 1 mean that zippy-batch is
+faster all the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import io
 import json
 import multiprocessing
@@ -109,6 +110,13 @@ def encoded(pixels: Any, form: str, settings: dict[str, Any]) -> bytes:
     return out.getvalue()
 
 
+def _to_jpeg(blob: bytes) -> None:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(blob)) as image:
+        image.save(io.BytesIO(), "JPEG", quality=75)
+
+
 def turns_per_second(work: Callable[[Any], object], items: Sequence[Any], seconds: float) -> float:
     work(items[0])
     begun, count = time.perf_counter(), 0
@@ -118,33 +126,38 @@ def turns_per_second(work: Callable[[Any], object], items: Sequence[Any], second
     return count / passed
 
 
-def _classical(name: str, source: Path, seconds: float, start: Any, rates: Any) -> None:
-    from PIL import AvifImagePlugin, Image
+_start: Any = None
+"""Barrier of the processes that measure at the same time; set in each of them when it starts."""
+
+
+def _meet_at(barrier: Any) -> None:
+    global _start
+    _start = barrier
+
+
+def _classical(name: str, source: Path, seconds: float) -> tuple[float, float]:
+    from PIL import AvifImagePlugin
 
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     form, settings = CLASSICAL[name]
     images = pixels_of(source)
     blobs = [encoded(image, form, {**settings, **({"speed": 10} if form == "AVIF" else {})}) for image in images]
-    start.wait()
+    _start.wait(timeout=300)
     encode = turns_per_second(lambda image: encoded(image, form, settings), images, seconds)
-    decode = turns_per_second(lambda blob: Image.open(io.BytesIO(blob)).load(), blobs, seconds)
-    rates.put((encode, decode))
+    decode = turns_per_second(_to_jpeg, blobs, seconds)
+    return encode, decode
 
 
 def classical(name: str, source: Path, seconds: float, cores: int) -> tuple[float, float]:
     """Images per second, encoded and decoded, of `cores` processes that work at the same time."""
     context = multiprocessing.get_context("spawn")
-    start, rates = context.Barrier(cores), context.Queue()
-    workers = [context.Process(target=_classical, args=(name, source, seconds, start, rates)) for _ in range(cores)]
-    for worker in workers:
-        worker.start()
-    pairs = [rates.get(timeout=600) for _ in workers]
-    for worker in workers:
-        worker.join()
-    return sum(a for a, _ in pairs), sum(b for _, b in pairs)
+    barrier = context.Barrier(cores)
+    with concurrent.futures.ProcessPoolExecutor(cores, context, _meet_at, (barrier,)) as pool:
+        rates = [task.result() for task in [pool.submit(_classical, name, source, seconds) for _ in range(cores)]]
+    return sum(encode for encode, _ in rates), sum(decode for _, decode in rates)
 
 
-def _zippy(source: Path, folder: Path, workers: int, shard_size: int, rates: Any) -> None:
+def _zippy(source: Path, folder: Path, workers: int, shard_size: int) -> list[tuple[float, float]]:
     from zippy_batch import pipeline
     from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 
@@ -157,30 +170,27 @@ def _zippy(source: Path, folder: Path, workers: int, shard_size: int, rates: Any
     out = folder / "out.parquet"
     archived = pipeline.archive(source, out, options, run)
     restored = pipeline.restore(out, folder / "back", RestoreOptions(), run)
-    rates.put(
-        [
-            (report.run.images_per_s, steady(report.total.images, report.total.seconds, workers))
-            for report in (archived, restored)
-            if report.run is not None
-        ]
-    )
+    return [
+        (report.run.images_per_s, steady(report.total.images, report.shards, workers))
+        for report in (archived, restored)
+        if report.run is not None
+    ]
 
 
-def steady(images: int, work_seconds: float | None, workers: int) -> float:
-    """Images per second of `workers` that are always busy, from the seconds of work of all of them."""
-    return images * workers / work_seconds if work_seconds else 0.0
+def steady(images: int, shards: Sequence[Any], workers: int) -> float:
+    """Images per second of `workers` that are always busy, from the seconds of work on each shard."""
+    seconds = sum(line.seconds or 0.0 for line in shards)
+    return images * workers / seconds if seconds else 0.0
 
 
 def zippy(source: Path, workers: int, shard_size: int) -> list[tuple[float, float]]:
     """(whole run, steady) images per second, of archive and of restore, in a fresh process."""
     context = multiprocessing.get_context("spawn")
-    rates = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        process = context.Process(target=_zippy, args=(source, Path(folder), workers, shard_size, rates))
-        process.start()
-        result: list[tuple[float, float]] = rates.get(timeout=1800)
-        process.join()
-    return result
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ProcessPoolExecutor(1, context) as pool,
+    ):
+        return pool.submit(_zippy, source, Path(folder), workers, shard_size).result()
 
 
 def measure(source: Path, work: Path, options: argparse.Namespace) -> list[Rate]:
