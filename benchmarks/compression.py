@@ -137,17 +137,17 @@ def measure(directory: Path, options: argparse.Namespace, pool: Any) -> list[Poi
     names = [name for name in RIVALS if name not in options.skip]
     rivals = {name: [rival_point(directory, paths, name, setting, pool) for setting in RIVALS[name]] for name in names}
     print(f"{directory.name}: {len(paths)} images")
-    print(f"  {'':14} {'bytes/image':>12} {'PSNR dB':>8}" + "".join(f" {'of ' + name:>15}" for name in names))
+    print(f"  {'':16} {'bytes/image':>12} {'PSNR dB':>8}" + "".join(f" {'of ' + name:>15}" for name in names))
     mine = []
     for quality in options.qualities:
         point = archive_point(directory, paths, quality, options.model)
         mine.append(point)
         cells = [ratio_at(point, rivals[name]) for name in names]
         shown = "".join(f" {'-' if cell is None else f'{cell:.3f}':>15}" for cell in cells)
-        print(f"  {'quality ' + str(quality):14} {point.bytes_per_image:12.1f} {point.psnr_db:8.2f}{shown}", flush=True)
+        print(f"  {'quality ' + str(quality):16} {point.bytes_per_image:12.1f} {point.psnr_db:8.2f}{shown}", flush=True)
     for name in names:
         for point in rivals[name]:
-            print(f"  {name + ' ' + point.setting:14} {point.bytes_per_image:12.1f} {point.psnr_db:8.2f}")
+            print(f"  {name + ' ' + point.setting:16} {point.bytes_per_image:12.1f} {point.psnr_db:8.2f}")
     for name in names:
         if mean := mean_ratio(mine, rivals[name]):
             print(f"  mean of {name}: {mean[0]:.3f} over {mean[1]:.1f} to {mean[2]:.1f} dB", flush=True)
