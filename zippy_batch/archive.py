@@ -40,6 +40,7 @@ from zippy_batch.container import (
 )
 from zippy_batch.errors import ArchiveError, DamagedRow, UsageError
 from zippy_batch.globs import compile_glob
+from zippy_batch.salvage import LOST, Lost, salvage
 from zippy_batch.schema import (
     BY_NAME,
     COLUMNS,
@@ -47,6 +48,7 @@ from zippy_batch.schema import (
     GROUP_BYTES,
     MAX_ROWS_PER_GROUP,
     METADATA_KEY,
+    Column,
     Row,
     Value,
     arrow_schema,
@@ -508,38 +510,46 @@ def _open_directory(path: Path) -> _Directory:
 
 def _read_rows(file: File, group: int, shard: int, start: int, rows: Sequence[int]) -> list[Row | Damage]:
     """Rows (positions in the shard) of one row group, whose first has position `start`."""
-    columns: dict[str, list[Value]] = {}
-    lost: list[str] = []
+    columns: dict[str, list[Value | Lost]] = {}
+    damage: dict[str, str] = {}
     with foreign(str(file.path)), file.opened() as parquet:
         for column in COLUMNS:
             # one at a time, so that damage to one is known from damage to another
             try:
-                columns[column.name] = read_column(file, parquet, group, column.name)
+                columns[column.name] = [*read_column(file, parquet, group, column.name)]
             except ArchiveError as error:
-                lost.append(str(error))
-    if lost:
-        paths = columns.get("path")
-        return [Damage(shard, row, _path(paths[row - start]) if paths else None, lost[0]) for row in rows]
+                damage[column.name] = str(error)
+                columns[column.name] = _salvaged(file, group, column)
     found: list[Row | Damage] = []
     for row in rows:
         fields = {name: values[row - start] for name, values in columns.items()}
-        found.append(_checked_row(fields, shard, row))
+        found.append(_checked_row(fields, damage, shard, row))
     return found
 
 
-def _checked_row(fields: dict[str, Value], shard: int, row: int) -> Row | Damage:
-    path = _path(fields["path"] if fields["path_bytes"] is None else fields["path_bytes"])
-    crc = fields.pop("crc")
-    if crc != row_crc(fields):
-        return Damage(shard, row, path, "its bytes are not what was written (checksum)")
+def _salvaged(file: File, group: int, column: Column) -> list[Value | Lost]:
+    rows, chunk = file.groups[group].rows, file.groups[group].chunks[column.name]
+    if column.encoding == "DELTA_LENGTH_BYTE_ARRAY":
+        return salvage(file.path, chunk, column, rows)
+    return [LOST] * rows
+
+
+def _checked_row(fields: dict[str, Value | Lost], damage: Mapping[str, str], shard: int, row: int) -> Row | Damage:
+    # a row whose checksum is right without a lost field had none there
+    known = {name: None if value is LOST else value for name, value in fields.items()}
+    lost = [name for name, value in fields.items() if value is LOST]
+    path = _path(known["path"] if known["path_bytes"] is None else known["path_bytes"])
+    crc = known.pop("crc")
+    if any(not BY_NAME[name].nullable for name in lost) or crc != row_crc(known):
+        return Damage(shard, row, path, damage[lost[0]] if lost else "its bytes are not what was written (checksum)")
     try:
-        return row_of(fields)
+        return row_of(known)
     except ValueError as error:
         return Damage(shard, row, path, f"its fields contradict each other: {error}")
 
 
-def _path(value: Value) -> bytes:
-    return value if isinstance(value, bytes) else b""
+def _path(value: Value) -> bytes | None:
+    return value if isinstance(value, bytes) else None
 
 
 def _listed(problems: Sequence[str]) -> str:

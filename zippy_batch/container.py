@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _MAGIC = b"PAR1"
 _MAX_FOOTER_BYTES = 1 << 26
 _MAX_GROUP_BYTES = MAX_STORED_BYTES + 2 * GROUP_BYTES
+_PAGE_BYTES = 1 << 16
 _BATCH_BYTES = 1 << 26
 """Of paths decoded at a time, whatever a page claims: DELTA_BYTE_ARRAY can repeat a long prefix in every row."""
 _DICTIONARY_BYTES = tuple(c.name for c in COLUMNS if c.encoding == "DICTIONARY" and c.kind in ("text", "bytes"))
@@ -235,6 +236,9 @@ def open_writer(sink: pa.NativeFile, schema: pa.Schema) -> Iterator[pq.ParquetWr
         column_encoding={c.name: c.encoding for c in columns if c.encoding != "DICTIONARY"},
         compression={c.name: "NONE" if c.zstd_level is None else "ZSTD" for c in columns},
         compression_level={c.name: c.zstd_level for c in columns if c.zstd_level is not None},
+        # small pages are what can be saved of a damaged column, and cost 0.2 B/row; their size is looked at per batch
+        data_page_size=_PAGE_BYTES,
+        write_batch_size=1,
         write_statistics=False,
         store_schema=False,
     ) as writer:

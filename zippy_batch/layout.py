@@ -9,7 +9,7 @@ Format: apache/parquet-format, parquet.thrift; field numbers are those of its st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -91,6 +91,7 @@ class Chunk:
     start: int
     stop: int
     decompressed_bytes: int
+    zstd: bool
 
 
 @dataclass(frozen=True)
@@ -175,30 +176,49 @@ def _chunk(chunk: Struct, column: Column, rows: int, footer_at: int) -> Chunk:
     levels = chunk.get(16, {})
     if levels.get(2) or len(levels.get(3, [])) not in ((0, 2) if column.nullable else (0,)):
         raise ValueError(f"column {column.name} has levels that a flat column has not")
-    return Chunk(start, stop, chunk[6])
+    return Chunk(start, stop, chunk[6], zstd=chunk[4] == _ZSTD)
+
+
+@dataclass(frozen=True)
+class Page:
+    start: int
+    """Offset in the file of what follows the header."""
+    stored_bytes: int
+    decompressed_bytes: int
+    values: int
+    """0 for a dictionary."""
 
 
 def check_pages(file: BinaryIO, chunk: Chunk, column: Column, rows: int) -> None:
-    """Walk the page headers of a chunk. Raises ValueError where they contradict the footer, or where an encoding could
-    make more of a page than its decompressed size."""
+    """Raises ValueError where page headers contradict the footer, or where an encoding could make more of a page than
+    its decompressed size."""
+    for _ in walk_pages(file, chunk, column, rows):
+        pass
+
+
+def walk_pages(file: BinaryIO, chunk: Chunk, column: Column, rows: int) -> Iterator[Page]:
+    """The pages of a chunk. Raises ValueError as `check_pages` does, after the last page that is right."""
     at, values, decompressed_bytes = chunk.start, 0, 0
     while at < chunk.stop:
         file.seek(at)
-        header, size_bytes = parse_struct(file.read(_PAGE_HEADER_BYTES), _PAGE_HEADER)
+        header, header_bytes = parse_struct(file.read(_PAGE_HEADER_BYTES), _PAGE_HEADER)
         if min(header.get(2, -1), header.get(3, -1)) < 0:
             raise ValueError("page of no size")
-        values += _values(header, column, first=at == chunk.start)
-        at += size_bytes + header[3]
-        decompressed_bytes += size_bytes + header[2]
-        if values > rows or decompressed_bytes > chunk.decompressed_bytes:
+        page = Page(at + header_bytes, header[3], header[2], _values(header, column, first=at == chunk.start))
+        at = page.start + page.stored_bytes
+        values += page.values
+        decompressed_bytes += header_bytes + page.decompressed_bytes
+        if values > rows or at > chunk.stop or decompressed_bytes > chunk.decompressed_bytes:
             raise ValueError("its pages hold more than the footer says")
-    if values != rows or at != chunk.stop:
+        yield page
+    if values != rows:
         raise ValueError("its pages do not add up")
 
 
 def _values(header: Struct, column: Column, first: bool) -> int:
     """Values of a data page, 0 for a dictionary."""
-    allowed = (_PLAIN, _ENCODINGS[column.encoding])
+    # a dictionary that grows too large is given up, and the values go on as they are
+    allowed = {_ENCODINGS[column.encoding]} | ({_PLAIN} if column.encoding == "DICTIONARY" else set())
     if header.get(1) == _DICTIONARY_PAGE and 7 in header and 5 not in header:
         if not first or column.encoding != "DICTIONARY" or header[7].get(2) != _PLAIN:
             raise ValueError("dictionary where there is none")

@@ -50,14 +50,14 @@ Struct = dict[int, Any]
 
 def parse_struct(data: bytes, kind: Kind) -> tuple[Struct, int]:
     """The struct that `data` starts with, and the number of its bytes. Raises ValueError for anything else."""
-    reader = _Reader(data)
+    reader = Reader(data)
     try:
         return reader.struct(kind), reader.at
     except IndexError as error:
         raise ValueError("structure without an end") from error
 
 
-class _Reader:
+class Reader:
     """Raises ValueError, or IndexError at the end of the data."""
 
     def __init__(self, data: bytes) -> None:
@@ -69,7 +69,7 @@ class _Reader:
         fields = kind.fields or {}
         found: Struct = {}
         number = 0
-        while head := self._byte():
+        while head := self.byte():
             number = number + (head >> 4) if head >> 4 else self._integer(16)
             wire = head & 15
             field = fields.get(number)
@@ -87,40 +87,43 @@ class _Reader:
         if kind.wire in _BITS:
             return self._integer(_BITS[kind.wire])
         if kind.wire == _BINARY:
-            return self._binary()
+            return self.take(self.varint())
         if kind.wire == _STRUCT:
             return self.struct(kind)
         if kind.wire == _LIST and kind.element is not None:
             return self._list(kind.element)
         if kind.wire == _BYTE:
-            return self._byte()
+            return self.byte()
         raise ValueError(f"type {kind.wire} where there is none")
 
     def _list(self, element: Kind) -> list[Any]:
-        head = self._byte()
-        count = head >> 4 if head >> 4 != 15 else self._varint()
+        head = self.byte()
+        count = head >> 4 if head >> 4 != 15 else self.varint()
         if head & 15 != element.wire or count > len(self._data) - self.at:
             raise ValueError("impossible list")
         return [self._value(element) for _ in range(count)]
 
-    def _binary(self) -> bytes:
-        start, size_bytes = self.at, self._varint()
+    def take(self, size_bytes: int) -> bytes:
         start = self.at
         if size_bytes > len(self._data) - start:
             raise ValueError("impossible length")
         self.at = start + size_bytes
         return self._data[start : self.at]
 
-    def _integer(self, bits: int) -> int:
-        value = self._varint()
-        if value >> bits:
-            raise ValueError("number out of range")
+    def zigzag(self) -> int:
+        value = self.varint()
         return value >> 1 ^ -(value & 1)
 
-    def _varint(self) -> int:
+    def _integer(self, bits: int) -> int:
+        value = self.zigzag()
+        if not -1 << bits - 1 <= value < 1 << bits - 1:
+            raise ValueError("number out of range")
+        return value
+
+    def varint(self) -> int:
         value = shift = 0
         while True:
-            byte = self._byte()
+            byte = self.byte()
             value |= (byte & 127) << shift
             if byte < 128:
                 return value
@@ -128,6 +131,6 @@ class _Reader:
             if shift > 63:
                 raise ValueError("number too long")
 
-    def _byte(self) -> int:
+    def byte(self) -> int:
         self.at += 1
         return self._data[self.at - 1]
