@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from zippy_batch.codec import LatentItem
+from zippy_batch.pipeline import Codecs
 from zippy_batch.weights import Model
 
 MODEL = Model("fake", "fa" * 32, b"no weights", builtin=True, card={})
@@ -71,6 +73,29 @@ def load_fake(name: str) -> Model:
 
 def find_fake(model_id: str) -> Model | None:
     return MODEL if model_id == MODEL.id else None
+
+
+CODECS = Codecs(load_fake, find_fake, fake_codec)
+
+
+def pixels(seed: int, height: int = 16, width: int = 24) -> NDArray[np.uint8]:
+    """Smooth colours with a little noise, different for each seed: (H, W, 3)."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = np.stack([y * (2 + seed % 3) + x, x * 3 + seed, y * 2 + x * 2 + 40], axis=-1)
+    return ((waves + np.random.default_rng(seed).integers(0, 6, waves.shape)) % 200 + 20).astype(np.uint8)
+
+
+def make_faces(directory: Path) -> Path:
+    """Seven JPEG files, two PNG in a folder, and three files that are kept raw."""
+    (directory / "sub").mkdir(parents=True)
+    for i in range(7):
+        Image.fromarray(pixels(i)).save(directory / f"{i}.jpg", quality=90)
+    for i in range(2):
+        Image.fromarray(pixels(i, 40, 40)).save(directory / f"sub/{i}.png")
+    (directory / "notes.txt").write_bytes(b"not a picture")
+    (directory / "empty").write_bytes(b"")
+    (directory / "broken.jpg").write_bytes((directory / "0.jpg").read_bytes()[:300])
+    return directory
 
 
 def files_of(directory: Path) -> dict[bytes, bytes]:

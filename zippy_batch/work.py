@@ -283,7 +283,7 @@ class RestoreJob:
     def start(self, threads: int) -> Callable[[RestoreUnit, Tick], ShardRestored]:
         codec = self.make_codec(self.model, self.options.device) if self.model else None
         archive, hands, writer = (
-            Archive.open(self.archive),
+            Archive.open(self.archive, allow_damage=self.options.keep_going),
             Hands(threads),
             FileWriter(self.destination, self.temporary),
         )
@@ -310,12 +310,12 @@ class FileWriter:
         safe_relative_path(path)
         target = os.path.join(self._real, path)
         parent = os.path.dirname(target)
-        os.makedirs(parent, exist_ok=True)
         real = os.path.realpath(parent)
         if real != self._real and not real.startswith(self._real.rstrip(b"/") + b"/"):
             raise ArchiveError(
-                f"{display_path(path)}: a link in {self.destination} leads out of it; nothing was written"
+                f"{display_path(path)} would leave {self.destination} through a link; take the link away"
             )
+        os.makedirs(parent, exist_ok=True)
         new = os.path.join(os.fsencode(self.temporary), uuid.uuid4().hex.encode())
         with open(new, "wb") as file:
             file.write(data)

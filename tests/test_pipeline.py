@@ -1,0 +1,385 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import CODECS, MODEL, FakeCodec, files_of, make_faces
+from fakes import ray_session as ray_session
+from PIL import Image
+
+from zippy_batch.archive import Archive, ArchiveInfo, write_part
+from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+from zippy_batch.errors import (
+    ArchiveError,
+    DamagedRow,
+    ModelError,
+    OutputExists,
+    SourceError,
+    StagingMismatch,
+    UsageError,
+)
+from zippy_batch.pipeline import Codecs, archive, restore, stats, verify
+from zippy_batch.report import Progress
+from zippy_batch.schema import FORMAT_VERSION, Row
+from zippy_batch.staging import staging_path
+
+OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
+"""The 12 files of `make_faces` are 3 shards of 4."""
+OVERWRITE = RunOptions(overwrite=True)
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    return make_faces(tmp_path / "faces")
+
+
+@pytest.fixture(params=["out.parquet", "out"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A single file, and a directory of parts."""
+    return tmp_path / request.param
+
+
+def make(source: Path, output: Path, options: ArchiveOptions = OPTIONS, run: RunOptions | None = None, **more):  # type: ignore[no-untyped-def]
+    return archive(source, output, options, run, codecs=CODECS, **more)
+
+
+def back(path: Path, destination: Path, options: RestoreOptions | None = None, run: RunOptions | None = None, **more):  # type: ignore[no-untyped-def]
+    return restore(path, destination, options or RestoreOptions(device="cpu"), run, codecs=CODECS, **more)
+
+
+def check(path: Path, against: Path | None = None, deep: bool = False):  # type: ignore[no-untyped-def]
+    return verify(path, against, deep, codecs=CODECS)
+
+
+# ---- archive ----
+
+
+def test_everything_comes_back(faces: Path, output: Path, tmp_path: Path) -> None:
+    report = make(faces, output)
+    assert report.total.images == len(files_of(faces)) == 12
+    assert len(report.shards) == 3
+    assert not staging_path(output).exists()
+    back(output, tmp_path / "back")
+    restored = files_of(tmp_path / "back")
+    for path, data in files_of(faces).items():
+        if path.endswith(b".png"):
+            assert path + b".jpg" in restored
+        elif path.endswith(b".jpg") and path != b"broken.jpg":
+            assert path in restored
+        else:
+            assert restored[path] == data
+    assert len(restored) == 12
+
+
+def test_same_input_makes_the_same_bytes(faces: Path, output: Path, tmp_path: Path) -> None:
+    make(faces, output)
+    again = tmp_path / "again" / output.name
+    again.parent.mkdir()
+    shutil.copytree(faces, tmp_path / "copy")
+    make(tmp_path / "copy", again, run=RunOptions(workers=1))
+    assert content(again) == content(output)
+
+
+def content(path: Path) -> dict[bytes, bytes]:
+    return files_of(path) if path.is_dir() else {b"": path.read_bytes()}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_workers_on_ray_write_the_same_bytes(faces: Path, tmp_path: Path) -> None:
+    make(faces, tmp_path / "one.parquet", run=RunOptions(workers=1))
+    report = make(faces, tmp_path / "two.parquet", run=RunOptions(workers=2))
+    assert report.run.workers == 2
+    assert content(tmp_path / "two.parquet") == content(tmp_path / "one.parquet")
+    restored = back(tmp_path / "two.parquet", tmp_path / "back", run=RunOptions(workers=2))
+    assert restored.total.images == len(files_of(tmp_path / "back")) == 12
+
+
+def test_report_is_what_the_archive_says(faces: Path, output: Path) -> None:
+    made = make(faces, output)
+    found = stats(output)
+    assert found.run is None
+    assert [replace(line, seconds=None) for line in made.shards] == list(found.shards)
+    assert found.total == made.total
+    assert found.total.archive_bytes == sum(len(data) for data in content(output).values())
+    assert found.total.source_bytes == sum(len(data) for data in files_of(faces).values())
+    assert sum(found.total.kept_raw.values()) == 3
+    json.dumps(made.to_dict(), allow_nan=False)
+
+
+def test_floor_is_met_and_counted(faces: Path, tmp_path: Path) -> None:
+    plain = make(faces, tmp_path / "plain.parquet", replace(OPTIONS, quality=60))
+    floor = plain.total.quality.psnr_mean_db
+    report = make(faces, tmp_path / "floor.parquet", replace(OPTIONS, quality=60, min_psnr=floor))
+    assert report.total.quality.psnr_worst_db >= floor
+    assert report.floor.raised > 0
+    assert report.floor.at_once + report.floor.raised + report.total.raw_images == 12
+
+
+def test_progress_ends_at_the_totals(faces: Path, output: Path) -> None:
+    told: list[Progress] = []
+    make(faces, output, progress=told.append)
+    assert (told[-1].images, told[-1].images_total, told[-1].shards, told[-1].shards_total) == (12, 12, 3, 3)
+    assert told[-1].source_bytes == told[-1].source_bytes_total
+    assert [p.images for p in told] == sorted(p.images for p in told)
+    assert len(told) > 3
+
+
+def test_archive_of_raw_files_alone_names_no_model(tmp_path: Path, output: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_bytes(b"text")
+    report = make(tmp_path / "notes", output)
+    assert report.model_id is None
+    restore(output, tmp_path / "back", codecs=Codecs(find=lambda _: None))
+    assert files_of(tmp_path / "back") == {b"a.txt": b"text"}
+
+
+def test_output_that_exists_is_left_alone(faces: Path, output: Path) -> None:
+    make(faces, output)
+    before = content(output)
+    with pytest.raises(OutputExists, match="--overwrite"):
+        make(faces, output, replace(OPTIONS, quality=50))
+    assert content(output) == before
+    make(faces, output, replace(OPTIONS, quality=50), OVERWRITE)
+    assert stats(output).options["quality"] == 50
+
+
+def test_overwrite_does_not_remove_a_directory_that_is_no_archive(faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="not an archive"):
+        make(faces, tmp_path / "photos", run=OVERWRITE)
+    assert (tmp_path / "photos/a.jpg").exists()
+
+
+def test_output_inside_the_source_is_refused(faces: Path) -> None:
+    with pytest.raises(UsageError, match="inside the source"):
+        make(faces, faces / "out.parquet")
+    with pytest.raises(UsageError, match="inside the output"):
+        make(faces / "sub", faces)
+    with pytest.raises(UsageError, match="no directory"):
+        make(faces, faces.parent / "missing" / "out.parquet")
+
+
+def test_nothing_to_archive_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no file below"):
+        make(tmp_path / "empty", tmp_path / "out.parquet")
+    assert list(tmp_path.iterdir()) == [tmp_path / "empty"]
+
+
+def test_strict_run_that_failed_is_finished_by_a_lenient_one(faces: Path, output: Path) -> None:
+    with pytest.raises(SourceError, match="--strict"):
+        make(faces, output, replace(OPTIONS, strict=True))
+    assert not output.exists()
+    assert make(faces, output).run.shards_resumed == 1
+
+
+def test_a_run_that_failed_before_its_first_shard_is_not_in_the_way(faces: Path, output: Path) -> None:
+    with pytest.raises(SourceError):
+        make(faces, output, replace(OPTIONS, strict=True, shard_size=0))
+    make(faces, output, replace(OPTIONS, quality=50))
+
+
+# ---- restore ----
+
+
+def test_restore_refuses_to_overwrite_before_it_writes(faces: Path, output: Path, tmp_path: Path) -> None:
+    make(faces, output)
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back/notes.txt").write_bytes(b"mine")
+    with pytest.raises(OutputExists, match=r"1 of the files .*notes\.txt.*--overwrite"):
+        back(output, tmp_path / "back")
+    assert files_of(tmp_path / "back") == {b"notes.txt": b"mine"}
+    back(output, tmp_path / "back", run=OVERWRITE)
+    assert len(files_of(tmp_path / "back")) == 12
+
+
+def test_restore_selects_by_glob(faces: Path, output: Path, tmp_path: Path) -> None:
+    make(faces, output)
+    report = back(output, tmp_path / "back", RestoreOptions(device="cpu", select="sub/*.png", format="png"))
+    assert set(files_of(tmp_path / "back")) == {b"sub/0.png", b"sub/1.png"}
+    assert (report.selected, report.total.images) == (2, 2)
+    with pytest.raises(UsageError, match="matches"):
+        back(output, tmp_path / "other", RestoreOptions(device="cpu", select="*.gif"))
+
+
+def test_restore_that_was_interrupted_goes_on(faces: Path, output: Path, tmp_path: Path) -> None:
+    make(faces, output)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.images > 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        back(output, tmp_path / "back", progress=interrupt)
+    assert 0 < len(files_of(tmp_path / "back")) < 12
+    back(output, tmp_path / "back")
+    assert len(files_of(tmp_path / "back")) == 12
+    with pytest.raises(OutputExists):
+        back(output, tmp_path / "back")
+
+
+def row(path: bytes, source_format: str | None = None) -> Row:
+    picture = np.full((8, 8, 3), 50, np.uint8)
+    raw = source_format is None
+    payload = b"text" if raw else FakeCodec().encode([picture], [75])[0]
+    size = None if raw else 8
+    return Row(
+        path, "raw" if raw else "latent", payload, "not a picture" if raw else None, size, size, None if raw else "RGB",
+        False, None if raw else 75, 4, source_format, None, None, None, None, None, None, 0,
+    )  # fmt: skip
+
+
+def hand_made(path: Path, *rows: Row) -> Path:
+    write_part(path, rows, ArchiveInfo(FORMAT_VERSION, MODEL.id, {}, (len(rows),)))
+    return path
+
+
+@pytest.mark.parametrize("path", [b"../a.txt", b"/etc/a.txt", b"a/../../b.txt"])
+def test_restore_refuses_paths_that_leave_the_destination(path: bytes, tmp_path: Path) -> None:
+    made = hand_made(tmp_path / "a.parquet", row(b"0.txt"), row(path))
+    with pytest.raises(ArchiveError, match="refused"):
+        back(made, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([row(b"a.png", "png"), row(b"a.png.jpg", "jpeg")], r"two rows would be restored as a\.png\.jpg"),
+        ([row(b"a"), row(b"a/b")], "as a file, and as a directory"),
+    ],
+)
+def test_restore_refuses_targets_that_collide(rows: list[Row], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match=message):
+        back(hand_made(tmp_path / "a.parquet", *rows), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_restore_without_its_model_says_so(faces: Path, output: Path, tmp_path: Path) -> None:
+    make(faces, output)
+    with pytest.raises(ModelError, match=f"needs the model {MODEL.id}"):
+        restore(output, tmp_path / "back", codecs=Codecs(find=lambda _: None))
+
+
+# ---- damage ----
+
+
+def damage_first_payload(output: Path) -> None:
+    part = output / "part-00000.parquet" if output.is_dir() else output
+    with Archive.open(output) as opened:
+        first = next(row for row in opened.read_rows(0) if isinstance(row, Row) and row.codec == "latent")
+    data = bytearray(part.read_bytes())
+    data[data.index(first.payload) + 5] ^= 4
+    part.write_bytes(data)
+
+
+def test_verify_names_a_flipped_bit_and_restore_brings_back_the_rest(faces: Path, output: Path, tmp_path: Path) -> None:
+    make(faces, output)
+    assert check(output).exit_code == 0
+    damage_first_payload(output)
+    report = check(output)
+    assert report.exit_code == 1
+    assert [finding.path for finding in report.damaged] == ["0.jpg"]
+    with pytest.raises(DamagedRow, match=r"0\.jpg"):
+        back(output, tmp_path / "stopped")
+    kept = back(output, tmp_path / "back", RestoreOptions(device="cpu", keep_going=True))
+    assert (kept.exit_code, kept.total.images) == (1, 11)
+    assert [finding.path for finding in kept.total.damaged] == ["0.jpg"]
+
+
+def test_a_missing_part_is_reported_and_the_rest_comes_back(faces: Path, tmp_path: Path) -> None:
+    make(faces, tmp_path / "out")
+    (tmp_path / "out/part-00001.parquet").unlink()
+    report = check(tmp_path / "out")
+    assert report.exit_code == 1
+    assert any("part-00001.parquet is missing" in problem for problem in report.problems)
+    kept = back(tmp_path / "out", tmp_path / "back", RestoreOptions(device="cpu", keep_going=True))
+    assert (kept.exit_code, kept.total.images, len(kept.total.damaged)) == (1, 8, 4)
+
+
+# ---- verify against ----
+
+
+def test_verify_against_the_originals(faces: Path, output: Path) -> None:
+    make(faces, output)
+    report = check(output, faces)
+    assert (report.exit_code, report.rows, report.decoded) == (0, 12, 9)
+    assert "holds everything" in report.lines()[-1]
+
+
+def test_verify_against_finds_every_kind_of_difference(faces: Path, output: Path) -> None:
+    make(faces, output)
+    (faces / "new.jpg").write_bytes(b"new")
+    (faces / "1.jpg").unlink()
+    (faces / "notes.txt").write_bytes(b"not a pictura")
+    (faces / "2.jpg").write_bytes((faces / "2.jpg").read_bytes() + b"\0")
+    with Image.open(faces / "sub/0.png") as image:
+        other = 255 - np.asarray(image)
+    original_bytes = (faces / "sub/0.png").stat().st_size
+    Image.fromarray(other).save(faces / "sub/0.png")
+    padded = (faces / "sub/0.png").read_bytes()
+    report = check(output, faces)
+    assert [finding.path for finding in report.missing] == ["new.jpg"]
+    assert [finding.path for finding in report.extra] == ["1.jpg"]
+    differing = {finding.path: finding.what for finding in report.differing}
+    assert "bytes are not those" in differing["notes.txt"]
+    assert "archive says" in differing["2.jpg"]
+    assert ("would have" if len(padded) == original_bytes else "archive says") in differing["sub/0.png"]
+    assert report.exit_code == 1
+
+
+def test_verify_against_finds_a_picture_of_lower_quality_than_promised(faces: Path, tmp_path: Path) -> None:
+    make(faces, tmp_path / "out.parquet")
+    with Archive.open(tmp_path / "out.parquet") as opened:
+        rows = [row for shard in opened.shards() for row in opened.read_rows(shard) if isinstance(row, Row)]
+    promised = [replace(row, psnr=row.psnr + 0.5) if row.path == b"3.jpg" else row for row in rows]  # type: ignore[operator]
+    report = check(hand_made(tmp_path / "b.parquet", *promised), faces)
+    assert [(finding.path, "archive promises" in finding.what) for finding in report.differing] == [("3.jpg", True)]
+
+
+def test_verify_counts_rows_without_a_promise(faces: Path, output: Path) -> None:
+    make(faces, output, replace(OPTIONS, verify=False))
+    report = check(output, faces)
+    assert (report.exit_code, report.unpromised) == (0, 9)
+
+
+def test_deep_verification_decodes_every_payload(tmp_path: Path) -> None:
+    made = hand_made(tmp_path / "a.parquet", row(b"0.jpg", "jpeg"), replace(row(b"1.jpg", "jpeg"), payload=b"nonsense"))
+    assert check(made).exit_code == 0
+    report = check(made, deep=True)
+    assert (report.exit_code, report.decoded, [finding.path for finding in report.damaged]) == (1, 2, ["1.jpg"])
+
+
+def test_names_that_are_not_utf8_come_back(tmp_path: Path, output: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    name = os.path.join(os.fsencode(tmp_path / "odd"), b"caf\xe9.txt")
+    try:
+        Path(os.fsdecode(name)).write_bytes(b"text")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    make(tmp_path / "odd", output)
+    assert check(output, tmp_path / "odd").exit_code == 0
+    back(output, tmp_path / "back")
+    assert files_of(tmp_path / "back") == {b"caf\xe9.txt": b"text"}
+
+
+def test_staging_of_another_run_is_told_apart(faces: Path, output: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.shards:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(faces, output, progress=interrupt)
+    with pytest.raises(StagingMismatch, match=r"quality: 75 then, 50 now.*--overwrite"):
+        make(faces, output, replace(OPTIONS, quality=50))
+    (faces / "more.txt").write_bytes(b"more")
+    with pytest.raises(StagingMismatch, match="files: 12 then, 13 now"):
+        make(faces, output)
+    assert make(faces, output, replace(OPTIONS, quality=50), OVERWRITE).total.images == 13
+    assert not staging_path(output).exists()
