@@ -15,7 +15,7 @@ from zippy_batch.train import TrainOptions, export, fit, loss_parts
 from zippy_batch.training_data import PoolSpec, batches, build_pools, cached_pools, list_images
 from zippy_batch.weights import model_from_bytes
 
-SPECS = [PoolSpec(24, 24, 48, 0.7), PoolSpec(30, 40, 16, 0.3, jpeg=0.0)]
+SPECS = [PoolSpec(24, 24, 48, 0.7), PoolSpec(30, 40, 16, 0.2, jpeg=0.0), PoolSpec(16, 16, 12, 0.1, drawn=True)]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def options(minutes: float) -> TrainOptions:
 def test_pools_have_the_sizes_asked_for_and_skip_what_is_no_image(photographs: Path, tmp_path: Path) -> None:
     paths = list_images([photographs])
     pools = build_pools(paths, SPECS, workers=1)
-    assert [p.shape[1:] for p in pools] == [(24, 24, 3), (30, 40, 3)]
+    assert [p.shape[1:] for p in pools] == [(24, 24, 3), (30, 40, 3), (16, 16, 3)]
     assert all(len(p) >= s.count * 0.8 for p, s in zip(pools, SPECS, strict=True))
     again = cached_pools([photographs], SPECS, tmp_path, workers=1)
     assert all(np.array_equal(a, b) for a, b in zip(pools, again, strict=True))
@@ -45,7 +45,7 @@ def test_pools_have_the_sizes_asked_for_and_skip_what_is_no_image(photographs: P
 
 def test_batches_fill_their_positions_with_one_size() -> None:
     pools = [np.zeros((9, 24, 24, 3), np.uint8), np.zeros((0, 30, 40, 3), np.uint8)]
-    stream = batches(pools, SPECS, 90, np.random.default_rng(0))
+    stream = batches(pools, SPECS[:2], 90, np.random.default_rng(0))
     assert {next(stream).shape for _ in range(20)} == {(10, 24, 24, 3)}
 
 

@@ -36,6 +36,8 @@ class PoolSpec:
     """Cut at the source's own resolution, on its 8x8 lattice, instead of shrinking a square to size."""
     jpeg: float = 0.75
     """Share of the images saved as JPEG after shrinking; the rest stay clean."""
+    drawn: bool = False
+    """Noise, stripes and other patterns instead of photographs: a codec that never saw them fails on them badly."""
 
 
 def default_specs() -> list[PoolSpec]:
@@ -58,7 +60,7 @@ def default_specs() -> list[PoolSpec]:
     specs += [PoolSpec(h, w, 1500, 0.16 / len(shapes), jpeg=0.5) for h, w in shapes]
     specs += [PoolSpec(112, 112, 8000, 0.18, jpeg=0.3), PoolSpec(144, 128, 1500, 0.03, jpeg=0.3)]
     specs += [PoolSpec(218, 178, 3500, 0.08, native=True), PoolSpec(200, 200, 3000, 0.07, native=True)]
-    specs += [PoolSpec(160, 160, 2500, 0.06, native=True)]
+    specs += [PoolSpec(160, 160, 2500, 0.06, native=True), PoolSpec(48, 48, 4000, 0.05, jpeg=0.3, drawn=True)]
     return specs
 
 
@@ -99,6 +101,38 @@ def cut(image: Image.Image, spec: PoolSpec, rng: random.Random) -> Image.Image |
     return _resave(out, rng) if rng.random() < spec.jpeg else out
 
 
+def draw_pattern(height: int, width: int, rng: np.random.Generator) -> Pool:
+    """(H, W, 3) uint8: noise, checkers, stripes, a gradient or rectangles, in two random colours and any contrast."""
+    y, x = np.mgrid[0:height, 0:width]
+    period = int(rng.integers(1, 12))
+    angle = rng.uniform(0, np.pi)
+    along = np.cos(angle) * x + np.sin(angle) * y
+    kind = int(rng.integers(6))
+    if kind == 0:
+        mix = rng.random((height, width, int(rng.choice([1, 3]))))
+    elif kind == 1:
+        mix = rng.integers(0, 2, (height, width, int(rng.choice([1, 3])))).astype(float)
+    elif kind == 2:
+        mix = ((x // period + y // period) % 2.0)[..., None]
+    elif kind == 3:
+        mix = (along % (2 * period) < period).astype(float)[..., None]
+    elif kind == 4:
+        mix = ((along - along.min()) / np.ptp(along))[..., None]
+    else:
+        mix = np.zeros((height, width, 1))
+        for _ in range(int(rng.integers(1, 30))):
+            top, left = rng.integers(0, height), rng.integers(0, width)
+            mix[top : top + rng.integers(1, 12), left : left + rng.integers(1, 12)] = rng.random()
+    first, second = rng.integers(0, 256, 3), rng.choice([rng.integers(0, 256, 3), 255 * rng.integers(0, 2, 3)])
+    return np.rint(first + mix * (second - first)).astype(np.uint8)
+
+
+def _draw_pool(spec: PoolSpec, seed: int) -> Pool:
+    rng, choices = np.random.default_rng(seed), random.Random(seed)
+    drawn = [Image.fromarray(draw_pattern(spec.height, spec.width, rng)) for _ in range(spec.count)]
+    return np.stack([np.asarray(_resave(i, choices) if choices.random() < spec.jpeg else i) for i in drawn])
+
+
 def _cut_many(task: tuple[list[Path], list[tuple[int, PoolSpec, int]], int]) -> list[tuple[int, Pool]]:
     paths, wanted, seed = task
     rng = random.Random(seed)
@@ -122,13 +156,17 @@ def build_pools(paths: Sequence[Path], specs: Sequence[PoolSpec], workers: int, 
     order = list(paths)
     random.Random(seed).shuffle(order)
     # thousandths of an image of each spec per source; a third more, since some sources are too small
-    wanted = [(i, s, max(1, round(1333 * s.count / max(1, len(order))))) for i, s in enumerate(specs)]
+    photographed = [(i, s) for i, s in enumerate(specs) if not s.drawn]
+    wanted = [(i, s, max(1, round(1333 * s.count / max(1, len(order))))) for i, s in photographed]
     pieces: list[list[Pool]] = [[] for _ in specs]
     tasks = [(order[i : i + 200], wanted, seed + i) for i in range(0, len(order), 200)]
     with concurrent.futures.ProcessPoolExecutor(workers) as executor:
         for result in executor.map(_cut_many, tasks):
             for index, piece in result:
                 pieces[index].append(piece)
+    for index, spec in enumerate(specs):
+        if spec.drawn:
+            pieces[index] = list(_draw_pool(spec, seed))
     return [
         np.stack(p[: s.count]) if p else np.zeros((0, s.height, s.width, 3), np.uint8)
         for p, s in zip(pieces, specs, strict=True)

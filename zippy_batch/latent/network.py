@@ -124,6 +124,11 @@ class Static(nn.Module):
         return self.spatial(spatial) + self.level(level)[:, None, None]
 
 
+GATE_LIMIT = 6.0
+"""Gates are clamped here: photographs hardly reach it, and without it noise grows with every block until it overflows.
+"""
+
+
 class Block(nn.Module):
     """Depthwise 3x3 over the grid, then a gated layer (ReGLU, Shazeer 2020, arXiv:2002.05202), added to the input."""
 
@@ -142,7 +147,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         u = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         a, b = self.expand(u).chunk(2, -1)
-        return x + self.project(F.relu(a) * b)
+        return x + self.project(a.clamp(0, GATE_LIMIT) * b)
 
 
 class Analysis(nn.Module):
