@@ -146,9 +146,10 @@ def test_without_flags_the_defaults_apply(run: Run, calls: list[dict[str, Any]])
     assert [call["options"] for call in calls[:2]] == [ArchiveOptions(), RestoreOptions()]
 
 
-def test_restore_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
-    run("restore", "a", "back", "--select", "*.jpg", "--keep-going", "--reference", "in", "--jpeg-quality", "90")
-    assert calls[0]["options"] == RestoreOptions("jpeg", 90, "*.jpg", True, Path("in"))
+def test_restore_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]], tmp_path: Path) -> None:
+    flags = ["--select", "*.jpg", "--keep-going", "--reference", str(tmp_path), "--jpeg-quality", "90"]
+    run("restore", "a", "back", *flags)
+    assert calls[0]["options"] == RestoreOptions("jpeg", 90, "*.jpg", True, tmp_path)
 
 
 def test_verify_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
@@ -170,6 +171,7 @@ def test_verify_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) 
         (["restore", "a", "back", "--format", "jpg"], "not 'jpg'; did you mean 'jpeg'?"),
         (["restore", "a", "back", "--format", "png", "--jpeg-quality", "90"], "drop one of the two"),
         (["restore", "a", "back", "--jpeg-quality", "0"], "jpeg_quality must be 1 to 100, not 0"),
+        (["restore", "a", "back", "--reference", "no/such/place"], "--reference no/such/place: not a directory"),
         (["archive", "in"], "OUT"),
         (["archive", "in", "out", "--qualty", "3"], "--quality"),
         (["pack", "in", "out"], "pack"),

@@ -79,6 +79,27 @@ def test_documented_command_lines_exist(page: str, line: str) -> None:
         assert program in ("pip", "duckdb", "bash"), f"{page}: {line}"
 
 
+def code_block(language: str) -> str:
+    """The README's one block in a language."""
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    return str(block)
+
+
+def test_the_python_and_the_sql_of_the_readme_run(
+    drawn_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces").symlink_to(drawn_faces)
+    exec(code_block("python"), {})
+    ratio, psnr_db = map(float, capsys.readouterr().out.split())
+    assert ratio > 1
+    ((codec, rows, source_bytes, _, worst_db),) = duckdb.sql(code_block("sql")).fetchall()
+    assert (codec, rows) == ("latent", 40)
+    assert source_bytes == sum(path.stat().st_size for path in drawn_faces.iterdir())
+    assert worst_db <= psnr_db
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
