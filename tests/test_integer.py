@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zippy_batch.errors import ModelError
-from zippy_batch.integer import EXACT, bound, exact_products, multiply, prove, quantise_rows
+from zippy_batch.integer import EXACT, bound, exact_products, multiply, probe, prove, quantise_rows
 
 
 def layer(seed: int, outputs: int, inputs: int, limit: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -72,3 +72,11 @@ def test_exact_products_switch_reduced_precision_off_and_back_on() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_a_device_whose_products_round_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe(torch.device("cpu"))
+    exact = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: exact(x.bfloat16(), w.bfloat16()).float())
+    with pytest.raises(ModelError, match="not exact"):
+        probe(torch.device("cpu"))

@@ -125,6 +125,24 @@ def quantise_rows(
     raise ModelError("weights too large to be represented as exact integers")
 
 
+def probe(device: torch.device) -> None:
+    """Compare products on this device with 64-bit integers; ModelError where they differ.
+
+    The proof holds for float32 arithmetic. Libraries can be told from outside, by environment variables, to compute
+    float32 products with fewer bits, and then it does not hold.
+    """
+    rng = np.random.default_rng(0)
+    x, weight = rng.integers(-511, 512, (64, 1024)), rng.integers(-31, 32, (160, 1024))
+    with exact_products(device):
+        inputs, matrix = (torch.from_numpy(v.astype(np.float32)).to(device) for v in (x, weight))
+        got = torch.nn.functional.linear(inputs, matrix).cpu().numpy()
+    if not np.array_equal(got.astype(np.int64), x @ weight.T):
+        raise ModelError(
+            f"float32 products on {device} are not exact, so nothing can be coded or decoded there; look for settings "
+            f"that lower their precision (such as ONEDNN_DEFAULT_FPMATH_MODE), or use another device"
+        )
+
+
 @contextlib.contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
     """Reduced-precision modes (autocast, TF32, bfloat16 inside float32 products) off, whatever the caller switched

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zippy_batch.errors import ModelError
-from zippy_batch.integer import IntegerSum, multiply, prove
+from zippy_batch.integer import IntegerSum, multiply, probe, prove
 from zippy_batch.latent.features import LEVEL_FEATURES, ONE, SPATIAL_FEATURES
 from zippy_batch.latent.network import NEIGHBOURS, PARITIES, SCALES, Architecture
 
@@ -65,6 +65,7 @@ class IntegerContext:
     """The integer context model of one model file, on one device."""
 
     def __init__(self, architecture: Architecture, arrays: Arrays, device: torch.device) -> None:
+        probe(device)
         a = self._architecture = architecture
         self._device = device
         self._bases: list[IntegerSum] = []
