@@ -8,7 +8,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-RUN_DIR ?= .train/faces
+# a run's model is written beside its checkpoint: archives made with the built-in model need that one unchanged
+RUN ?= .train/faces
+MINUTES ?= 100
+MODEL ?= $(RUN)/faces.safetensors
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench train archive restore stats verify clean
 
@@ -53,8 +56,11 @@ bench: $(STAMP)  ## size, speed and start-up beside AVIF and WebP [FACES=dir]
 	$(BIN)/python benchmarks/throughput.py $(if $(FACES),"$(FACES)") $(ARGS)
 	$(BIN)/python benchmarks/startup.py $(if $(FACES),"$(FACES)")
 
-train: $(STAMP)  ## fit the built-in model; goes on where it stopped [ARGS="..."]
-	$(BIN)/python -m zippy_batch.train $(ARGS)
+train: $(STAMP)  ## fit a model; goes on where it stopped DATA="dir dir" [RUN=.train/faces MINUTES=100 MODEL=file]
+	@test -n "$(DATA)" || { echo 'usage: make train DATA="faces photographs" [RUN=$(RUN) MINUTES=$(MINUTES) MODEL=$(MODEL)]' >&2; exit 2; }
+	$(BIN)/python -m zippy_batch.train fit "$(RUN)" $(foreach dir,$(DATA),--data "$(dir)") --minutes $(MINUTES) $(ARGS)
+	$(BIN)/python -m zippy_batch.train export "$(RUN)" "$(MODEL)"
+	@echo "use it: zippy-batch archive ./faces out.parquet --model $(MODEL)"
 
 archive: $(STAMP)  ## SRC=faces OUT=out.parquet [ARGS="--quality 80"]
 	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make archive SRC=faces OUT=out.parquet [ARGS="--quality 80"]' >&2; exit 2; }
