@@ -1,7 +1,7 @@
 """Run units of work in this process or on Ray, and hand their results back as they come.
 
 The only importer of Ray. A job says what a worker loads (`start`); a unit says what to do with it. Units are pulled
-one at a time and at most one waits at each worker, so a driver with millions of files ahead of it holds a few units.
+when a worker is free for them, so a driver with millions of files ahead of it holds a few units.
 A worker that dies is replaced and its unit is done again elsewhere, which is safe because units commit by renaming.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from zippy_batch.config import RunOptions
@@ -21,6 +21,8 @@ from zippy_batch.report import Done, Tick
 
 ATTEMPTS = 3
 """Times that a unit is tried on workers that die, before the run gives up."""
+PATIENCE_S = 60.0
+"""Without any result, before saying what the run is waiting for."""
 RAY_PAYS_IMAGES = 30_000
 """Below it, starting Ray and loading a model in each worker takes longer than it saves."""
 RAY_PAYS_BYTES = 1 << 30
@@ -112,44 +114,101 @@ def run_units(job: Job[Unit, Result], units: Iterable[Unit], crew: Crew, tick: T
             yield work(unit, tick)
         return
     with _connected(crew.address, cpus=crew.workers * max(1, crew.threads)):
-        for result in _run_on_ray(job, iter(units), _fit(crew)):
-            tick(result.done)
-            yield result
+        foreman = _Foreman(job, iter(units), _fit(crew))
+        try:
+            for result in foreman.results():
+                tick(result.done)
+                yield result
+        finally:
+            foreman.dismiss()
 
 
-def _run_on_ray(job: Any, units: Iterator[Any], crew: Crew) -> Iterator[Any]:
-    import ray
+class _Foreman:
+    """Hands units to workers on Ray as they get ready. Workers that the cluster has no room for yet hold no unit."""
 
-    shared_job = ray.put(job)
-    running: dict[Any, tuple[Any, Any, int]] = {}
+    def __init__(self, job: Any, units: Iterator[Any], crew: Crew) -> None:
+        import ray
 
-    def hire() -> Any:
-        options = {"num_cpus": crew.threads, "num_gpus": crew.gpus, "max_restarts": 0, "max_task_retries": 0}
-        return ray.remote(_Worker).options(**options).remote([shared_job], crew.threads)
+        self._crew, self._units = crew, units
+        self._job = ray.put(job)
+        self._again: deque[tuple[Any, int]] = deque()
+        self._busy: dict[Any, tuple[Any, tuple[Any, int] | None]] = {}
+        """What is waited for -> worker, and the unit and attempt it is at; None while it starts."""
+        self._stillborn = 0
 
-    def give(actor: Any, unit: Any, attempt: int = 1) -> None:
-        running[actor.work.remote(unit)] = (actor, unit, attempt)
+    def results(self) -> Iterator[Any]:
+        import ray
 
-    try:
-        for unit in islice(units, crew.workers):
-            give(hire(), unit)
-        while running:
-            finished, _ = ray.wait(list(running), num_returns=1, timeout=None)
+        for _ in range(self._crew.workers):
+            self._hire()
+        upcoming = self._take()
+        while upcoming or any(task for _, task in self._busy.values()):
+            finished, _ = ray.wait(list(self._busy), num_returns=1, timeout=PATIENCE_S)
+            if not finished:
+                self._say_why_nothing_happens()
             for reference in finished:
-                actor, unit, attempt = running.pop(reference)
+                worker, task = self._busy.pop(reference)
                 try:
                     result = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
                     raise _cause(error) from error
                 except ray.exceptions.RayError as error:
-                    give(_replacement(actor, unit, attempt, error, hire), unit, attempt + 1)
+                    self._replace(worker, task, error)
+                    upcoming = upcoming or self._take()
                     continue
-                for following in islice(units, 1):
-                    give(actor, following)
-                yield result
-    finally:
-        for actor, _, _ in running.values():
-            ray.kill(actor, no_restart=True)
+                if upcoming:
+                    self._busy[worker.work.remote(upcoming[0])] = (worker, upcoming)
+                    upcoming = self._take()
+                if task:
+                    yield result
+
+    def dismiss(self) -> None:
+        import ray
+
+        for worker, _ in self._busy.values():
+            ray.kill(worker, no_restart=True)
+
+    def _take(self) -> tuple[Any, int] | None:
+        """The next unit and the number of the attempt at it."""
+        if self._again:
+            return self._again.popleft()
+        return next(((unit, 1) for unit in self._units), None)
+
+    def _hire(self) -> None:
+        import ray
+
+        needs = {"num_cpus": self._crew.threads, "num_gpus": self._crew.gpus, "max_restarts": 0, "max_task_retries": 0}
+        worker: Any = ray.remote(_Worker).options(**needs).remote([self._job], self._crew.threads)
+        self._busy[worker.ready.remote()] = (worker, None)
+
+    def _replace(self, worker: Any, task: tuple[Any, int] | None, error: Exception) -> None:
+        """A new worker for one that died, and its unit again. Raises WorkerError after the last attempt."""
+        import ray
+
+        ray.kill(worker, no_restart=True)
+        reason = _reason(error)
+        if task is None:
+            self._stillborn += 1
+            if self._stillborn >= ATTEMPTS:
+                raise WorkerError(f"workers do not start: {reason}; is the same version on every machine?") from error
+        else:
+            unit, attempt = task
+            if attempt >= ATTEMPTS:
+                raise WorkerError(
+                    f"shard {unit.index}: its worker died {attempt} times ({reason}); what is committed stays, and the "
+                    f"same command goes on from there. If memory ran out, use a smaller --batch-size or fewer --workers"
+                ) from error
+            _log.warning("shard %d: its worker died (%s); attempt %d of %d", unit.index, reason, attempt + 1, ATTEMPTS)
+            self._again.append((unit, attempt + 1))
+        self._hire()
+
+    def _say_why_nothing_happens(self) -> None:
+        import ray
+
+        if not any(task for _, task in self._busy.values()):
+            free = {name: count for name, count in ray.available_resources().items() if name in ("CPU", "GPU")}
+            wanted = f"{self._crew.threads} CPUs" + (f" and {self._crew.gpus} GPU" if self._crew.gpus else "")
+            _log.warning("waiting for the cluster: a worker needs %s on one machine, free are %s", wanted, free)
 
 
 class _Worker:
@@ -158,6 +217,9 @@ class _Worker:
     def __init__(self, boxed_job: list[Any], threads: int) -> None:
         self._boxed_job, self._threads = boxed_job, threads
         self._do: Callable[[Any, Tick], Any] | None = None
+
+    def ready(self) -> None:
+        pass
 
     def work(self, unit: Any) -> Any:
         if self._do is None:
@@ -171,19 +233,10 @@ def _no_tick(done: Done) -> None:
     pass
 
 
-def _replacement(actor: Any, unit: Any, attempt: int, error: Exception, hire: Callable[[], Any]) -> Any:
-    """A new worker for a unit whose worker died; raises WorkerError after the last attempt."""
-    import ray
-
-    ray.kill(actor, no_restart=True)
-    reason = str(error).strip().splitlines()[0]
-    if attempt >= ATTEMPTS:
-        raise WorkerError(
-            f"shard {unit.index}: its worker died {attempt} times ({reason}); what is committed stays, and the same "
-            f"command goes on from there. If memory ran out, choose a smaller --batch-size or fewer --workers"
-        ) from error
-    _log.warning("shard %d: its worker died (%s); attempt %d of %d", unit.index, reason, attempt + 1, ATTEMPTS)
-    return hire()
+def _reason(error: Exception) -> str:
+    """The line of Ray's message that tells: the last of a traceback, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "Traceback" in str(error) else lines[0]
 
 
 def _cause(error: Any) -> BaseException:
@@ -240,8 +293,10 @@ def _connected(address: str | None, cpus: int | None) -> Iterator[None]:
         quiet.update(num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
     try:
         ray.init(address=address or "local", **quiet)
-    except ConnectionError as error:
-        raise UsageError(f"--address {address}: no Ray cluster answers there ({error})") from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise
+        raise UsageError(f"cannot join the Ray cluster at {address!r}: {_reason(error)}") from error
     try:
         yield
     finally:

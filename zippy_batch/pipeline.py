@@ -84,7 +84,8 @@ def archive(
             staging.publish()
         report = stats(output)
     lines = tuple(replace(line, seconds=seconds.get(line.shard)) for line in report.shards)
-    return replace(report, shards=lines, run=facts)
+    total = replace(report.total, seconds=None if facts.shards_resumed else facts.seconds)
+    return replace(report, shards=lines, total=total, run=facts)
 
 
 def _plan(source: Path, options: ArchiveOptions, model: Model) -> Plan:
@@ -167,14 +168,15 @@ def restore(
                 lines.append(result.line)
                 clock.shard_done()
     lines.sort(key=lambda line: line.shard or 0)
+    facts = clock.facts(options.device, crew)
     return RestoreReport(
         path=str(archive_path),
         destination=str(destination),
         shards=tuple(lines),
-        total=sum(lines, start=RestoreLine(None)),
+        total=replace(sum(lines, start=RestoreLine(None)), seconds=facts.seconds),
         selected=targets.rows,
         with_reference=options.reference is not None,
-        run=clock.facts(options.device, crew),
+        run=facts,
     )
 
 

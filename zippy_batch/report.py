@@ -169,7 +169,7 @@ class Line:
     """Rows whose quality index was raised to reach the floor."""
     quality: Quality = Quality()
     seconds: float | None = None
-    """Time of work in this run; None for a shard that an earlier run committed, and for stats."""
+    """Of work on the shard, or in the total of the whole run. None where an earlier run did any of it, and in stats."""
 
     def __add__(self, other: Line) -> Line:
         return Line(

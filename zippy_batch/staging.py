@@ -213,11 +213,13 @@ def _locked(root: Path) -> Iterator[None]:
 def _lock(root: Path) -> int:
     """Descriptor of the locked lock file. Tries again when the run that held it has removed it in the meantime."""
     while True:
-        root.mkdir(exist_ok=True)
         try:
+            root.mkdir(exist_ok=True)
             descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise UsageError(f"cannot write beside the output: {root}: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), os.stat(root / "lock")):

@@ -127,10 +127,13 @@ def restoring(
     plan = json.dumps([_identity(archive), options.format, options.jpeg_quality, options.select])
     if not overwrite and not _goes_on(work, plan):
         _refuse_existing(destination, targets.paths)
-    if work.exists():
-        shutil.rmtree(work)
-    work.mkdir(parents=True)
-    (work / _PLAN_FILE).write_text(plan)
+    try:
+        if work.exists():
+            shutil.rmtree(work)
+        work.mkdir(parents=True)
+        (work / _PLAN_FILE).write_text(plan)
+    except OSError as error:
+        raise UsageError(f"cannot restore into {destination}: {error.strerror}") from error
     yield work
     shutil.rmtree(work)
 
