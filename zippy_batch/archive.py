@@ -46,6 +46,7 @@ from zippy_batch.schema import (
     COLUMNS,
     FORMAT_VERSION,
     GROUP_BYTES,
+    MAX_GROUPS,
     MAX_ROWS_PER_GROUP,
     METADATA_KEY,
     Column,
@@ -152,10 +153,19 @@ def merge_parts(parts: Sequence[Path], output: Path, info: ArchiveInfo) -> None:
     """Join parts, in order, into a single file without the columns that hold nothing.
 
     Holds one row group in memory at a time. `output` appears whole or not at all. Raises ArchiveError for a part that
-    is missing, damaged, or not what `info` says.
+    is missing, damaged, or not what `info` says, and UsageError for more row groups than a file may have.
     """
-    # opened again one by one below: all footers at once are large, and so is their number of open files
-    heads = [open_part(part, rows).head for part, rows in zip(parts, info.shards, strict=True)]
+    heads, groups = [], 0
+    for part, rows in zip(parts, info.shards, strict=True):
+        # opened again below: all footers at once are large
+        file = open_part(part, rows)
+        heads.append(file.head)
+        groups += len(file.groups)
+    if groups > MAX_GROUPS:
+        raise UsageError(
+            f"{output} would have {groups} row groups, and a single file holds at most {MAX_GROUPS}; "
+            f"choose larger shards, or write a directory (an output that does not end in .parquet)"
+        )
     empty = set.intersection(*(set(head.all_null) for head in heads)) if heads else set()
     names = tuple(c.name for c in COLUMNS if not (c.nullable and c.name in empty))
     payload_bytes = tuple(n for head in heads for n in head.payload_bytes)

@@ -23,6 +23,7 @@ from zippy_batch.schema import (
     COLUMNS,
     FORMAT_VERSION,
     GROUP_BYTES,
+    MAX_GROUPS,
     MAX_PATH_BYTES,
     MAX_ROWS_PER_GROUP,
     MAX_STORED_BYTES,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _MAGIC = b"PAR1"
-_MAX_FOOTER_BYTES = 1 << 26
+_MAX_FOOTER_BYTES = 1 << 24
 _MAX_GROUP_BYTES = MAX_STORED_BYTES + 2 * GROUP_BYTES
 _PAGE_BYTES = 1 << 16
 _BATCH_BYTES = 1 << 26
@@ -109,7 +110,7 @@ def parse_head(text: bytes, path: Path) -> Head:
         options=dict(head["options"]),
         shards=shards,
         payload_bytes=payload_bytes,
-        all_null=tuple(head.get("all_null", ())),
+        all_null=tuple(str(name) for name in head.get("all_null", ())),
         model_at=None if at is None else _pair(at),
         model_bytes=None if model_bytes is None else _counts([model_bytes])[0],
         parts=tuple(parts),
@@ -171,6 +172,8 @@ def open_file(path: Path) -> File:
             raise ArchiveError(f"{path} is a Parquet file, but not an archive of zippy-batch")
         check_version(data, path)
         footer = parse_footer(data, footer_at)
+        if len(footer.groups) > MAX_GROUPS:
+            raise ArchiveError(f"{path} has {len(footer.groups)} row groups instead of at most {MAX_GROUPS}")
         if any(not 0 < group.rows <= MAX_ROWS_PER_GROUP for group in footer.groups):
             raise ArchiveError(f"{path} has a row group that is empty or of more than {MAX_ROWS_PER_GROUP} rows")
         if any(group.decompressed_bytes > _MAX_GROUP_BYTES for group in footer.groups):

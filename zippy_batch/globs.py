@@ -4,44 +4,77 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from zippy_batch.errors import UsageError
 
+_ANY_FOLDERS = None
+"""Stands for `**`."""
+
 
 def compile_glob(pattern: str) -> Callable[[bytes], bool]:
-    """See `Archive.select`. Raises UsageError for an empty pattern."""
+    """See `Archive.select`. Raises UsageError for a pattern that is empty or malformed.
+
+    Matching takes at most (length of the path) x (length of the pattern) steps, whatever is in either.
+    """
     if not pattern:
         raise UsageError("the pattern is empty; '*' selects everything")
-    names = pattern.strip("/").split("/")
-    anchored = len(names) > 1
-    parts = ["(?:[^/]+/)*" if name == "**" else _name_expression(name) + "/" for name in names[:-1]]
-    last = ".+" if names[-1] == "**" else _name_expression(names[-1])
-    expression = re.compile("".join(parts) + last, re.DOTALL)
+    names = pattern.removeprefix("./").strip("/").split("/")
+    if names[-1] == "**":
+        names.append("*")
+    try:
+        wanted = [_ANY_FOLDERS if name == "**" else re.compile(_expression(name), re.DOTALL) for name in names]
+    except re.error as error:
+        raise UsageError(f"the pattern {pattern!r} is malformed: {error}") from error
+    if "/" not in pattern.rstrip("/"):
+        wanted.insert(0, _ANY_FOLDERS)
+    return lambda path: _matches(wanted, os.fsdecode(path).split("/"))
 
-    def matches(path: bytes) -> bool:
-        text = os.fsdecode(path)
-        return expression.fullmatch(text if anchored else text.rpartition("/")[2]) is not None
 
-    return matches
+def _matches(wanted: Sequence[re.Pattern[str] | None], names: Sequence[str]) -> bool:
+    """Going back to the last `**` only is enough: what an earlier one could skip, the last one can."""
+    at = place = 0
+    back: tuple[int, int] | None = None
+    while place < len(names):
+        expression = wanted[at] if at < len(wanted) else None
+        if at < len(wanted) and expression is _ANY_FOLDERS:
+            back, at = (at + 1, place), at + 1
+        elif expression is not None and expression.fullmatch(names[place]):
+            at, place = at + 1, place + 1
+        elif back is not None:
+            back = (back[0], back[1] + 1)
+            at, place = back
+        else:
+            return False
+    return all(rest is _ANY_FOLDERS for rest in wanted[at:])
 
 
-def _name_expression(name: str) -> str:
+def _expression(name: str) -> str:
     """Regular expression of a glob over one name."""
-    # each piece matches a "/" at most where its name ends, so that the expression stays linear in the path
     pieces = re.findall(r"\*+|\?|\[[!^]?\]?[^\]]*\]|.", name, re.DOTALL)
-    return "".join(_piece_expression(piece) for piece in pieces)
+    fixed = [""]
+    for piece in pieces:
+        if piece[0] == "*":
+            fixed.append("")
+        else:
+            fixed[-1] += _piece_expression(piece)
+    if len(fixed) == 1:
+        return fixed[0]
+    # atomic groups, as in Python's fnmatch: the first place where a piece fits is as good as any later one
+    middle = "".join(f"(?>.*?{piece})" for piece in fixed[1:-1])
+    return f"{fixed[0]}{middle}.*{fixed[-1]}"
 
 
 def _piece_expression(piece: str) -> str:
-    if piece[0] == "*":
-        return "[^/]*"
     if piece == "?":
-        return "[^/]"
-    if piece[0] == "[" and len(piece) > 2:
-        negated = piece[1] in "!^"
-        inside = piece[2:-1] if negated else piece[1:-1]
-        escaped = inside.replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]").replace("^", "\\^")
-        escaped = re.sub(r"([&~|])", r"\\\1", escaped)
-        return f"(?!/)[{'^' if negated else ''}{escaped}]"
-    return re.escape(piece)
+        return "."
+    if piece[0] != "[" or len(piece) < 3:
+        return re.escape(piece)
+    negated = "^" if piece[1] in "!^" else ""
+    inside = piece[2:-1] if negated else piece[1:-1]
+    escaped = re.sub(r"[\\\[\]^&~|]", _escaped, inside)
+    return f"[{negated}{escaped}]"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "\\" + found[0]

@@ -23,6 +23,9 @@ METADATA_KEY = "zippy_batch"
 MAX_ROWS_PER_GROUP = 4096
 """The grain of random access: pyarrow reads whole row groups."""
 
+MAX_GROUPS = 8192
+"""Row groups of a file: a footer is read as a whole, and takes some ms for every ten of them."""
+
 GROUP_BYTES = 64 << 20
 """Paths, payloads and attachments of a row group; only a single row may hold more."""
 

@@ -1,0 +1,99 @@
+"""Made-up rows for tests and benchmarks of the archive."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from zippy_batch.archive import ArchiveInfo, Row
+from zippy_batch.schema import FORMAT_VERSION, stored_psnr, stored_ssim
+
+MODEL = b"a model file, as far as an archive is concerned"
+OPTIONS = {
+    "batch_size": 64,
+    "device": "cpu",
+    "min_psnr": None,
+    "model": "f" * 64,
+    "quality": 75,
+    "shard_size": 0,
+    "strict": False,
+    "verify": True,
+}
+
+
+def face_rows(count: int, seed: int = 0) -> list[Row]:
+    """Rows as those of 42x42 faces, with random payloads of about 200 bytes."""
+    draw = random.Random(seed)
+    return [
+        Row(
+            path=f"{i + 1:06d}.jpg".encode(),
+            codec="latent",
+            payload=draw.randbytes(max(60, int(draw.gauss(200, 40)))),
+            raw_reason=None,
+            width=42,
+            height=42,
+            mode="RGB",
+            grey=False,
+            quality=75,
+            source_bytes=int(draw.gauss(925, 80)),
+            source_format="jpeg",
+            jpeg_quality=75,
+            jpeg_tables=bytes(range(134)),
+            psnr=stored_psnr(draw.gauss(28.5, 1.6)),
+            ssim=stored_ssim(1 - draw.lognormvariate(-3, 0.35)),
+            exif=None,
+            icc=None,
+            mtime_s=1_795_416_683,
+        )
+        for i in range(count)
+    ]
+
+
+def raw_row(path: bytes, data: bytes) -> Row:
+    return Row(
+        path=path,
+        codec="raw",
+        payload=data,
+        raw_reason="not an image",
+        width=None,
+        height=None,
+        mode=None,
+        grey=False,
+        quality=None,
+        source_bytes=len(data),
+        source_format=None,
+        jpeg_quality=None,
+        jpeg_tables=None,
+        psnr=None,
+        ssim=None,
+        exif=None,
+        icc=None,
+        mtime_s=-3600,
+    )
+
+
+def mixed_rows(count: int, seed: int = 0) -> list[Row]:
+    """All that can be in an archive: raw files, odd names, EXIF, profiles, grey pictures, nothing measured."""
+    draw = random.Random(seed)
+    rows = [replace(row, path=b"faces/" + row.path) for row in face_rows(count, seed)]
+    for i in range(count):
+        match i % 8:
+            case 1:
+                rows[i] = raw_row(rows[i].path + b".txt", draw.randbytes(draw.randrange(400)))
+            case 2:
+                rows[i] = replace(rows[i], exif=draw.randbytes(30), icc=b"profile" * 20)
+            case 3:
+                rows[i] = replace(rows[i], path=rows[i].path + b"\xff\xfe", psnr=None, ssim=None)
+            case 4:
+                rows[i] = replace(rows[i], mode="L", grey=True, width=4096, height=1, exif=b"")
+            case 5:
+                rows[i] = replace(rows[i], source_format="png", jpeg_quality=None, jpeg_tables=None)
+            case 6:
+                rows[i] = raw_row("faces/müde Gesichter/\n".encode() + rows[i].path, b"")
+            case 7:
+                rows[i] = replace(rows[i], payload=b"")
+    return rows
+
+
+def info_for(*shards: int, model_id: str | None = "f" * 64, model: bytes | None = None) -> ArchiveInfo:
+    return ArchiveInfo(FORMAT_VERSION, model_id, OPTIONS, shards, model)
