@@ -126,6 +126,12 @@ def test_row_that_no_reader_would_accept_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_more_profiles_than_a_dictionary_holds_come_back(make: Make, tmp_path: Path) -> None:
+    draw = random.Random(4)
+    rows = [replace(row, icc=draw.randbytes(3000) if i % 3 else None) for i, row in enumerate(face_rows(900))]
+    assert read_all(make(tmp_path, rows)) == rows
+
+
 # ---- layout ----
 
 
