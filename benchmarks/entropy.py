@@ -2,8 +2,8 @@
 
     python benchmarks/entropy.py [FACES] [--quality 50] [--limit 256]
 
-FACES is a directory of images of one size; without it, faces are drawn. Ideal is -log2 of the integer tables' probabilities
-over the coded symbols. constriction's coders write words of 32 bits and get the very same tables.
+FACES is a directory of images of one size; without it, faces are drawn. Ideal is -log2 of the integer tables'
+probabilities over the coded symbols. constriction's coders write words of 32 bits and get the very same tables.
 """
 
 from __future__ import annotations

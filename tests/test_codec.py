@@ -209,4 +209,4 @@ def test_a_file_that_is_no_model_is_refused(data: bytes) -> None:
 
 def test_equal_content_is_equal_bytes() -> None:
     model = tiny_model()
-    assert serialise(dict(reversed(model.arrays.items())), model.card) == model.data
+    assert serialise(dict(reversed(list(model.arrays.items()))), model.card) == model.data

@@ -43,8 +43,8 @@ def test_rescale_is_an_arithmetic_shift_with_rounding(seed: int, shift: int) -> 
 def test_multiply_is_exact(seed: int, exponent: int) -> None:
     rng = np.random.default_rng(seed)
     value, mantissa = rng.integers(-8191, 8192, 1000), rng.integers(0, 1024, 1000)
-    as_float = [torch.from_numpy(v.astype(np.float32)) for v in (value, mantissa)]
-    got = multiply(*as_float, torch.tensor(2.0**-exponent), 8191).numpy()
+    a, b = (torch.from_numpy(v.astype(np.float32)) for v in (value, mantissa))
+    got = multiply(a, b, torch.tensor(2.0**-exponent), 8191).numpy()
     want = ((value * mantissa + (1 << (exponent - 1))) >> exponent).clip(-8191, 8191)
     assert np.array_equal(got.astype(np.int64), want)
 

@@ -62,7 +62,8 @@ def test_training_lowers_the_loss_resumes_and_exports_a_model(photographs: Path,
     images = pictures(16, 40, 40, seed=5)
     level = torch.full((16,), LEVEL_MAX / 2)
     network = tiny_network()
-    before, after = [], []
+    before: list[float] = []
+    after: list[float] = []
     for weights, out in ((network.state_dict(), before), (second["average"], after)):
         network.load_state_dict(weights)
         with torch.no_grad():

@@ -125,7 +125,8 @@ class Static(nn.Module):
 
 
 GATE_LIMIT = 6.0
-"""Gates are clamped here: photographs hardly reach it, and without it noise grows with every block until it overflows.
+"""Both halves of a gated layer are clamped here. Photographs hardly reach it; noise and checkerboards would otherwise
+grow with every block until they overflow, while so the linear path, a DCT to begin with, carries them.
 """
 
 
@@ -147,7 +148,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         u = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         a, b = self.expand(u).chunk(2, -1)
-        return x + self.project(a.clamp(0, GATE_LIMIT) * b)
+        return x + self.project(a.clamp(0, GATE_LIMIT) * b.clamp(-GATE_LIMIT, GATE_LIMIT))
 
 
 class Analysis(nn.Module):
