@@ -11,6 +11,7 @@ import pytest
 from fakes import CODECS, MODEL, FakeCodec, files_of, make_faces
 from fakes import ray_session as ray_session
 from PIL import Image
+from tiny import tiny_model
 
 from zippy_batch.archive import Archive, ArchiveInfo, write_part
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
@@ -383,3 +384,50 @@ def test_staging_of_another_run_is_told_apart(faces: Path, output: Path) -> None
         make(faces, output)
     assert make(faces, output, replace(OPTIONS, quality=50), OVERWRITE).total.images == 13
     assert not staging_path(output).exists()
+
+
+# ---- with the real codec ----
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that no version has built in."""
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    path.write_bytes(tiny_model().data)
+    return path
+
+
+def test_a_model_of_one_s_own_travels_with_the_archive(
+    drawn_faces: Path, model_file: Path, output: Path, tmp_path: Path
+) -> None:
+    report = archive(drawn_faces, output, ArchiveOptions(device="cpu", model=str(model_file), shard_size=16))
+    assert report.model_id == tiny_model().id
+    assert report.total.raw_images < report.total.images == 40
+    assert verify(output, drawn_faces).exit_code == 0
+    restored = restore(output, tmp_path / "back", RestoreOptions(reference=drawn_faces))
+    assert restored.total.quality.images == report.total.quality.images
+    assert restored.total.quality.psnr_mean_db == pytest.approx(report.total.quality.psnr_mean_db, abs=0.05)
+
+
+def test_threads_and_process_write_the_same_bytes_with_the_real_codec(
+    drawn_faces: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ArchiveOptions(device="cpu", model=str(model_file), batch_size=7)
+    for threads in (1, 3):
+        monkeypatch.setattr("zippy_batch.cluster.usable_cpus", lambda threads=threads: threads)
+        archive(drawn_faces, tmp_path / f"{threads}.parquet", options, RunOptions(workers=1))
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "3.parquet").read_bytes()
+
+
+def test_odd_files_come_back(shared: Path, output: Path, tmp_path: Path) -> None:
+    report = make(shared / "odd", output, replace(OPTIONS, shard_size=0))
+    assert report.total.images == len(files_of(shared / "odd"))
+    assert check(output, shared / "odd").exit_code == 0
+    back(output, tmp_path / "back")
+    with Archive.open(output) as opened:
+        rows = [row for shard in opened.shards() for row in opened.read_rows(shard) if isinstance(row, Row)]
+    restored = files_of(tmp_path / "back")
+    assert len(restored) == len(rows) == report.total.images
+    for row in rows:
+        if row.codec == "raw":
+            assert restored[row.path] == (shared / "odd" / os.fsdecode(row.path)).read_bytes()

@@ -110,15 +110,13 @@ def _reach_floor(
     low = {i: coded.quality for i, coded in first.items()}
     high = dict.fromkeys(first, BEST_QUALITY + 1)
     below = [i for i, coded in first.items() if coded.failure is None and not coded.reaches(floor_db)]
-    trial = {i: BEST_QUALITY for i in below if low[i] < BEST_QUALITY}
-    while trial:
+    while trial := {i: (low[i] + high[i]) // 2 for i in below if high[i] - low[i] > 1}:
         qualities = [trial.get(i, best[i].quality) for i in range(len(pictures))]
         for i, coded in _code(pictures, qualities, list(trial), True, codec).items():
             if coded.reaches(floor_db):
                 best[i], high[i] = coded, coded.quality
             else:
                 low[i] = coded.quality
-        trial = {i: (low[i] + high[i]) // 2 for i in trial if high[i] <= BEST_QUALITY and high[i] - low[i] > 1}
     return best
 
 

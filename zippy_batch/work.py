@@ -23,7 +23,7 @@ from typing import TypeVar
 from zippy_batch.archive import Archive, ArchiveInfo, part_name, write_part
 from zippy_batch.coding import Codec, Coded, MakeCodec, Pixels, code_batch, compare, compare_restored, latent_item
 from zippy_batch.config import ArchiveOptions, RestoreOptions
-from zippy_batch.errors import ArchiveError, DamagedRow, SourceError
+from zippy_batch.errors import ArchiveError, DamagedRow, SourceError, WorkerError
 from zippy_batch.images import (
     Facts,
     Picture,
@@ -117,10 +117,24 @@ class ArchiveJob:
         def work(shard: Shard, tick: Tick) -> ShardDone:
             started = time.monotonic()
             rows = archive_shard(shard, self.source, self.options, codec, hands, tick)
-            write_part(self.parts / part_name(shard.index), rows, self.info)
+            commit_part(self.parts / part_name(shard.index), rows, self.info, self.options.verify)
             return ShardDone(shard.index, _done_of(rows), time.monotonic() - started)
 
         return work
+
+
+def commit_part(part: Path, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
+    """Write a part and, if `verify`, read its rows back before it gets its name. Raises WorkerError."""
+    new = part.with_name(f"{part.name}.new-{uuid.uuid4().hex}")
+    write_part(new, rows, info)
+    if verify:
+        with Archive.open(new) as opened:
+            lost = [found for found in opened.read_rows(0) if not isinstance(found, Row)]
+        if lost:
+            raise WorkerError(
+                f"{part} does not read back as it was written: {lost[0]}; check this machine's memory and disk"
+            )
+    os.replace(new, part)
 
 
 def archive_shard(
