@@ -173,6 +173,26 @@ def test_nothing_to_archive_is_a_usage_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "empty"]
 
 
+def test_single_file_of_too_many_shards_is_refused_before_anything_is_read(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zippy_batch.pipeline.MAX_GROUPS", 2)
+    with pytest.raises(UsageError, match=r"3 row groups.*at most 2.*write a directory.*larger --shard-size"):
+        make(faces, tmp_path / "out.parquet")
+    assert not staging_path(tmp_path / "out.parquet").exists()
+    assert make(faces, tmp_path / "out").total.images == 12
+    assert make(faces, tmp_path / "out.parquet", replace(OPTIONS, shard_size=12)).total.images == 12
+
+
+def test_a_larger_shard_is_not_advised_where_it_would_not_help(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zippy_batch.pipeline.MAX_GROUPS", 2)
+    monkeypatch.setattr("zippy_batch.pipeline.MAX_ROWS_PER_GROUP", 4)
+    with pytest.raises(UsageError, match=r"3 row groups.*does not end in \.parquet\)$"):
+        make(faces, tmp_path / "out.parquet", replace(OPTIONS, shard_size=12))
+
+
 def test_strict_run_that_failed_is_finished_by_a_lenient_one(faces: Path, output: Path) -> None:
     with pytest.raises(SourceError, match="--strict"):
         make(faces, output, replace(OPTIONS, strict=True))

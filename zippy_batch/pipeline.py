@@ -36,7 +36,7 @@ from zippy_batch.report import (
     VerifyReport,
     total_of,
 )
-from zippy_batch.schema import FORMAT_VERSION
+from zippy_batch.schema import FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
 from zippy_batch.staging import Staging, open_staging, refuse_existing, refuse_nested
 from zippy_batch.targets import plan_targets, restoring
 from zippy_batch.weights import Model, builtin_model_by_id, load_model, model_from_bytes
@@ -77,6 +77,7 @@ def archive(
     refuse_existing(output, run.overwrite)
     model = codecs.load(options.model)
     plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), model)
+    _refuse_too_many_groups(plan, output)
     with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
         facts, seconds = _archive_shards(source, plan, staging, model, run, codecs, clock)
         if not staging.is_published():
@@ -93,6 +94,22 @@ def _plan(source: Path, options: ArchiveOptions, model: Model) -> Plan:
     if not listing.files:
         raise UsageError(f"nothing to archive: there is no file below {source}")
     return plan_archive(listing, options, model.id)
+
+
+def _refuse_too_many_groups(plan: Plan, output: Path) -> None:
+    """Raises UsageError for a single file that is sure to have more row groups than a reader takes."""
+    groups = sum(max(1, -(-rows // MAX_ROWS_PER_GROUP)) for rows in plan.rows)
+    if not _is_single_file(output) or groups <= MAX_GROUPS:
+        return
+    larger = " or choose a larger --shard-size" if plan.options.shard_size < MAX_ROWS_PER_GROUP else ""
+    raise UsageError(
+        f"{output} would have at least {groups} row groups, one or more for each shard, and a single file holds at "
+        f"most {MAX_GROUPS}; write a directory (an output that does not end in .parquet){larger}"
+    )
+
+
+def _is_single_file(output: Path) -> bool:
+    return output.suffix == ".parquet"
 
 
 def _archive_shards(
@@ -125,7 +142,7 @@ def _finish(plan: Plan, staging: Staging, model: Model) -> None:
         return
     parts = [staging.part(index) for index in range(len(plan))]
     info = _info(plan, model if any(_has_payloads(part) for part in parts) else None)
-    if staging.output.suffix == ".parquet":
+    if _is_single_file(staging.output):
         merge_parts(parts, staging.finished, info)
     else:
         staging.sweep_attempts()
