@@ -3,7 +3,8 @@
     ray job submit --working-dir . -- python jobs/restore.py /mnt/out /mnt/restored --format png
 
 Arguments are those of `zippy-batch restore`; below them lies the preset configs/cluster.toml. Paths are those that
-every machine of the cluster sees. After an interruption, submit it again with --overwrite.
+every machine of the cluster sees. Submit the same job again after an interruption: it takes the files that it finds
+for its own, and writes them anew.
 """
 
 from __future__ import annotations

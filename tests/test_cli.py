@@ -307,7 +307,8 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(run: Run, monkeypatch: pyt
     monkeypatch.setattr(pipeline, command, failing(KeyboardInterrupt()))
     result = run(command, "in", "out")
     assert result.exit_code == 130
-    assert result.stderr.startswith("interrupted; run the same command again")
+    assert result.stderr.startswith("interrupted; run the same command again to ")
+    assert "--overwrite" not in result.stderr
 
 
 def test_what_is_wrong_with_an_archive_is_printed_and_exits_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,28 +331,40 @@ def test_json_is_the_whole_report_and_nothing_else(run: Run, calls: list[dict[st
     assert isinstance(json.loads(result.stdout), dict)
 
 
-def test_a_reader_that_stops_early_is_no_error(drawn_report: str) -> None:
-    """`zippy-batch stats ARCHIVE | head` must not end in a traceback."""
+STATS = """
+from zippy_batch import pipeline
+from zippy_batch.cli import app
+from zippy_batch.report import ArchiveReport, Line
+line = Line(shard=0, images=3)
+pipeline.stats = lambda path: ArchiveReport('a', (line,) * 5000, line, None, {})
+app(['stats', 'a'])
+"""
+VERIFY_DAMAGED = """
+from zippy_batch import pipeline
+from zippy_batch.cli import app
+from zippy_batch.report import Finding, VerifyReport
+pipeline.verify = lambda *rest: VerifyReport('a', 1, 0, damaged=(Finding('b.jpg', 'checksum'),))
+app(['verify', 'a'])
+"""
+
+
+@pytest.mark.parametrize(("script", "exit_code"), [(STATS, 0), (VERIFY_DAMAGED, 1)], ids=["stats", "verify"])
+def test_a_reader_that_stops_early_changes_no_exit_code(script: str, exit_code: int) -> None:
+    """`zippy-batch stats ARCHIVE | head` must not end in a traceback, nor hide what is wrong."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:
-        done = subprocess.run(
-            [sys.executable, "-c", drawn_report], stdout=closed, stderr=subprocess.PIPE, text=True, check=False
-        )
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert "error" not in done.stderr
+    assert done.returncode == exit_code
 
 
-@pytest.fixture
-def drawn_report() -> str:
-    return (
-        "from zippy_batch import pipeline\n"
-        "from zippy_batch.cli import app\n"
-        "from zippy_batch.report import ArchiveReport, Line\n"
-        "line = Line(shard=0, images=3)\n"
-        "pipeline.stats = lambda path: ArchiveReport('a', (line,) * 5000, line, None, {})\n"
-        "app(['stats', 'a'])\n"
-    )
+def test_a_pipe_that_breaks_during_the_work_is_a_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when progress on standard error has lost its reader: nothing was archived."""
+    monkeypatch.setattr(pipeline, "archive", failing(BrokenPipeError(32, "Broken pipe")))
+    assert run("archive", "in", "out").exit_code == 1
 
 
 # progress

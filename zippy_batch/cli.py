@@ -250,7 +250,7 @@ def restore(
       zippy-batch restore out.parquet ./restored --format png --select 'id_0001/*'
       zippy-batch restore out.parquet ./restored --reference ./faces --json
     """
-    with _outcome(ctx, "run the same command again with --overwrite to start over"):
+    with _outcome(ctx, "run the same command again to finish it"):
         preset = _preset(config)
         options = combine(
             RestoreOptions,
@@ -349,10 +349,10 @@ def models(ctx: typer.Context, as_json: Json = False) -> None:
             _print_json([asdict(summary) for summary in summaries])
             return
         for summary in summaries:
-            typer.echo(f"{summary.name}  {summary.size_bytes / 1e6:.1f} MB  {summary.id}")
+            _print(f"{summary.name}  {summary.size_bytes / 1e6:.1f} MB  {summary.id}")
             notice = str(summary.card.get("notice", ""))
             if notice:
-                typer.echo(textwrap.indent(textwrap.fill(notice, 98, break_on_hyphens=False), "  "))
+                _print(textwrap.indent(textwrap.fill(notice, 98, break_on_hyphens=False), "  "))
 
 
 def main() -> None:
@@ -374,10 +374,6 @@ def _outcome(ctx: typer.Context, when_interrupted: str) -> Iterator[None]:
         _show_traceback(ctx)
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
-    except BrokenPipeError:
-        # the reader of our output has seen enough, as in `zippy-batch stats ARCHIVE | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
     except OSError as error:
         # the machine said no: no space left, no permission, a path that is too long
         _show_traceback(ctx)
@@ -413,13 +409,21 @@ def _print_report(report: Report, as_json: bool) -> None:
     if as_json:
         _print_json(report.to_dict())
     else:
-        typer.echo("\n".join(report.lines()))
+        _print("\n".join(report.lines()))
     if report.exit_code:
         raise typer.Exit(report.exit_code)
 
 
 def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    _print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _print(text: str) -> None:
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        # the reader has seen enough, as in `zippy-batch stats ARCHIVE | head`, which says nothing about the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _hint(text: str) -> None:
