@@ -1,0 +1,183 @@
+"""The specification is enough to read archives: a decoder written from it agrees with the package's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import spec_decoder
+from numpy.typing import NDArray
+from spec_decoder import SpecError
+from tiny import pictures, tiny_model
+
+from zippy_batch.codec import LatentCodec, LatentItem
+from zippy_batch.errors import ModelError
+from zippy_batch.weights import load_model, model_from_bytes, serialise
+
+GOLDEN = Path(__file__).parent / "golden" / "v1.parquet"
+SIZES = [(1, 1), (7, 9), (42, 42), (33, 57), (3, 41)]
+
+
+@pytest.fixture(scope="module")
+def codec() -> LatentCodec:
+    return LatentCodec(tiny_model())
+
+
+def compare(codec: LatentCodec, model: bytes, item: LatentItem) -> None:
+    shape = (item.height, item.width, item.grey, item.quality)
+    found = spec_decoder.decode(model, item.payload, *shape)
+    wanted, damage = codec.decode_symbols([item])
+    assert damage == {}
+    assert np.array_equal(found, wanted[0].numpy())
+    pixels = spec_decoder.synthesise(model, found, *shape)
+    image = codec.decode([item])[0]
+    assert pixels.shape == image.shape
+    assert np.abs(pixels.astype(int) - image).max() <= 1
+    # a wrong rounding would be within one level too
+    assert np.mean(pixels != image) < 0.02
+
+
+def check(codec: LatentCodec, model: bytes, image: NDArray[np.uint8], quality: int) -> bytes:
+    payload = codec.encode([image], [quality])[0]
+    compare(codec, model, LatentItem(payload, image.shape[0], image.shape[1], image.ndim == 2, quality))
+    return payload
+
+
+@pytest.mark.parametrize("quality", [1, 40, 100])
+@pytest.mark.parametrize("grey", [False, True], ids=["colour", "grey"])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_both_decoders_agree(codec: LatentCodec, height: int, width: int, grey: bool, quality: int) -> None:
+    image = pictures(1, height, width, quality)[0]
+    check(codec, tiny_model().data, image[..., 0] if grey else image, quality)
+
+
+@pytest.mark.parametrize(("height", "width", "grey"), [(300, 450, False), (72, 4096, True)])
+def test_both_decoders_agree_on_lanes(codec: LatentCodec, height: int, width: int, grey: bool) -> None:
+    lanes = -(-height // 8) * -(-width // 8) // 1024
+    assert lanes > 1
+    image = pictures(1, height, width)[0]
+    check(codec, tiny_model().data, image[..., 0] if grey else image, 40)
+
+
+def test_both_decoders_agree_on_escapes(codec: LatentCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    escaped: list[int] = []
+    pop = spec_decoder.Lane.pop_escaped
+
+    def counted(lane: spec_decoder.Lane) -> int:
+        escaped.append(pop(lane))
+        return escaped[-1]
+
+    monkeypatch.setattr(spec_decoder.Lane, "pop_escaped", counted)
+    noise = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (40, 40, 3))
+    check(codec, tiny_model().data, noise, 100)
+    assert min(escaped) < 0 < max(escaped)
+
+
+def test_both_decoders_agree_on_latents_beyond_what_contexts_see() -> None:
+    base = tiny_model()
+    # contexts so much smaller that the clamp of the latents shows, not only that of the canvas
+    changed = {
+        "gain.analysis": base.arrays["gain.analysis"] * 40,
+        "level.to_context.exponent": base.arrays["level.to_context.exponent"] + np.int8(6),
+    }
+    data = serialise({**base.arrays, **changed}, base.card)
+    codec = LatentCodec(model_from_bytes(data))
+    image = pictures(1, 42, 42)[0]
+    item = LatentItem(codec.encode([image], [100])[0], 42, 42, False, 100)
+    y_hat = spec_decoder.decode(data, item.payload, 42, 42, False, 100)
+    assert np.abs(y_hat).max() > 8191
+    assert np.array_equal(y_hat, codec.decode_symbols([item])[0][0].numpy())
+
+
+@pytest.mark.parametrize(("height", "width", "grey", "quality"), [(42, 42, False, 60), (19, 70, True, 85)])
+def test_both_decoders_agree_on_the_built_in_model(height: int, width: int, grey: bool, quality: int) -> None:
+    model = load_model("faces")
+    image = pictures(1, height, width)[0]
+    check(LatentCodec(model), model.data, image[..., 0] if grey else image, quality)
+
+
+def test_both_decoders_agree_where_gates_are_clamped() -> None:
+    model = load_model("faces")
+    noise = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (40, 40, 3))
+    check(LatentCodec(model), model.data, noise, 60)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden archive is not made yet")
+def test_both_decoders_agree_on_the_golden_archive() -> None:
+    data = GOLDEN.read_bytes()
+    head = json.loads(pq.read_metadata(GOLDEN).metadata[b"zippy_batch"])
+    offset, length = head["model_at"]
+    model = data[offset : offset + length]
+    codec = LatentCodec(model_from_bytes(model))
+    rows = [row for row in pq.read_table(GOLDEN).to_pylist() if row["codec"] == "latent"]
+    assert rows
+    for row in rows:
+        compare(codec, model, LatentItem(row["payload"], row["height"], row["width"], row["grey"], row["quality"]))
+
+
+def test_the_check_finds_damage(codec: LatentCodec) -> None:
+    image = pictures(1, 30, 30)[0]
+    payload = codec.encode([image], [75])[0]
+    refused = 0
+    for at in range(0, len(payload), 7):
+        broken = bytearray(payload)
+        broken[at] ^= 16
+        item = LatentItem(bytes(broken), 30, 30, False, 75)
+        try:
+            spec_decoder.decode(tiny_model().data, item.payload, 30, 30, False, 75)
+        except SpecError:
+            refused += 1
+            assert set(codec.decode_symbols([item])[1]) == {0}
+        else:
+            assert codec.decode_symbols([item])[1] == {}
+    assert refused
+
+
+def test_both_decoders_read_the_same_lengths_of_lanes(codec: LatentCodec) -> None:
+    payload = codec.encode([pictures(1, 256, 512)[0]], [40])[0]
+    low, high = payload[:2]
+    assert low > 127 >= high
+    rest = payload[2:]
+    padded = {size: bytes([low, high | 128, *[128] * (size - 3), 0]) for size in (3, 5, 6)}
+    accepted = [payload, padded[3] + rest, padded[5] + rest]
+    refused = [padded[6] + rest, b"\xff\x7f" + rest, payload[:1], b"", payload + b"\0", b"\0" + payload, payload[:-1]]
+    for data in accepted + refused:
+        damage = codec.decode_symbols([LatentItem(data, 256, 512, False, 40)])[1]
+        assert bool(damage) == (data in refused)
+        if data in refused:
+            with pytest.raises(SpecError):
+                spec_decoder.decode(tiny_model().data, data, 256, 512, False, 40)
+        else:
+            spec_decoder.decode(tiny_model().data, data, 256, 512, False, 40)
+
+
+@pytest.mark.parametrize("layer", ["context.1.1.own", "context.2.0.own", "context.3.1.hidden", "context.0.0.out"])
+def test_both_readers_draw_the_line_at_the_same_sum(layer: str) -> None:
+    model = tiny_model()
+    arrays = {name: array.astype(np.int64) for name, array in model.arrays.items() if name.startswith("context.")}
+    parity, group = layer.split(".")[1:3]
+    base = f"context.{parity}.base"
+    shift = arrays[f"{base}.shift" if layer.endswith("own") else f"{layer}.shift"]
+    used = 2 ** shift[0]
+    if layer.endswith("own"):
+        used += abs(arrays[f"{base}.bias"][0])
+        for name, limit in (("spatial", 256), ("level", 256), ("neighbours", 511)):
+            used += limit * np.abs(arrays[f"{base}.{name}"][0]).sum()
+        used += 511 * np.abs(arrays[f"{layer}.weight"][0]).sum() if group != "0" else 0
+    else:
+        used += 2047 * np.abs(arrays[f"{layer}.weight"][0]).sum()
+    for total, refused in ((2**24 - 1, False), (2**24, True)):
+        bias = model.arrays[f"{layer}.bias"].copy()
+        bias[0] = used - total
+        data = serialise({**model.arrays, f"{layer}.bias": bias}, model.card)
+        if not refused:
+            spec_decoder.read_model(data)
+            LatentCodec(model_from_bytes(data))
+            continue
+        with pytest.raises(SpecError, match="sums"):
+            spec_decoder.read_model(data)
+        with pytest.raises(ModelError, match="not exact"):
+            LatentCodec(model_from_bytes(data))
