@@ -398,6 +398,35 @@ def test_damage_to_a_column_spares_rows_that_have_nothing_there(tmp_path: Path) 
     assert "column icc" in damage.reason
 
 
+def damage_column(path: Path, group: int, name: str) -> None:
+    """Make a column of a row group unreadable."""
+    chunks = pq.read_metadata(path).row_group(group)
+    chunk = next(chunks.column(i) for i in range(chunks.num_columns) if chunks.column(i).path_in_schema == name)
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_damaged_paths_of_one_row_group_hide_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zippy_batch.archive, "MAX_ROWS_PER_GROUP", 4)
+    rows = face_rows(10)
+    path = single_file(tmp_path, rows)
+    damage_column(path, 1, "path")
+    with Archive.open(path) as archive:
+        assert archive.paths(0) == [None if 4 <= i < 8 else row.path for i, row in enumerate(rows)]
+        assert archive.select("000001.jpg") == {0: [0, 4, 5, 6, 7]}
+
+
+def test_rows_that_come_back_have_a_path_whatever_is_damaged(tmp_path: Path) -> None:
+    rows = [replace(row, path=b"caf\xe9" if i == 3 else row.path) for i, row in enumerate(face_rows(6))]
+    path = single_file(tmp_path, rows)
+    damage_column(path, 0, "path_bytes")
+    with Archive.open(path) as archive:
+        found = archive.read_rows(0)
+        assert [row.path for row in found if isinstance(row, Row)] == [row.path for row in rows if row != rows[3]]
+        assert archive.paths(0) == [row.path if isinstance(row, Row) else None for row in found]
+
+
 def test_any_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
     rows = mixed_rows(24)
     path = single_file(tmp_path, rows[:16], rows[16:])

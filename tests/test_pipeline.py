@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from fakes import CODECS, MODEL, FakeCodec, files_of, make_faces
 from fakes import ray_session as ray_session
@@ -312,6 +313,23 @@ def test_verify_names_a_flipped_bit_and_restore_brings_back_the_rest(faces: Path
     kept = back(output, tmp_path / "back", RestoreOptions(device="cpu", keep_going=True))
     assert (kept.exit_code, kept.total.images) == (1, 11)
     assert [finding.path for finding in kept.total.damaged] == ["0.jpg"]
+
+
+def test_rows_beside_damaged_paths_come_back_and_overwrite_nothing(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zippy_batch.archive.MAX_ROWS_PER_GROUP", 6)
+    made = tmp_path / "out.parquet"
+    make(faces, made, replace(OPTIONS, shard_size=0))
+    chunk = pq.read_metadata(made).row_group(1).column(0)
+    data = bytearray(made.read_bytes())
+    data[chunk.data_page_offset] ^= 0xFF
+    made.write_bytes(data)
+    keep_going = RestoreOptions(device="cpu", keep_going=True)
+    kept = back(made, tmp_path / "back", keep_going)
+    assert (kept.exit_code, kept.total.images, len(kept.total.damaged)) == (1, 6, 6)
+    with pytest.raises(OutputExists, match="6 of the files"):
+        back(made, tmp_path / "back", keep_going)
 
 
 def test_a_missing_part_is_reported_and_the_rest_comes_back(faces: Path, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ from zippy_batch.schema import (
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 __all__ = [
     "MANIFEST_NAME",
@@ -371,13 +372,21 @@ class Archive:
         return found
 
     def paths(self, shard: int) -> list[bytes | None]:
-        """Of each row, None where damage hides it. Reads no other column; checksums are not checked."""
+        """Of each row, None where damage hides it. Reads no other column as long as these are whole.
+
+        Checksums are not checked, but every row that `read_rows` can bring back has its path here.
+        """
         try:
-            columns = self.read_columns(shard, ("path", "path_bytes"))
+            file, groups = self._store.locate(shard)
+            with foreign(str(file.path)), file.opened() as parquet:
+                starts = accumulate((file.groups[group].rows for group in groups), initial=0)
+                found = [
+                    _read_paths(file, parquet, group, shard, start)
+                    for group, start in zip(groups, starts, strict=False)
+                ]
         except ArchiveError:
             return [None] * self.info.shards[shard]
-        pairs = zip(columns["path"], columns["path_bytes"], strict=True)
-        return [path.encode() if path_bytes is None else path_bytes for path, path_bytes in pairs]
+        return [path for some in found for path in some]
 
     def select(self, pattern: str) -> dict[int, list[int]]:
         """Shard -> positions of the rows whose path matches a glob; shards without one are left out.
@@ -535,6 +544,16 @@ def _read_rows(file: File, group: int, shard: int, start: int, rows: Sequence[in
         fields = {name: values[row - start] for name, values in columns.items()}
         found.append(_checked_row(fields, damage, shard, row))
     return found
+
+
+def _read_paths(file: File, parquet: pq.ParquetFile, group: int, shard: int, start: int) -> list[bytes | None]:
+    """Of a row group, whose first row has position `start` in the shard."""
+    try:
+        shown, exact = (read_column(file, parquet, group, name) for name in ("path", "path_bytes"))
+    except ArchiveError:
+        rows = _read_rows(file, group, shard, start, range(start, start + file.groups[group].rows))
+        return [row.path if isinstance(row, Row) else None for row in rows]
+    return [_path(a if b is None else b) for a, b in zip(shown, exact, strict=True)]
 
 
 def _salvaged(file: File, group: int, column: Column) -> list[Value | Lost]:
