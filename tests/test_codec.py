@@ -194,11 +194,50 @@ def test_a_model_whose_sums_could_round_is_refused() -> None:
         LatentCodec(model_from_bytes(changed("context.1.0.hidden.weight", weight)))
 
 
-@pytest.mark.parametrize("name", ["context.0.base.spatial", "quality.level", "analysis.first.weight", "entropy.radius"])
-def test_a_model_of_wrong_shapes_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "context.0.base.spatial",
+        "quality.level",
+        "analysis.first.weight",
+        "synthesis.blocks.0.expand.weight",
+        "entropy.radius",
+        "entropy.frequencies",
+        "gain.synthesis",
+        "encoder.threshold",
+    ],
+)
+def test_a_model_of_wrong_shapes_or_types_is_refused(name: str) -> None:
     array = tiny_model().arrays[name]
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=name):
         LatentCodec(model_from_bytes(changed(name, array[:-1])))
+    with pytest.raises(ModelError, match=name):
+        LatentCodec(model_from_bytes(changed(name, array.astype(np.int64))))
+
+
+def test_a_model_whose_levels_are_out_of_range_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"quality\.level"):
+        LatentCodec(model_from_bytes(changed("quality.level", np.full(100, 705, np.int16))))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"width": 4096},
+        {"width": 24.0},
+        {"width": "24"},
+        {"width": -3},
+        {"blocks": 10**9},
+        {"blocks": 4000},
+        {"depth": 1},
+    ],
+)
+def test_a_model_of_impossible_sizes_is_refused_before_it_takes_memory(sizes: dict[str, object]) -> None:
+    model = tiny_model()
+    card = {**model.card, "architecture": {**model.card["architecture"], **sizes}}
+    with pytest.raises(ModelError) as error:
+        LatentCodec(model_from_bytes(serialise(model.arrays, card)))
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0{}", b"x" * 100])

@@ -22,7 +22,7 @@ from torch import Tensor
 from zippy_batch.errors import DamagedRow, ModelError
 from zippy_batch.integer import exact_products
 from zippy_batch.latent.context import QUALITIES, SIXTEENTHS, IntegerContext, fetch
-from zippy_batch.latent.features import ONE, PATCH, grid_size, level_features, spatial_features
+from zippy_batch.latent.features import LEVEL_MAX, ONE, PATCH, grid_size, level_features, spatial_features
 from zippy_batch.latent.network import PARITIES, SCALES, Analysis, Architecture, Synthesis
 from zippy_batch.rans import RESIDUAL_LIMIT, Decoder, Tables, encode, lane_count
 from zippy_batch.weights import Model
@@ -53,30 +53,30 @@ def grid(height: int, width: int) -> tuple[int, int]:
 class LatentCodec:
     """One model on one device. Safe to use from several threads.
 
-    Symbols are the same for every device, batch size, thread count and precision; with `precision` bfloat16 the
-    analysis and synthesis run in bfloat16, which changes what is written and what is shown, but not how what is
-    written decodes.
+    What was written decodes to the same symbols on every device, at any batch size, thread count and precision. By
+    default the analysis runs in bfloat16 where the device is fast at it, and the synthesis in float32; `precision` sets
+    both. Raises ModelError for a model that is not whole or not exact.
     """
 
-    def __init__(self, model: Model, device: str = "cpu", precision: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: Model, device: str = "cpu", precision: torch.dtype | None = None) -> None:
         arrays = model.arrays
-        try:
-            self._architecture = a = _architecture(model)
-            self._device = torch.device(device)
-            self._synthesis_type = precision or torch.float32
-            self._analysis_type = precision or _fast_type(self._device)
-            self._analysis = _transform(Analysis(a), arrays, "analysis.", self._device).to(self._analysis_type)
-            self._synthesis = _transform(Synthesis(a), arrays, "synthesis.", self._device).to(self._synthesis_type)
-            self._context = IntegerContext(a, {k: v for k, v in arrays.items() if v.dtype.kind in "iu"}, self._device)
-            self._level = fetch(arrays, "quality.level", QUALITIES)
-            self._gain, self._inverse_gain = (
-                torch.from_numpy(arrays[f"gain.{side}"].astype(np.float32)).to(self._device)
-                for side in ("analysis", "synthesis")
-            )
-            self._threshold = torch.from_numpy(arrays["encoder.threshold"].astype(np.float32)).to(self._device)
-            self.book = _tables(arrays)
-        except KeyError as error:
-            raise ModelError(f"model {model.name!r}: array {error} is missing") from error
+        self._architecture = a = _architecture(model)
+        self._device = torch.device(device)
+        self._synthesis_type = precision or torch.float32
+        self._analysis_type = precision or _fast_type(self._device)
+        self._analysis = _transform(Analysis, a, arrays, "analysis.", self._device).to(self._analysis_type)
+        self._synthesis = _transform(Synthesis, a, arrays, "synthesis.", self._device).to(self._synthesis_type)
+        self._context = IntegerContext(a, arrays, self._device)
+        self._level = fetch(arrays, "quality.level", "int16", QUALITIES)
+        if not 0 <= self._level.min() <= self._level.max() <= LEVEL_MAX:
+            raise ModelError(f"model: quality.level must be 0..{LEVEL_MAX}")
+        self._gain = self._float(arrays, "gain.analysis", QUALITIES, a.latents)
+        self._inverse_gain = self._float(arrays, "gain.synthesis", QUALITIES, a.latents)
+        self._threshold = self._float(arrays, "encoder.threshold", SCALES)
+        self.book = _tables(arrays)
+
+    def _float(self, arrays: Mapping[str, NDArray], name: str, *shape: int) -> Tensor:
+        return torch.from_numpy(fetch(arrays, name, "float32", *shape).copy()).to(self._device)
 
     def encode(self, images: Sequence[Pixels], qualities: Sequence[int]) -> list[bytes]:
         """Images (H, W, 3) or (H, W) uint8 of one grid, quality 1..100 of each -> one payload each."""
@@ -254,25 +254,28 @@ def _fast_type(device: torch.device) -> torch.dtype:
 Transform = TypeVar("Transform", Analysis, Synthesis)
 
 
-def _transform(module: Transform, arrays: Mapping[str, NDArray], prefix: str, device: torch.device) -> Transform:
+def _transform(
+    kind: type[Transform], a: Architecture, arrays: Mapping[str, NDArray], prefix: str, device: torch.device
+) -> Transform:
+    # before networks of these sizes take any memory, the file must have arrays of them
+    for block in range(a.blocks):
+        fetch(arrays, f"{prefix}blocks.{block}.expand.weight", "float32", 2 * a.width, a.width)
+    fetch(arrays, f"{prefix}first.bias", "float32", a.width)
+    module = kind(a)
     state = {
-        k.removeprefix(prefix): torch.from_numpy(v.astype(np.float32))
-        for k, v in arrays.items()
-        if k.startswith(prefix)
+        name: torch.from_numpy(fetch(arrays, prefix + name, "float32", *value.shape).copy())
+        for name, value in module.state_dict().items()
     }
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(f"model: {prefix}* does not fit its architecture: {error}") from error
+    module.load_state_dict(state)
     return module.to(device).eval().requires_grad_(False)
 
 
 def _tables(arrays: Mapping[str, NDArray]) -> Tables:
-    radius = np.asarray(arrays["entropy.radius"], np.int64)
-    flat = np.asarray(arrays["entropy.frequencies"], np.int64)
+    radius = fetch(arrays, "entropy.radius", "int16", SCALES).astype(np.int64)
     sizes = 2 * radius[1:] + 2
-    if len(radius) != SCALES or (radius < 0).any() or sizes.sum() != len(flat):
-        raise ModelError("model: entropy tables do not fit their radii")
+    if (radius < 0).any():
+        raise ModelError("model: entropy.radius must not be negative")
+    flat = fetch(arrays, "entropy.frequencies", "uint16", int(sizes.sum())).astype(np.int64)
     try:
         return Tables.from_frequencies(np.split(flat, np.cumsum(sizes)[:-1]))
     except ValueError as error:

@@ -80,6 +80,8 @@ def serialise(arrays: Mapping[str, NDArray[Any]], card: Mapping[str, Any]) -> by
 
 def model_from_bytes(data: bytes, builtin: bool = False) -> Model:
     """Parse a model file; ModelError where it is none."""
+    if len(data) > MAX_MODEL_BYTES:
+        raise ModelError(f"a model file of {len(data)} bytes, expected at most {MAX_MODEL_BYTES}")
     card, _ = _parse(data)
     return Model(str(card.get("name", "unnamed")), hashlib.sha256(data).hexdigest(), data, builtin, card)
 

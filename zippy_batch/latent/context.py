@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ VALUE_LIMIT = 8191
 MANTISSA_LIMIT = 1023
 QUALITIES = 100
 
-Arrays = Mapping[str, NDArray[np.integer]]
+Arrays = Mapping[str, NDArray[Any]]
 CodeStep = Callable[[int, slice, Tensor, Tensor], Tensor]
 """(parity, channels, mu in sixteenths (N, h', w', G), table index (N, h', w', G)) -> residuals (N, h', w', G),
 float32 integers.
@@ -76,7 +77,7 @@ class IntegerContext:
             self._steps.append([_Step(s.own.to(device), s.hidden.to(device), s.out.to(device)) for s in steps])
         self._to_context = _multiplier(arrays, "to_context", a.latents, device)
         self._from_context = _multiplier(arrays, "from_context", a.latents, device)
-        offset = fetch(arrays, "level.scale_offset", QUALITIES, a.latents)
+        offset = fetch(arrays, "level.scale_offset", "int16", QUALITIES, a.latents)
         self._scale_offset = torch.from_numpy(offset.astype(np.float32)).to(device)
 
     def traverse(
@@ -129,14 +130,14 @@ def _predict(step: _Step, base: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     return mean, scale
 
 
-def fetch(arrays: Arrays, name: str, *shape: int) -> NDArray[np.int64]:
-    """The named array as int64; ModelError where it is missing or has another shape."""
+def fetch(arrays: Arrays, name: str, kind: str, *shape: int) -> NDArray[Any]:
+    """The named array; ModelError where it is missing or has another type or shape."""
     if name not in arrays:
         raise ModelError(f"model: array {name} is missing")
     array = arrays[name]
-    if array.shape != shape:
-        raise ModelError(f"model: array {name} has shape {array.shape}, expected {shape}")
-    return np.asarray(array, np.int64)
+    if array.dtype != np.dtype(kind) or array.shape != shape:
+        raise ModelError(f"model: array {name} is {array.dtype} {array.shape}, expected {kind} {shape}")
+    return array
 
 
 def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[IntegerSum, list[_Step]]:
@@ -144,14 +145,15 @@ def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[IntegerSum, l
     width = a.context_width
     limits = input_limits(k, 0)
     inputs = {"spatial": SPATIAL_FEATURES, "level": LEVEL_FEATURES, "neighbours": len(NEIGHBOURS[k]) * a.latents}
-    weights = {name: fetch(arrays, f"context.{k}.base.{name}", width, inputs[name]) for name in limits}
-    bias, shift = (fetch(arrays, f"context.{k}.base.{name}", width) for name in ("bias", "shift"))
+    weights = {name: fetch(arrays, f"context.{k}.base.{name}", "int16", width, inputs[name]) for name in limits}
+    bias = fetch(arrays, f"context.{k}.base.bias", "int32", width).astype(np.int64)
+    shift = fetch(arrays, f"context.{k}.base.shift", "int8", width)
     base = prove(f"context.{k}.base", weights, bias, shift, limits)
     steps, start = [], 0
     for g, size in enumerate(a.groups):
         p = f"context.{k}.{g}"
-        own_weights = {"own": fetch(arrays, f"{p}.own.weight", width, start)} if g else {}
-        own_bias = fetch(arrays, f"{p}.own.bias", width)
+        own_weights = {"own": fetch(arrays, f"{p}.own.weight", "int16", width, start)} if g else {}
+        own_bias = fetch(arrays, f"{p}.own.bias", "int32", width).astype(np.int64)
         # the coder adds the own sum to the base sum: the proof is over both together
         prove(f"{p}.own", weights | own_weights, np.abs(bias) + np.abs(own_bias), shift, input_limits(k, g))
         own = prove(f"{p}.own", own_weights, own_bias, shift, input_limits(k, g))
@@ -165,15 +167,14 @@ def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[IntegerSum, l
 
 
 def _load_layer(arrays: Arrays, name: str, outputs: int, inputs: int) -> IntegerSum:
-    weight = fetch(arrays, f"{name}.weight", outputs, inputs)
-    bias, shift = fetch(arrays, f"{name}.bias", outputs), fetch(arrays, f"{name}.shift", outputs)
+    weight = fetch(arrays, f"{name}.weight", "int16", outputs, inputs)
+    bias, shift = fetch(arrays, f"{name}.bias", "int32", outputs), fetch(arrays, f"{name}.shift", "int8", outputs)
     return prove(name, {"a": weight}, bias, shift, {"a": ACTIVATION_LIMIT})
 
 
 def _multiplier(arrays: Arrays, name: str, latents: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    mantissa, exponent = (
-        fetch(arrays, f"level.{name}.{part}", QUALITIES, latents) for part in ("mantissa", "exponent")
-    )
+    mantissa = fetch(arrays, f"level.{name}.mantissa", "int16", QUALITIES, latents)
+    exponent = fetch(arrays, f"level.{name}.exponent", "int8", QUALITIES, latents)
     if mantissa.min() < 0 or mantissa.max() > MANTISSA_LIMIT or exponent.min() < 0 or exponent.max() > 22:
         raise ModelError(f"model: level.{name} is not exact: mantissas must be 0..{MANTISSA_LIMIT}, exponents 0..22")
     factor = np.exp2(-exponent.astype(np.float64)).astype(np.float32)

@@ -54,6 +54,9 @@ class Architecture:
     context_width: int = 160
 
     def __post_init__(self) -> None:
+        sizes = (self.width, self.blocks, self.latents, *self.groups, self.context_width)
+        if any(type(size) is not int or not 1 <= size <= 4096 for size in sizes):
+            raise ValueError(f"sizes must be integers from 1 to 4096, found {sizes}")
         if sum(self.groups) != self.latents:
             raise ValueError(f"groups {self.groups} must add up to latents {self.latents}")
 
