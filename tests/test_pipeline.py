@@ -14,6 +14,7 @@ from fakes import ray_session as ray_session
 from PIL import Image
 from tiny import tiny_model
 
+from zippy_batch import cluster
 from zippy_batch.archive import Archive, ArchiveInfo, write_part
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import (
@@ -165,6 +166,13 @@ def test_output_inside_the_source_is_refused(faces: Path) -> None:
         make(faces / "sub", faces)
     with pytest.raises(UsageError, match="no directory"):
         make(faces, faces.parent / "missing" / "out.parquet")
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "sub/.."])
+def test_output_without_a_name_is_refused(name: str, faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(faces.parent)
+    with pytest.raises(UsageError, match="names no file"):
+        make(faces / "sub", Path(name), run=OVERWRITE)
 
 
 def test_nothing_to_archive_is_a_usage_error(tmp_path: Path) -> None:
@@ -406,6 +414,37 @@ def test_names_that_are_not_utf8_come_back(tmp_path: Path, output: Path) -> None
     assert check(output, tmp_path / "odd").exit_code == 0
     back(output, tmp_path / "back")
     assert files_of(tmp_path / "back") == {b"caf\xe9.txt": b"text"}
+
+
+def test_directories_whose_names_are_not_utf8_can_be_reported(faces: Path, output: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        faces.rename(odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    make(odd, output)
+    for report in (check(output, odd), back(output, tmp_path / os.fsdecode(b"b\xe4ck"))):
+        "\n".join([*report.lines(), json.dumps(report.to_dict(), ensure_ascii=False)]).encode()
+    with pytest.raises(UsageError, match=r"caf\\xe9/out.*UTF-8 paths only"):
+        make(tmp_path, odd / output.name)
+
+
+def test_workers_are_told_where_the_originals_are_from_anywhere(
+    faces: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of a cluster has another current directory."""
+    make(faces, output)
+    monkeypatch.chdir(tmp_path)
+
+    def run_units(job, units, crew, tick):  # type: ignore[no-untyped-def]
+        monkeypatch.chdir("/")
+        yield from cluster.run_units(job, units, crew, tick)
+        monkeypatch.chdir(tmp_path)
+
+    monkeypatch.setattr("zippy_batch.pipeline.run_units", run_units)
+    assert check(Path(output.name), Path("faces")).exit_code == 0
+    restored = back(Path(output.name), Path("back"), RestoreOptions(device="cpu", reference=Path("faces")))
+    assert (restored.total.unmatched, restored.total.quality.images) == (0, 9)
 
 
 def test_staging_of_another_run_is_told_apart(faces: Path, output: Path) -> None:

@@ -297,6 +297,15 @@ def test_restore_that_keeps_going_brings_back_the_others(faces: Path, tmp_path: 
     assert not (tmp_path / "out/0.jpg").exists()
 
 
+def test_a_row_whose_facts_are_nonsense_is_listed_as_damaged(faces: Path, tmp_path: Path) -> None:
+    rows = rows_of(faces)
+    made = write_archive(tmp_path / "a.parquet", [replace(rows[0], jpeg_tables=b"nonsense"), *rows[1:]])
+    line = restored(made, tmp_path / "out", RestoreOptions(keep_going=True)).line
+    assert (line.images, [finding.path for finding in line.damaged]) == (10, ["0.jpg"])
+    with pytest.raises(DamagedRow, match="cannot be written as jpeg"):
+        restored(made, tmp_path / "other", RestoreOptions())
+
+
 def test_writer_does_not_follow_links_out_of_the_destination(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()

@@ -10,6 +10,7 @@ Each is the same in process and on a cluster; who works is decided in `cluster`,
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ from zippy_batch.report import (
     total_of,
 )
 from zippy_batch.schema import FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
-from zippy_batch.staging import Staging, open_staging, refuse_existing, refuse_nested
+from zippy_batch.staging import Staging, open_staging, refuse_existing, refuse_unsuitable
 from zippy_batch.targets import plan_targets, restoring
 from zippy_batch.weights import Model, builtin_model_by_id, load_model, model_from_bytes
 from zippy_batch.work import ArchiveJob, RestoreJob, ShardVerified, VerifyJob, VerifyUnit
@@ -73,7 +74,7 @@ def archive(
     """
     options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
     clock = _Clock(progress)
-    refuse_nested(source, output)
+    refuse_unsuitable(source, output)
     refuse_existing(output, run.overwrite)
     model = codecs.load(options.model)
     plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), model)
@@ -176,6 +177,8 @@ def restore(
         targets = plan_targets(opened, options)
         model = _model_of(opened, codecs) if targets.need_model else None
         options = replace(options, device=settle_device(options.device, run.address) if model else "cpu")
+        if options.reference is not None:
+            options = replace(options, reference=options.reference.absolute())
         with restoring(opened, destination, targets, options, run.overwrite) as temporary:
             crew = clock.expect(Done(targets.rows, targets.source_bytes), len(targets.units), options.device, run)
             job = RestoreJob(
@@ -187,8 +190,8 @@ def restore(
     lines.sort(key=lambda line: line.shard or 0)
     facts = clock.facts(options.device, crew)
     return RestoreReport(
-        path=str(archive_path),
-        destination=str(destination),
+        path=_shown(archive_path),
+        destination=_shown(destination),
         shards=tuple(lines),
         total=replace(sum(lines, start=RestoreLine(None)), seconds=facts.seconds),
         selected=targets.rows,
@@ -218,19 +221,20 @@ def verify(
         device = settle_device("auto", run.address) if model else "cpu"
         source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
         crew = clock.expect(Done(opened.row_count, source_bytes), len(matched.units), device, run)
-        job = VerifyJob(archive_path.absolute(), against, deep, device, model, codecs.make)
+        originals = against.absolute() if against else None
+        job = VerifyJob(archive_path.absolute(), originals, deep, device, model, codecs.make)
         for result in run_units(job, matched.units, crew, clock.tick):
             results.append(result)
             clock.shard_done()
         problems = opened.check_files()
     results.sort(key=lambda result: result.index)
     return VerifyReport(
-        path=str(archive_path),
+        path=_shown(archive_path),
         rows=opened.row_count,
         decoded=sum(result.decoded for result in results),
         damaged=tuple(finding for result in results for finding in result.damaged),
         problems=tuple(problems),
-        against=str(against) if against else None,
+        against=_shown(against) if against else None,
         missing=tuple(matched.missing),
         extra=tuple(matched.extra),
         differing=tuple(finding for result in results for finding in result.differing),
@@ -269,7 +273,7 @@ def stats(archive_path: Path) -> ArchiveReport:
         lines = tuple(_line(opened, shard) for shard in opened.shards())
         floor = opened.info.options.get("min_psnr")
         return ArchiveReport(
-            path=str(archive_path),
+            path=_shown(archive_path),
             shards=lines,
             total=total_of(lines, opened.size_bytes),
             model_id=opened.info.model_id,
@@ -294,6 +298,11 @@ def _line(opened: Archive, shard: int) -> Line:
         raised=sum(row[4] != asked for row in coded),
         quality=Quality.of((row[6], row[7]) for row in coded if None not in (row[6], row[7])),
     )
+
+
+def _shown(path: Path) -> str:
+    """As text that any stream and JSON take, also where the name is not UTF-8."""
+    return display_path(os.fsencode(path))
 
 
 def _model_of(opened: Archive, codecs: Codecs) -> Model:

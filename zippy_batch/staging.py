@@ -29,6 +29,7 @@ from typing import Any
 
 from zippy_batch.archive import MANIFEST_NAME, MODEL_NAME, part_name
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
+from zippy_batch.images import display_path
 
 PLAN_FILE = "plan.json"
 _PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
@@ -113,8 +114,15 @@ def open_staging(output: Path, fingerprint: str, facts: Mapping[str, Any], overw
         _remove(staging.root)
 
 
-def refuse_nested(source: Path, output: Path) -> None:
-    """Raises UsageError for an output in the source, which the next run would archive, or around it."""
+def refuse_unsuitable(source: Path, output: Path) -> None:
+    """Raises UsageError for an output that no archive can be written to, and for one in the source, which the next run
+    would archive, or around it."""
+    if output.name in ("", ".."):
+        raise UsageError(f"cannot write {output}: it names no file; choose a name for the archive, such as out.parquet")
+    if not _is_utf8(output.absolute()):
+        raise UsageError(
+            f"cannot write {display_path(os.fsencode(output))}: the Parquet library takes UTF-8 paths only"
+        )
     if not output.parent.is_dir():
         raise UsageError(f"cannot write {output}: there is no directory {output.parent}")
     real, new = source.resolve(), output.parent.resolve() / output.name
@@ -122,6 +130,14 @@ def refuse_nested(source: Path, output: Path) -> None:
         raise UsageError(f"the output {output} lies inside the source {source}; choose a place outside it")
     if new in real.parents:
         raise UsageError(f"the source {source} lies inside the output {output}; choose another output")
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:

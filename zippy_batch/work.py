@@ -422,20 +422,28 @@ def _restore_batch(
     pictures, damage = _decode(batch, codec)
     line = RestoreLine(shard)
     for i, (place, row) in enumerate(batch):
-        if i in damage:
-            line += RestoreLine(shard, damaged=(Finding(display_path(row.path), damage[i], shard, place),))
+        made = damage.get(i) or _written(row, pictures[i], options)
+        if isinstance(made, str):
+            line += RestoreLine(shard, damaged=(Finding(display_path(row.path), made, shard, place),))
         else:
-            line += _restore_picture(row, pictures[i], writer, options)
+            writer.write(restored_path(row.path, row.source_format or "", options.format), made, row.mtime_s)
+            line += _restored_line(row, pictures[i], made, options.reference)
     return line
 
 
-def _restore_picture(row: Row, pixels: Pixels, writer: FileWriter, options: RestoreOptions) -> RestoreLine:
-    data = write_picture(pixels, facts_of(row), options.format, options.jpeg_quality)
-    writer.write(restored_path(row.path, row.source_format or "", options.format), data, row.mtime_s)
+def _written(row: Row, pixels: Pixels, options: RestoreOptions) -> bytes | str:
+    """A file of the picture, or why there can be none: a row whose checksum is right may still be nonsense."""
+    try:
+        return write_picture(pixels, facts_of(row), options.format, options.jpeg_quality)
+    except (ArchiveError, ValueError, OSError) as error:
+        return f"it cannot be written as {options.format}: {error}"
+
+
+def _restored_line(row: Row, pixels: Pixels, data: bytes, reference: Path | None) -> RestoreLine:
     line = RestoreLine(None, 1, row.source_bytes, len(data))
-    if options.reference is None:
+    if reference is None:
         return line
-    original = _original(options.reference, row.path)
+    original = _original(reference, row.path)
     if original is None or original.shape != pixels.shape:
         return replace(line, unmatched=1)
     return replace(line, quality=Quality.of([compare(original, decode_written(data, row.grey))]))
