@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,6 +228,40 @@ def test_restore_refuses_to_overwrite_before_it_writes(faces: Path, output: Path
     assert files_of(tmp_path / "back") == {b"notes.txt": b"mine"}
     back(output, tmp_path / "back", run=OVERWRITE)
     assert len(files_of(tmp_path / "back")) == 12
+
+
+def lay_directory(at: Path) -> None:
+    (at / "notes.txt").mkdir()
+
+
+def lay_file(at: Path) -> None:
+    (at / "sub").write_bytes(b"mine")
+
+
+def lay_link(at: Path) -> None:
+    (at.parent / "elsewhere").mkdir()
+    (at / "sub").symlink_to(at.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("lay", "message"),
+    [
+        (lay_directory, r"notes\.txt is a directory"),
+        (lay_file, "sub is no directory"),
+        (lay_link, "sub .* leads out of it"),
+    ],
+)
+def test_what_cannot_be_replaced_is_refused_before_anything_is_written(
+    lay: Callable[[Path], None], message: str, faces: Path, output: Path, tmp_path: Path
+) -> None:
+    make(faces, output)
+    (tmp_path / "back").mkdir()
+    lay(tmp_path / "back")
+    for run in (None, OVERWRITE):
+        with pytest.raises(UsageError, match=message):
+            back(output, tmp_path / "back", run=run)
+    assert len(os.listdir(tmp_path / "back")) == 1
+    assert not (tmp_path / "elsewhere/0.png.jpg").exists()
 
 
 def test_restore_selects_by_glob(faces: Path, output: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ __all__ = [
     "Unsuitable",
     "decode_written",
     "display_path",
+    "is_below",
     "list_files",
     "read_file",
     "read_picture",
@@ -153,7 +154,7 @@ class _TreeWalk:
         """Note a file or refuse it; True for a directory to walk."""
         try:
             status = entry.stat()
-            is_outside = entry.is_symlink() and not self._is_inside(os.path.realpath(entry.path))
+            is_outside = entry.is_symlink() and not is_below(os.path.realpath(entry.path), self._top)
         except OSError:
             self.refused.append((path, "broken or circular link" if entry.is_symlink() else "vanished"))
             return False
@@ -176,9 +177,6 @@ class _TreeWalk:
         else:
             self.files.append(SourceFile(path, status.st_size, status.st_mtime_ns // 10**9))
         return False
-
-    def _is_inside(self, target: bytes) -> bool:
-        return target == self._top or target.startswith(self._top.rstrip(b"/") + b"/")
 
 
 def read_file(root: Path, file: SourceFile) -> bytes:
@@ -212,6 +210,11 @@ def read_file(root: Path, file: SourceFile) -> bytes:
 def display_path(path: bytes) -> str:
     """The path as text: exact where it is UTF-8, else with \\xNN for the bytes that are not."""
     return path.decode("utf-8", errors="backslashreplace")
+
+
+def is_below(path: bytes, directory: bytes) -> bool:
+    """Whether an absolute path is a directory or something in it; neither goes through links."""
+    return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
 
 
 _DEVICE = rb"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])"

@@ -18,7 +18,7 @@ from pathlib import Path
 from zippy_batch.archive import Archive
 from zippy_batch.config import RestoreOptions
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
-from zippy_batch.images import display_path, restored_path, safe_relative_path
+from zippy_batch.images import display_path, is_below, restored_path, safe_relative_path
 from zippy_batch.schema import Row
 from zippy_batch.work import RestoreUnit
 
@@ -119,10 +119,12 @@ def restoring(
 ) -> Iterator[Path]:
     """A directory in `destination` for files that are being written; kept if the body raises, for the next attempt.
 
-    Raises OutputExists when files are in the way, unless `overwrite`, or an earlier attempt at the same put them there.
+    Raises OutputExists when files are in the way, unless `overwrite`, or an earlier attempt at the same put them there,
+    and UsageError for what not even `overwrite` replaces: a directory where a file goes, and the reverse, and links.
     """
     if os.path.lexists(destination) and not destination.is_dir():
         raise UsageError(f"cannot restore into {destination}: it is not a directory")
+    _refuse_obstacles(destination, targets.paths)
     work = destination / os.fsdecode(_unused_name(targets.paths))
     plan = json.dumps([_identity(archive), options.format, options.jpeg_quality, options.select])
     if not overwrite and not _goes_on(work, plan):
@@ -159,6 +161,22 @@ def _goes_on(work: Path, plan: str) -> bool:
         return (work / _PLAN_FILE).read_text() == plan
     except OSError:
         return False
+
+
+def _refuse_obstacles(destination: Path, paths: Sequence[bytes]) -> None:
+    if not destination.is_dir() or not os.listdir(destination):
+        return
+    root = os.path.realpath(os.fsencode(destination))
+    for path in paths:
+        target = os.path.join(root, path)
+        if os.path.isdir(target) and not os.path.islink(target):
+            raise UsageError(f"{display_path(path)} is a directory in {destination}, and would be a file; move it away")
+    for parent in dict.fromkeys(parent for path in paths for parent in _parents(path)):
+        target = os.path.join(root, parent)
+        if os.path.lexists(target) and not os.path.isdir(target):
+            raise UsageError(f"{display_path(parent)} is no directory in {destination}, and would be; move it away")
+        if not is_below(os.path.realpath(target), root):
+            raise UsageError(f"{display_path(parent)} in {destination} is a link that leads out of it; take it away")
 
 
 def _refuse_existing(destination: Path, paths: Sequence[bytes]) -> None:

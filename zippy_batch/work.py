@@ -31,6 +31,7 @@ from zippy_batch.images import (
     Unsuitable,
     decode_written,
     display_path,
+    is_below,
     read_file,
     read_picture,
     restored_path,
@@ -324,8 +325,7 @@ class FileWriter:
         safe_relative_path(path)
         target = os.path.join(self._real, path)
         parent = os.path.dirname(target)
-        real = os.path.realpath(parent)
-        if real != self._real and not real.startswith(self._real.rstrip(b"/") + b"/"):
+        if not is_below(os.path.realpath(parent), self._real):
             raise ArchiveError(
                 f"{display_path(path)} would leave {self.destination} through a link; take the link away"
             )
