@@ -3,16 +3,18 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import MODEL, POISON, FakeCodec, pixels
+from numpy.typing import NDArray
 from PIL import Image
 
 from zippy_batch.archive import Archive, ArchiveInfo, write_part
+from zippy_batch.codec import LatentItem
 from zippy_batch.coding import code_batch
 from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import ArchiveError, DamagedRow, SourceError, WorkerError
@@ -111,6 +113,22 @@ def test_a_picture_that_coding_makes_larger_is_kept_raw(tmp_path: Path) -> None:
     assert (row.codec, row.raw_reason) == ("raw", "smaller as it is")
     assert row.payload == (tmp_path / "noise.jpg").read_bytes()
     assert (row.width, row.height, row.source_format) == (64, 64, "jpeg")
+
+
+class BlindCodec(FakeCodec):
+    """Decodes everything to black."""
+
+    def decode_checked(self, items: Sequence[LatentItem]) -> tuple[list[NDArray[np.uint8]], dict[int, str]]:
+        decoded, damage = super().decode_checked(items)
+        return [np.zeros_like(one) for one in decoded], damage
+
+
+def test_a_picture_that_the_model_cannot_represent_is_kept_raw(tmp_path: Path) -> None:
+    save(tmp_path, "bright.png", pixels(1) // 4 + 190)
+    (row,) = rows_of(tmp_path, codec=BlindCodec())
+    assert (row.codec, row.raw_reason) == ("raw", "the model fails on it (below 14 dB)")
+    (row,) = rows_of(tmp_path, replace(OPTIONS, verify=False), codec=BlindCodec())
+    assert row.codec == "latent"
 
 
 # ---- the floor ----

@@ -46,6 +46,10 @@ from zippy_batch.weights import Model
 FILES_PER_READ = 16
 """Files that a thread reads before it looks for other work."""
 SMALLER_REASON = "smaller as it is"
+UNLIKE_PSNR_DB = 14.0
+"""Below it a picture is not recognised. Faces stay above it at every quality; noise, which no model predicts, may not.
+"""
+UNLIKE_REASON = f"the model fails on it (below {UNLIKE_PSNR_DB:g} dB)"
 PSNR_TOLERANCE_DB = 0.05
 """How far a picture may fall below the PSNR its row promises before `verify --against` says so. Synthesis in floats
 differs by a level here and there between machines and batch sizes, and so does the JPEG made of it."""
@@ -229,6 +233,8 @@ def _reason_for_raw(loaded: Loaded, coded: Coded, options: ArchiveOptions) -> st
         return coded.failure
     if not coded.reaches(options.min_psnr):
         return f"{FLOOR_REASON} {options.min_psnr:g} at every quality"
+    if coded.psnr is not None and coded.psnr < UNLIKE_PSNR_DB:
+        return UNLIKE_REASON
     stored_bytes = len(coded.payload) + len(facts.exif or b"") + len(facts.icc or b"")
     return SMALLER_REASON if stored_bytes >= len(loaded.data) else None
 
