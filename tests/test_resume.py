@@ -80,6 +80,19 @@ def test_two_runs_do_not_mix(faces: Path, output: Path) -> None:
     make(faces, output)
 
 
+def test_a_place_that_takes_no_directory_is_refused_and_not_tried_for_ever(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /proc does."""
+
+    def refuse(path: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UsageError, match="cannot write beside the output"), open_staging(output, "f" * 64, {}, False):
+        pass
+
+
 @pytest.mark.parametrize("case", [["out.parquet"], ["out"], ["out", "--overwrite"]], ids=" ".join)
 def test_a_run_killed_at_any_point_is_finished_by_the_next(case: list[str], faces: Path) -> None:
     name, *flags = case

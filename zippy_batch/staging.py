@@ -232,9 +232,9 @@ def _lock(root: Path) -> int:
         try:
             root.mkdir(exist_ok=True)
             descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and error.filename == str(root / "lock"):
+                continue
             raise UsageError(f"cannot write beside the output: {root}: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
