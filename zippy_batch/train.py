@@ -263,7 +263,7 @@ def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) 
 
 
 def export(
-    run: Path, name: str, strength: float = 0.5, batches_of_samples: int = 160, specs: Sequence[PoolSpec] = ()
+    run: Path, name: str, strength: float = 0.15, batches_of_samples: int = 160, specs: Sequence[PoolSpec] = ()
 ) -> bytes:
     """A run's averaged weights -> the bytes of a model file, integer layers calibrated and tables counted on its
     pools.
@@ -311,7 +311,7 @@ def export_command(
     run: Annotated[Path, typer.Argument(help="Directory of the run.")],
     output: Annotated[Path, typer.Argument(help="Model file to write (.safetensors).")],
     name: Annotated[str, typer.Option(help="Name in the model's card.")] = "faces",
-    strength: Annotated[float, typer.Option(help="How strongly rounding trades error for bits.")] = 0.5,
+    strength: Annotated[float, typer.Option(help="How strongly rounding trades error for bits.")] = 0.15,
 ) -> None:
     """Write the averaged weights as a model file."""
     data = export(run, name, strength)
