@@ -30,7 +30,7 @@ from zippy_batch.archive import (
     write_manifest,
     write_part,
 )
-from zippy_batch.errors import ArchiveError, DamagedRow, UsageError
+from zippy_batch.errors import ArchiveError, UsageError
 from zippy_batch.globs import compile_glob
 from zippy_batch.schema import COLUMNS, MAX_ROWS_PER_GROUP, METADATA_KEY
 
@@ -452,12 +452,6 @@ def test_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ArchiveError, match="truncated"):
         Archive.open(path)
-
-
-def test_damage_is_an_error_on_request(tmp_path: Path) -> None:
-    error = Damage(2, 7, b"a\xff.jpg", "checksum").error(Path("x.parquet"))
-    assert isinstance(error, DamagedRow)
-    assert str(error) == "x.parquet: shard 2, row 7 (a\\xff.jpg): checksum"
 
 
 def test_damaged_description_is_found(tmp_path: Path) -> None:

@@ -264,6 +264,12 @@ def test_what_cannot_be_replaced_is_refused_before_anything_is_written(
     assert not (tmp_path / "elsewhere/0.png.jpg").exists()
 
 
+def test_a_reference_that_is_no_directory_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no-such-place: not a directory"):
+        back(tmp_path / "out.parquet", tmp_path / "back", RestoreOptions(reference=tmp_path / "no-such-place"))
+    assert not (tmp_path / "back").exists()
+
+
 def test_restore_selects_by_glob(faces: Path, output: Path, tmp_path: Path) -> None:
     make(faces, output)
     report = back(output, tmp_path / "back", RestoreOptions(device="cpu", select="sub/*.png", format="png"))

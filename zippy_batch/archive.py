@@ -38,7 +38,7 @@ from zippy_batch.container import (
     read_tables,
     seal,
 )
-from zippy_batch.errors import ArchiveError, DamagedRow, UsageError
+from zippy_batch.errors import ArchiveError, UsageError
 from zippy_batch.globs import compile_glob
 from zippy_batch.salvage import LOST, Lost, salvage
 from zippy_batch.schema import (
@@ -112,9 +112,6 @@ class Damage:
     def __str__(self) -> str:
         name = "" if self.path is None else f" ({self.path.decode('utf-8', errors='backslashreplace')})"
         return f"shard {self.shard}, row {self.row}{name}: {self.reason}"
-
-    def error(self, archive: Path) -> DamagedRow:
-        return DamagedRow(f"{archive}: {self}")
 
 
 # ---- writing ----

@@ -33,7 +33,7 @@ from zippy_batch.config import (
     combine,
     load_preset,
 )
-from zippy_batch.errors import UsageError, ZippyError
+from zippy_batch.errors import ZippyError
 
 if TYPE_CHECKING:
     from zippy_batch.report import Report
@@ -266,8 +266,6 @@ def restore(
             },
         )
         run = _run_options(preset, workers, address, overwrite)
-        if options.reference is not None and not options.reference.is_dir():
-            raise UsageError(f"--reference {options.reference}: not a directory")
         from zippy_batch import pipeline
         from zippy_batch.progress import showing
 

@@ -9,7 +9,6 @@ SSIM: Wang et al. 2004, doi:10.1109/TIP.2003.819861, with the usual constants K1
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -132,20 +131,3 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     rows_a = np.ascontiguousarray(a).reshape(height, width * channels)
     rows_b = np.ascontiguousarray(b).reshape(height, width * channels)
     return float(_ssim_sum(rows_a, rows_b, window, channels)) / positions
-
-
-def pooled_psnr_db(psnrs: Sequence[float] | NDArray[np.floating], pixel_counts: Sequence[int] | None = None) -> float:
-    """PSNR in dB of the squared error pooled over images, each weighted by its pixel count, or all alike.
-
-    An image at `PSNR_CAP_DB` counts as free of error. ValueError on an empty set or on counts that do not match.
-    """
-    values = np.asarray(psnrs, np.float64)
-    if values.size == 0:
-        raise ValueError("the average PSNR of no image is not defined")
-    errors = np.where(values >= PSNR_CAP_DB, 0.0, _PEAK * _PEAK * 10 ** (-values / 10))
-    if pixel_counts is None:
-        return psnr_db(float(errors.mean()))
-    weights = np.asarray(pixel_counts, np.float64)
-    if weights.shape != values.shape or not (weights > 0).all():
-        raise ValueError(f"expected {values.size} positive pixel counts, got {pixel_counts}")
-    return psnr_db(float((errors * weights).sum() / weights.sum()))

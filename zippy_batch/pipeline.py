@@ -171,6 +171,8 @@ def restore(
     reports them. Interrupted, the same call goes on: it knows the files of the first by what it left in `destination`.
     """
     options, run, codecs = options or RestoreOptions(), run or RunOptions(), codecs or Codecs()
+    if options.reference is not None and not options.reference.is_dir():
+        raise UsageError(f"--reference {options.reference}: not a directory")
     clock = _Clock(progress)
     lines: list[RestoreLine] = []
     with Archive.open(archive_path, allow_damage=options.keep_going) as opened:
