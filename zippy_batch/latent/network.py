@@ -150,8 +150,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        a, b = self.expand(u).chunk(2, -1)
-        return x + self.project(a.clamp(0, GATE_LIMIT) * b.clamp(-GATE_LIMIT, GATE_LIMIT))
+        a, b = self.expand(u).clamp(-GATE_LIMIT, GATE_LIMIT).chunk(2, -1)
+        return x + self.project(F.relu(a) * b)
 
 
 class Analysis(nn.Module):
