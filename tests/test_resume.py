@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fakes import CODECS, files_of, make_faces
+from tiny import tiny_model
 
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import UsageError
@@ -138,3 +140,31 @@ def test_plan_does_not_depend_on_the_number_of_workers(faces: Path, output: Path
     report = archive(faces, output, replace(OPTIONS, strict=False), RunOptions(), codecs=CODECS)
     assert report.run is not None
     assert report.run.shards_resumed == 1
+
+
+def test_a_driver_that_is_killed_on_ray_is_finished_by_the_next_run(drawn_faces: Path, tmp_path: Path) -> None:
+    model = tmp_path / "tiny.safetensors"
+    model.write_bytes(tiny_model().data)
+    options = ArchiveOptions(model=str(model), shard_size=2, device="cpu")
+    whole, output = tmp_path / "whole.parquet", tmp_path / "killed.parquet"
+    archive(drawn_faces, whole, options, RunOptions(workers=1))
+    flags = ["--model", str(model), "--shard-size", "2", "--device", "cpu", "--workers", "2"]
+    command = [sys.executable, "-m", "zippy_batch", "archive", str(drawn_faces), str(output), *flags]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(staging_path(output).glob("*/part-*.parquet")):
+            assert driver.poll() is None, "the run ended before it had committed a shard"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        assert not output.exists()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+    committed = len(list(staging_path(output).glob("*/part-*.parquet")))
+    report = archive(drawn_faces, output, options, RunOptions(workers=1))
+    assert report.run is not None
+    assert report.run.shards_resumed >= committed > 0
+    assert output.read_bytes() == whole.read_bytes()
