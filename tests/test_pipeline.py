@@ -336,6 +336,11 @@ def test_restore_without_its_model_says_so(faces: Path, output: Path, tmp_path: 
     make(faces, output)
     with pytest.raises(ModelError, match=f"needs the model {MODEL.id}"):
         restore(output, tmp_path / "back", codecs=Codecs(find=lambda _: None))
+    kept_going = restore(output, tmp_path / "rest", RestoreOptions(keep_going=True), codecs=Codecs(find=lambda _: None))
+    assert kept_going.exit_code == 1
+    assert {name.decode() for name in files_of(tmp_path / "rest")} == {"notes.txt", "empty", "broken.jpg"}
+    assert len(kept_going.total.damaged) == 9
+    assert "model that it needs" in str(kept_going.total.damaged[0])
 
 
 # ---- damage ----

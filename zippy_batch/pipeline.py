@@ -39,7 +39,7 @@ from zippy_batch.report import (
 )
 from zippy_batch.schema import FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
 from zippy_batch.staging import Staging, open_staging, refuse_existing, refuse_unsuitable
-from zippy_batch.targets import plan_targets, restoring
+from zippy_batch.targets import Targets, plan_targets, restoring
 from zippy_batch.weights import Model, builtin_model_by_id, load_model, model_from_bytes
 from zippy_batch.work import ArchiveJob, RestoreJob, ShardVerified, VerifyJob, VerifyUnit
 
@@ -177,7 +177,7 @@ def restore(
     lines: list[RestoreLine] = []
     with Archive.open(archive_path, allow_damage=options.keep_going) as opened:
         targets = plan_targets(opened, options)
-        model = _model_of(opened, codecs) if targets.need_model else None
+        model = _model_for(opened, targets, options, codecs)
         options = replace(options, device=settle_device(options.device, run.address) if model else "cpu")
         if options.reference is not None:
             options = replace(options, reference=options.reference.absolute())
@@ -319,6 +319,18 @@ def _model_of(opened: Archive, codecs: Codecs) -> Model:
             f"install the version of zippy-batch that wrote it, or a newer one"
         )
     return model
+
+
+def _model_for(opened: Archive, targets: Targets, options: RestoreOptions, codecs: Codecs) -> Model | None:
+    """None where no row needs one, or where it cannot be had but what needs none is to be restored all the same."""
+    if not targets.need_model:
+        return None
+    try:
+        return _model_of(opened, codecs)
+    except ModelError:
+        if not options.keep_going:
+            raise
+        return None
 
 
 class _Clock:

@@ -411,7 +411,7 @@ def _decodable(rows: Iterable[Numbered], batch_size: int) -> Iterator[list[Numbe
 def _decode(batch: Sequence[Numbered], codec: Codec | None) -> tuple[list[Pixels], dict[int, str]]:
     """Pixels of latent rows, and what is wrong by place in the batch."""
     if codec is None:
-        raise ArchiveError("the archive names no model, but has rows that need one")
+        return [], dict.fromkeys(range(len(batch)), "the model that it needs is missing or damaged")
     rows = [row for _, row in batch]
     items = [latent_item(row.payload, row.height or 0, row.width or 0, row.grey, row.quality or 0) for row in rows]
     return codec.decode_checked(items)
