@@ -25,10 +25,8 @@ from zippy_batch.latent.context import QUALITIES, SIXTEENTHS, IntegerContext, fe
 from zippy_batch.latent.features import LEVEL_MAX, ONE, PATCH, grid_size, level_features, spatial_features
 from zippy_batch.latent.network import PARITIES, SCALES, Analysis, Architecture, Synthesis
 from zippy_batch.rans import RESIDUAL_LIMIT, Decoder, Tables, encode, lane_count
+from zippy_batch.schema import MAX_SIDE
 from zippy_batch.weights import Model
-
-MAX_SIDE = 4096
-"""Largest height and width in pixels."""
 
 Pixels = NDArray[np.uint8]
 """(H, W, 3) RGB, or (H, W) grey."""
@@ -239,7 +237,7 @@ def _to_grey_pixels(blocks: Tensor) -> NDArray[np.uint8]:
 def _architecture(model: Model) -> Architecture:
     card: Any = model.card.get("architecture")
     try:
-        return Architecture(**{**card, "groups": tuple(card["groups"])})
+        return Architecture.from_dict(card)
     except (TypeError, ValueError, KeyError) as error:
         raise ModelError(f"model {model.name!r}: architecture {card!r} is not understood: {error}") from error
 

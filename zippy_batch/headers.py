@@ -20,9 +20,7 @@ import zlib
 from dataclasses import dataclass
 
 from zippy_batch.scans import Scan, is_whole
-
-MAX_SIDE = 4096
-"""Pixels; larger images are kept raw."""
+from zippy_batch.schema import MAX_SIDE
 
 MAX_IMAGE_BYTES = 1 << 28
 """Larger files are kept raw: uncompressed, the largest image has 50 MB."""

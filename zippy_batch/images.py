@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zippy_batch.errors import ArchiveError, SourceError, UsageError
-from zippy_batch.headers import CORRUPT, MAX_SIDE, TRUNCATED, Header, JpegFacts, Refused, read_header, sniff_format
+from zippy_batch.headers import CORRUPT, TRUNCATED, Header, JpegFacts, Refused, read_header, sniff_format
+from zippy_batch.schema import MAX_SIDE
 
 __all__ = [
     "DEFAULT_JPEG_QUALITY",

@@ -14,8 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-PSNR_CAP_DB = 99.0
-"""PSNR of identical images, and the most that any image is given."""
+from zippy_batch.schema import PSNR_CAP_DB
 
 SSIM_WINDOW = 7
 """Side of the SSIM window in pixels, where it fits."""

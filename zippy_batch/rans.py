@@ -75,15 +75,20 @@ class Tables:
     def __len__(self) -> int:
         return len(self.offset)
 
+    def symbols(self, residuals: NDArray[np.integer], tables: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Number of each residual's symbol in its table; the last one, escape, for those beyond the radius."""
+        r, radius = np.asarray(residuals, np.int64), self.radius[tables]
+        return np.where(np.abs(r) > radius, 2 * radius + 1, 2 * np.abs(r) - (r < 0))
+
     def bits(self, residuals: NDArray[np.integer], tables: NDArray[np.integer]) -> float:
         """Ideal code length of the residuals under their tables."""
-        r, t = np.asarray(residuals, np.int64).ravel(), np.asarray(tables, np.int64).ravel()
-        r, t = r[t > 0], t[t > 0]
-        inside = np.abs(r) <= self.radius[t]
-        symbol = np.where(inside, 2 * np.abs(r) - (r < 0), 2 * self.radius[t] + 1)
-        at = self.offset[t] + symbol
+        coded = tables > 0
+        t = tables[coded]
+        symbols = self.symbols(residuals[coded], t)
+        at = self.offset[t] + symbols
         frequency = (self.cumulative[at + 1].astype(np.int64) - self.cumulative[at]) / TOTAL
-        return float(-np.log2(frequency).sum() + PRECISION * np.count_nonzero(~inside))
+        escapes = np.count_nonzero(symbols == 2 * self.radius[t] + 1)
+        return float(-np.log2(frequency).sum() + PRECISION * escapes)
 
 
 def lane_count(positions: int) -> int:
@@ -112,11 +117,11 @@ def _push_numpy(residuals, tables, lanes, book, out, capacity, length, state):  
         if not len(rows):
             continue
         table, r, lane = tables[rows, t], residuals[rows, t].astype(np.int64), lanes[t]
-        size = book.radius[table]
-        escaped = np.abs(r) > size
+        symbols = book.symbols(r, table)
+        escaped = symbols == 2 * book.radius[table] + 1
         raw = (r[escaped] + 32768).astype(np.uint64)
         push(rows[escaped], lane, raw, np.ones(len(raw), np.uint64))
-        at = book.offset[table] + np.where(escaped, 2 * size + 1, 2 * np.abs(r) - (r < 0))
+        at = book.offset[table] + symbols
         start = book.cumulative[at].astype(np.uint64)
         push(rows, lane, start, book.cumulative[at + 1].astype(np.uint64) - start)
 

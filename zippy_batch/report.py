@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-PSNR_CAP_DB = 99.0
+from zippy_batch.schema import PSNR_CAP_DB
+
 FLOOR_REASON = "below --min-psnr"
 """How the reason of a row starts that was kept raw because no quality index reached the floor."""
 

@@ -30,6 +30,11 @@ GROUP_BYTES = 64 << 20
 """Paths, payloads and attachments of a row group; only a single row may hold more."""
 
 MAX_SIDE = 4096
+"""Pixels; larger images are kept raw."""
+
+PSNR_CAP_DB = 99.0
+"""PSNR of identical images, and the most that any image is given."""
+
 MAX_PATH_BYTES = 1 << 16
 MAX_STORED_BYTES = 1 << 30
 """Of one payload or kept file; none larger is archived."""

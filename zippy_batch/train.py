@@ -24,7 +24,6 @@ from typing import Annotated
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,8 +32,8 @@ from zippy_batch.codec import LatentCodec
 from zippy_batch.errors import ModelError, UsageError
 from zippy_batch.latent.context import QUALITIES
 from zippy_batch.latent.export import entropy_arrays, export_arrays, threshold_array
-from zippy_batch.latent.features import LEVEL_MAX, LEVEL_STEP, PATCH, grid_size, spatial_features
-from zippy_batch.latent.network import Architecture, Network, as_float, lambda_of
+from zippy_batch.latent.features import LEVEL_MAX, LEVEL_STEP, spatial_features
+from zippy_batch.latent.network import Architecture, Network, as_float, lambda_of, to_input
 from zippy_batch.training_data import Pool, PoolSpec, batches, cached_pools, default_specs
 from zippy_batch.weights import model_from_bytes, serialise
 
@@ -63,13 +62,6 @@ class TrainOptions:
     threads: int = 2
     checkpoint_minutes: float = 5.0
     seed: int = 0
-
-
-def to_input(images: Pool) -> tuple[Tensor, Tensor]:
-    """uint8 (N, H, W, 3) -> target (N, 3, H, W) and network input padded by its edge to multiples of 8, in 0..1."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    h, w = x.shape[2:]
-    return x, F.pad(x, (0, grid_size(w) * PATCH - w, 0, grid_size(h) * PATCH - h), mode="replicate")
 
 
 def loss_parts(network: Network, images: Pool, level: Tensor, grey: bool, noise: bool = True) -> tuple[Tensor, Tensor]:
@@ -240,8 +232,7 @@ def fit(
 def load_network(run: Path) -> tuple[Network, dict[str, float]]:
     """The averaged weights of a run's checkpoint, and how long it was trained (steps, minutes)."""
     state = torch.load(run / "checkpoint.pt", weights_only=True)
-    fields = state["architecture"]
-    network = Network(Architecture(**{**fields, "groups": tuple(fields["groups"])}))
+    network = Network(Architecture.from_dict(state["architecture"]))
     network.load_state_dict(state["average"])
     return network.eval(), {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
 
@@ -256,9 +247,9 @@ def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) 
     for images in samples:
         residuals, tables = codec.encode_symbols(list(images), rng.integers(1, QUALITIES + 1, len(images)).tolist())
         for i in range(1, len(radius)):
-            r = residuals[tables == i].astype(np.int64)
-            symbol = np.where(np.abs(r) > radius[i], 2 * radius[i] + 1, 2 * np.abs(r) - (r < 0))
-            counts[i] += np.bincount(symbol, minlength=len(counts[i]))
+            of_table = tables == i
+            symbols = codec.book.symbols(residuals[of_table], tables[of_table])
+            counts[i] += np.bincount(symbols, minlength=len(counts[i]))
     return counts
 
 

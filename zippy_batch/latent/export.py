@@ -26,7 +26,7 @@ from zippy_batch.latent.context import (
     input_limits,
     split_real,
 )
-from zippy_batch.latent.features import LEVEL_MAX, ONE, grid_size, spatial_features
+from zippy_batch.latent.features import LEVEL_MAX, ONE, spatial_features
 from zippy_batch.latent.network import (
     NEIGHBOURS,
     PARITIES,
@@ -37,6 +37,7 @@ from zippy_batch.latent.network import (
     as_float,
     interpolate_knots,
     level_hats,
+    to_input,
     unshuffle,
 )
 from zippy_batch.rans import TOTAL
@@ -237,10 +238,8 @@ def measure(network: Network, samples: Sequence[Images], seed: int = 0) -> Range
     rng = np.random.default_rng(seed)
     for images in samples:
         h, w = images.shape[1:3]
-        x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        x = torch.nn.functional.pad(x, (0, grid_size(w) * 8 - w, 0, grid_size(h) * 8 - h), mode="replicate")
         level = torch.from_numpy(rng.uniform(0, LEVEL_MAX, len(images)).astype(np.float32))
-        ranges.observe(x, as_float(spatial_features(h, w, False))[None], level)
+        ranges.observe(to_input(images)[1], as_float(spatial_features(h, w, False))[None], level)
     return ranges
 
 

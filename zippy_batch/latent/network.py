@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zippy_batch.latent.features import LEVEL_FEATURES, LEVEL_KNOTS, LEVEL_STEP, ONE, PATCH, SPATIAL_FEATURES
+from zippy_batch.latent.features import LEVEL_FEATURES, LEVEL_KNOTS, LEVEL_STEP, ONE, PATCH, SPATIAL_FEATURES, grid_size
 
 PARITIES = ((0, 0), (1, 1), (0, 1), (1, 0))
 """Order in which the four 2x2 parities (row, column) of the grid are coded."""
@@ -63,6 +63,11 @@ class Architecture:
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
+    @staticmethod
+    def from_dict(fields: Any) -> Architecture:
+        """Inverse of `to_dict`, also after JSON made a list of `groups`; TypeError, ValueError or KeyError otherwise."""
+        return Architecture(**{**fields, "groups": tuple(fields["groups"])})
+
 
 def lambda_of(level: Tensor) -> Tensor:
     """Weight of the distortion (MSE on 0..255, per pixel and channel) against the rate (bits per pixel)."""
@@ -101,6 +106,13 @@ def unshuffle(x: Tensor) -> Tensor:
 def shuffle(x: Tensor) -> Tensor:
     """(N, h, w, 192) -> (N, 3, 8h, 8w)."""
     return F.pixel_shuffle(x.permute(0, 3, 1, 2), PATCH)
+
+
+def to_input(images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """uint8 (N, H, W, 3) -> target (N, 3, H, W) and network input padded by its edge to multiples of 8, in 0..1."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    h, w = x.shape[2:]
+    return x, F.pad(x, (0, grid_size(w) * PATCH - w, 0, grid_size(h) * PATCH - h), mode="replicate")
 
 
 def interpolate_knots(table: Tensor, level: Tensor) -> Tensor:
