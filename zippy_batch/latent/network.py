@@ -65,7 +65,7 @@ class Architecture:
 
     @staticmethod
     def from_dict(fields: Any) -> Architecture:
-        """Inverse of `to_dict`, also after JSON made a list of `groups`; TypeError, ValueError or KeyError otherwise."""
+        """Inverse of `to_dict`, also after JSON; TypeError, ValueError or KeyError on anything else."""
         return Architecture(**{**fields, "groups": tuple(fields["groups"])})
 
 
