@@ -235,7 +235,7 @@ def _pop_compiled(tables, lanes, cumulative, offset, radius, data, begin, end, s
             begin[n, lane] = at
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     """LEB128: seven bits a byte, low first, the top bit set on all but the last."""
     out = bytearray()
     while value > 127:
@@ -247,7 +247,7 @@ def _varint(value: int) -> bytes:
 
 def _join_lanes(lanes: list[bytes]) -> bytes:
     """Lengths of all lanes but the last as varints, then the lanes."""
-    return b"".join([*(_varint(len(lane)) for lane in lanes[:-1]), *lanes])
+    return b"".join([*(varint(len(lane)) for lane in lanes[:-1]), *lanes])
 
 
 def _split_lanes(payload: bytes, count: int) -> list[tuple[int, int]]:
@@ -274,7 +274,8 @@ def _split_lanes(payload: bytes, count: int) -> list[tuple[int, int]]:
     return [*spans, (at, len(payload))]
 
 
-def _lane_bytes(state: int, emitted: bytes) -> bytes:
+def lane_bytes(state: int, emitted: bytes) -> bytes:
+    """A lane from its final state and the bytes in the order in which they were emitted."""
     size = STATE_BYTES if emitted else (state.bit_length() + 7) // 8
     return state.to_bytes(size, "big") + emitted[::-1]
 
@@ -306,7 +307,7 @@ def encode(
         _push_numpy(residuals, tables, lanes, book, out, capacity, length, state)
     emitted = out.reshape(n, count, capacity)
     return [
-        _join_lanes([_lane_bytes(int(state[i, k]), emitted[i, k, : length[i, k]].tobytes()) for k in range(count)])
+        _join_lanes([lane_bytes(int(state[i, k]), emitted[i, k, : length[i, k]].tobytes()) for k in range(count)])
         for i in range(n)
     ]
 
