@@ -58,8 +58,8 @@ bench: $(STAMP)  ## size, speed and start-up beside AVIF and WebP [FACES=dir]
 
 train: $(STAMP)  ## fit a model; goes on where it stopped DATA="dir dir" [RUN=.train/faces MINUTES=100 MODEL=file]
 	@test -n "$(DATA)" || { echo 'usage: make train DATA="faces photographs" [RUN=$(RUN) MINUTES=$(MINUTES) MODEL=$(MODEL)]' >&2; exit 2; }
-	$(BIN)/python -m zippy_batch.train fit "$(RUN)" $(foreach dir,$(DATA),--data "$(dir)") --minutes $(MINUTES) $(ARGS)
-	$(BIN)/python -m zippy_batch.train export "$(RUN)" "$(MODEL)"
+	$(BIN)/python -m zippy_batch.training.latent fit "$(RUN)" $(foreach dir,$(DATA),--data "$(dir)") --minutes $(MINUTES) $(ARGS)
+	$(BIN)/python -m zippy_batch.training.latent export "$(RUN)" "$(MODEL)"
 	@echo "use it: zippy-batch archive ./faces out.parquet --model $(MODEL)"
 
 archive: $(STAMP)  ## SRC=faces OUT=out.parquet [ARGS="--quality 80"]

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from zippy_batch.codec import LatentItem
+from zippy_batch.latent.codec import LatentItem
 from zippy_batch.pipeline import Codecs
 from zippy_batch.weights import Model
 

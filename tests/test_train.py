@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from tiny import TINY, pictures, tiny_network
 
-from zippy_batch.codec import LatentCodec, LatentItem
 from zippy_batch.errors import ModelError, UsageError
+from zippy_batch.latent.codec import LatentCodec, LatentItem
 from zippy_batch.latent.features import LEVEL_MAX
-from zippy_batch.train import TrainOptions, export, fit, loss_parts
-from zippy_batch.training_data import PoolSpec, batches, build_pools, cached_pools, list_images
+from zippy_batch.training.latent import export, loss_parts, train
+from zippy_batch.training.pictures import PoolSpec, batches, build_pools, cached_pools, list_images
+from zippy_batch.training.run import TrainOptions
 from zippy_batch.weights import model_from_bytes
 
 SPECS = [PoolSpec(24, 24, 48, 0.7), PoolSpec(30, 40, 16, 0.2, jpeg=0.0), PoolSpec(16, 16, 12, 0.1, drawn=True)]
@@ -50,13 +51,13 @@ def test_batches_fill_their_positions_with_one_size() -> None:
 
 
 def test_training_lowers_the_loss_resumes_and_exports_a_model(photographs: Path, tmp_path: Path) -> None:
-    fit([photographs], tmp_path, TINY, options(0.05), SPECS)
+    train([photographs], tmp_path, TINY, options(0.05), SPECS)
     first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    fit([photographs], tmp_path, TINY, options(0.1), SPECS)
+    train([photographs], tmp_path, TINY, options(0.1), SPECS)
     second = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert second["step"] > first["step"] > 10
     assert 3 < first["seconds"] < second["seconds"]
-    fit([photographs], tmp_path, TINY, options(0.1), SPECS)
+    train([photographs], tmp_path, TINY, options(0.1), SPECS)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == second["step"]
 
     images = pictures(16, 40, 40, seed=5)
@@ -81,7 +82,7 @@ def test_training_lowers_the_loss_resumes_and_exports_a_model(photographs: Path,
 
 
 def test_the_integer_model_costs_little_more_than_the_float_one(photographs: Path, tmp_path: Path) -> None:
-    fit([photographs], tmp_path, TINY, options(0.05), SPECS)
+    train([photographs], tmp_path, TINY, options(0.05), SPECS)
     codec = LatentCodec(model_from_bytes(export(tmp_path, "mine", strength=0.0, batches_of_samples=16, specs=SPECS)))
     images = build_pools(list_images([photographs]), SPECS, 1, seed=3)[0]
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -98,10 +99,10 @@ def test_the_integer_model_costs_little_more_than_the_float_one(photographs: Pat
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="training images"):
-        fit([tmp_path], tmp_path / "run", TINY, options(0.01), SPECS)
+        train([tmp_path], tmp_path / "run", TINY, options(0.01), SPECS)
 
 
 def test_divergence_ends_with_a_clear_error(photographs: Path, tmp_path: Path) -> None:
     wild = TrainOptions(minutes=5, positions=72, threads=1, rate_adam=1e30)
     with pytest.raises(ModelError, match="diverged"):
-        fit([photographs], tmp_path, TINY, wild, SPECS)
+        train([photographs], tmp_path, TINY, wild, SPECS)

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zippy_batch.archive import Archive, ArchiveInfo, write_part
-from zippy_batch.codec import LatentItem
 from zippy_batch.coding import code_batch
 from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import ArchiveError, DamagedRow, SourceError, WorkerError
 from zippy_batch.images import Facts, Picture, list_files
+from zippy_batch.latent.codec import LatentItem
 from zippy_batch.plan import Shard
 from zippy_batch.report import Done
 from zippy_batch.schema import FORMAT_VERSION, Row

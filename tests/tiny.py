@@ -7,6 +7,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from zippy_batch.exact import export as exact_export
+from zippy_batch.exact import network as exact_network
 from zippy_batch.latent.export import export_arrays
 from zippy_batch.latent.network import Architecture, Network
 from zippy_batch.weights import Model, model_from_bytes, serialise
@@ -38,3 +40,26 @@ def pictures(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 def tiny_model() -> Model:
     arrays = export_arrays(tiny_network(), [pictures(8, 40, 48), pictures(4, 64, 64, 1)])
     return model_from_bytes(serialise(arrays, {"name": "tiny", "architecture": TINY.to_dict()}))
+
+
+TINY_EXACT = exact_network.Architecture(
+    exact_network.PlaneShape((1, 5, 10, 48), (3, 2, 1, 1), 2, 24, (16, 16)),
+    exact_network.PlaneShape((2, 62), (2, 1), 1, 12, (8,)),
+)
+
+
+def tiny_exact_network(seed: int = 0) -> exact_network.Network:
+    torch.manual_seed(seed)
+    network = exact_network.Network(TINY_EXACT)
+    for plane in network.planes.values():
+        plane.unit.copy_(2.0 ** torch.randint(0, 7, (64,)))  # type: ignore[operator]
+        for module in plane.modules():
+            if isinstance(module, exact_network.Step):
+                torch.nn.init.normal_(module.out.weight, 0, 0.2)  # large enough for contexts to matter
+    return network
+
+
+@lru_cache
+def tiny_exact_model() -> Model:
+    card = {"name": "tiny-exact", "codec": "exact", "architecture": TINY_EXACT.to_dict()}
+    return model_from_bytes(serialise(exact_export.model_arrays(tiny_exact_network()), card))

@@ -23,7 +23,7 @@ from zippy_batch.schema import stored_psnr, stored_ssim
 from zippy_batch.weights import Model
 
 if TYPE_CHECKING:
-    from zippy_batch.codec import LatentItem
+    from zippy_batch.latent.codec import LatentItem
 
 Pixels = NDArray[np.uint8]
 """(H, W, 3) RGB or (H, W) grey."""
@@ -48,14 +48,14 @@ def latent_codec(model: Model, device: str) -> Codec:
     # torch takes seconds to import, and stats or a check of checksums do without it
     import torch
 
-    from zippy_batch.codec import LatentCodec
+    from zippy_batch.latent.codec import LatentCodec
 
     torch.set_num_threads(1)
     return LatentCodec(model, device)
 
 
 def latent_item(payload: bytes, height: int, width: int, grey: bool, quality: int) -> LatentItem:
-    from zippy_batch.codec import LatentItem
+    from zippy_batch.latent.codec import LatentItem
 
     return LatentItem(payload, height, width, grey, quality)
 

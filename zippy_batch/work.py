@@ -150,7 +150,7 @@ def archive_shard(
     Raises SourceError for a file that cannot be read or has changed since it was listed and, with `options.strict`,
     for one that would have to be kept raw.
     """
-    from zippy_batch.codec import grid
+    from zippy_batch.latent.codec import grid
 
     rows: dict[int, Row] = {}
 
@@ -399,7 +399,7 @@ def _stop_at_damage(damaged: Sequence[Finding], options: RestoreOptions) -> None
 
 def _decodable(rows: Iterable[Numbered], batch_size: int) -> Iterator[list[Numbered]]:
     """Batches of one latent grid; raw rows, which have none, are among themselves."""
-    from zippy_batch.codec import grid
+    from zippy_batch.latent.codec import grid
 
     def size(numbered: Numbered) -> tuple[int, int]:
         row = numbered[1]

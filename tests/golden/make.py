@@ -24,9 +24,9 @@ sys.path.insert(0, str(HERE.parent))
 from tiny import pictures, tiny_model  # noqa: E402
 
 from zippy_batch.archive import Archive  # noqa: E402
-from zippy_batch.codec import LatentCodec, LatentItem  # noqa: E402
 from zippy_batch.config import ArchiveOptions, RunOptions  # noqa: E402
 from zippy_batch.drawn import draw_faces  # noqa: E402
+from zippy_batch.latent.codec import LatentCodec, LatentItem  # noqa: E402
 from zippy_batch.pipeline import archive  # noqa: E402
 from zippy_batch.schema import FORMAT_VERSION, Row  # noqa: E402
 from zippy_batch.weights import model_from_bytes  # noqa: E402

@@ -15,9 +15,8 @@ exactness is proved whenever one is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zippy_batch.errors import ModelError
-from zippy_batch.integer import IntegerSum, multiply, probe, prove
+from zippy_batch.integer import Arrays, IntegerSum, fetch, load_layer, multiply, probe, prove
 from zippy_batch.latent.features import LEVEL_FEATURES, ONE, SPATIAL_FEATURES
 from zippy_batch.latent.network import NEIGHBOURS, PARITIES, SCALES, Architecture
 
@@ -37,7 +36,6 @@ VALUE_LIMIT = 8191
 MANTISSA_LIMIT = 1023
 QUALITIES = 100
 
-Arrays = Mapping[str, NDArray[Any]]
 CodeStep = Callable[[int, slice, Tensor, Tensor], Tensor]
 """(parity, channels, mu in sixteenths (N, h', w', G), table index (N, h', w', G)) -> residuals (N, h', w', G),
 float32 integers.
@@ -130,16 +128,6 @@ def _predict(step: _Step, base: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     return mean, scale
 
 
-def fetch(arrays: Arrays, name: str, kind: str, *shape: int) -> NDArray[Any]:
-    """The named array; ModelError where it is missing or has another type or shape."""
-    if name not in arrays:
-        raise ModelError(f"model: array {name} is missing")
-    array = arrays[name]
-    if array.dtype != np.dtype(kind) or array.shape != shape:
-        raise ModelError(f"model: array {name} is {array.dtype} {array.shape}, expected {kind} {shape}")
-    return array
-
-
 def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[IntegerSum, list[_Step]]:
     """The layers of one parity, their exactness proved over every sum that the coder forms."""
     width = a.context_width
@@ -157,19 +145,11 @@ def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[IntegerSum, l
         # the coder adds the own sum to the base sum: the proof is over both together
         prove(f"{p}.own", weights | own_weights, np.abs(bias) + np.abs(own_bias), shift, input_limits(k, g))
         own = prove(f"{p}.own", own_weights, own_bias, shift, input_limits(k, g))
-        steps.append(
-            _Step(
-                own, _load_layer(arrays, f"{p}.hidden", width, width), _load_layer(arrays, f"{p}.out", 2 * size, width)
-            )
-        )
+        outputs = (("hidden", width), ("out", 2 * size))
+        hidden, out = (load_layer(arrays, f"{p}.{n}", o, width, ACTIVATION_LIMIT) for n, o in outputs)
+        steps.append(_Step(own, hidden, out))
         start += size
     return base, steps
-
-
-def _load_layer(arrays: Arrays, name: str, outputs: int, inputs: int) -> IntegerSum:
-    weight = fetch(arrays, f"{name}.weight", "int16", outputs, inputs)
-    bias, shift = fetch(arrays, f"{name}.bias", "int32", outputs), fetch(arrays, f"{name}.shift", "int8", outputs)
-    return prove(name, {"a": weight}, bias, shift, {"a": ACTIVATION_LIMIT})
 
 
 def _multiplier(arrays: Arrays, name: str, latents: int, device: torch.device) -> tuple[Tensor, Tensor]:

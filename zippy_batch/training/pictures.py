@@ -190,10 +190,14 @@ def cached_pools(roots: Sequence[Path], specs: Sequence[PoolSpec], cache: Path, 
 def batches(
     pools: Sequence[Pool], specs: Sequence[PoolSpec], positions: int, rng: np.random.Generator
 ) -> Iterator[Pool]:
-    """Endless batches (n, H, W, 3) of one size each, about `positions` 8x8 blocks in all."""
-    weights = np.array([s.weight if len(p) else 0.0 for s, p in zip(specs, pools, strict=True)])
-    weights /= weights.sum()
+    """Endless batches as `draw_batch` draws them."""
     while True:
-        i = int(rng.choice(len(pools), p=weights))
-        blocks = -(-specs[i].height // 8) * -(-specs[i].width // 8)
-        yield pools[i][rng.integers(0, len(pools[i]), max(2, positions // blocks))]
+        yield draw_batch(pools, specs, positions, rng)
+
+
+def draw_batch(pools: Sequence[Pool], specs: Sequence[PoolSpec], positions: int, rng: np.random.Generator) -> Pool:
+    """(n, H, W, 3) of one size, about `positions` 8x8 blocks in all."""
+    weights = np.array([s.weight if len(p) else 0.0 for s, p in zip(specs, pools, strict=True)])
+    i = int(rng.choice(len(pools), p=weights / weights.sum()))
+    blocks = -(-specs[i].height // 8) * -(-specs[i].width // 8)
+    return pools[i][rng.integers(0, len(pools[i]), max(2, positions // blocks))]

@@ -3,8 +3,8 @@
 A run is one directory: cached pools, a checkpoint written every few minutes, a log. Running the same command again
 goes on from the checkpoint:
 
-    python -m zippy_batch.train fit RUN --data DIR [--data DIR ...] --minutes 100
-    python -m zippy_batch.train export RUN model.safetensors --name faces
+    python -m zippy_batch.training.latent fit RUN --data DIR [--data DIR ...] --minutes 100
+    python -m zippy_batch.training.latent export RUN model.safetensors --name faces
 
 The loss of an image is
 
@@ -16,11 +16,9 @@ with a random level per image; the division lets a relative saving count about t
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -28,13 +26,14 @@ import typer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zippy_batch.codec import LatentCodec
-from zippy_batch.errors import ModelError, UsageError
+from zippy_batch.errors import UsageError
+from zippy_batch.latent.codec import LatentCodec
 from zippy_batch.latent.context import QUALITIES
 from zippy_batch.latent.export import entropy_arrays, export_arrays, threshold_array
 from zippy_batch.latent.features import LEVEL_MAX, LEVEL_STEP, spatial_features
 from zippy_batch.latent.network import Architecture, Network, as_float, lambda_of, to_input
-from zippy_batch.training_data import Pool, PoolSpec, batches, cached_pools, default_specs
+from zippy_batch.training.pictures import Pool, PoolSpec, batches, cached_pools, default_specs, draw_batch
+from zippy_batch.training.run import TrainOptions, fit, load_checkpoint
 from zippy_batch.weights import model_from_bytes, serialise
 
 MIN_IMAGES = 8
@@ -47,21 +46,8 @@ NOTICE = (
 )
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    minutes: float = 90.0
-    """Length of the whole run in minutes of training time, over all resumed parts."""
-    positions: int = 3456
-    """8x8 blocks per step; 96 thumbnails of 42x42."""
-    rate_adam: float = 1e-3
-    rate_muon: float = 0.004
-    decay_from: float = 0.4
-    """Share of the run after which the learning rate falls, as a cosine, to 2 %."""
-    grey: float = 0.06
-    """Share of the batches turned to grey."""
-    threads: int = 2
-    checkpoint_minutes: float = 5.0
-    seed: int = 0
+GREY_SHARE = 0.06
+"""Of the batches: turned to grey."""
 
 
 def loss_parts(network: Network, images: Pool, level: Tensor, grey: bool, noise: bool = True) -> tuple[Tensor, Tensor]:
@@ -83,26 +69,10 @@ def to_grey(images: Pool) -> Pool:
     return np.repeat(luma[..., None], 3, -1)
 
 
-def random_levels(n: int, generator: torch.Generator) -> Tensor:
+def random_levels(n: int, rng: np.random.Generator) -> Tensor:
     """Levels over the whole range, denser where most archives are made."""
-    wide = torch.rand(n, generator=generator)
-    dense = 0.1 + 0.6 * torch.rand(n, generator=generator)
-    return torch.where(torch.rand(n, generator=generator) < 0.35, dense, wide) * LEVEL_MAX
-
-
-def optimisers(network: Network, o: TrainOptions) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan 2024) for the hidden matrices, AdamW for the rest."""
-    hidden = [
-        p
-        for name, p in network.named_parameters()
-        if p.ndim == 2 and any(part in name for part in ("expand", "project", "hidden", "neighbours"))
-    ]
-    ids = {id(p) for p in hidden}
-    rest = [p for p in network.parameters() if id(p) not in ids]
-    return [
-        torch.optim.AdamW(rest, o.rate_adam, betas=(0.9, 0.98), weight_decay=0.0),
-        torch.optim.Muon(hidden, o.rate_muon, weight_decay=0.05, momentum=0.95, adjust_lr_fn="original"),
-    ]
+    wide, dense = rng.random(n), 0.1 + 0.6 * rng.random(n)
+    return torch.from_numpy(np.where(rng.random(n) < 0.35, dense, wide).astype(np.float32)) * LEVEL_MAX
 
 
 def evaluate(network: Network, images: Pool, levels: Sequence[int]) -> list[tuple[int, float, float]]:
@@ -121,118 +91,55 @@ def evaluate(network: Network, images: Pool, levels: Sequence[int]) -> list[tupl
     return rows
 
 
-class Average:
-    """Exponential moving average of the weights, which is what gets exported."""
+class LatentTask:
+    """Training of one network on pools of pictures (`run.Task`); the first pool is scored for the log."""
 
-    def __init__(self, network: Network) -> None:
-        self.weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    def __init__(
+        self, architecture: Architecture, pools: Sequence[Pool], specs: Sequence[PoolSpec], o: TrainOptions
+    ) -> None:
+        if len(pools[0]) < MIN_IMAGES:
+            size = f"{specs[0].width}x{specs[0].height}"
+            raise UsageError(f"{len(pools[0])} training images of {size} px, need {MIN_IMAGES}")
+        self.network = Network(architecture)
+        held = min(256, len(pools[0]) // 4)
+        self._held_out = pools[0][-held:]
+        self._pools, self._specs, self._o = [pools[0][:-held], *pools[1:]], specs, o
 
-    def update(self, network: Network, step: int) -> None:
-        decay = min(0.998, (step + 1) / (step + 20))
-        current = network.state_dict()
-        torch._foreach_lerp_(list(self.weights.values()), [current[k] for k in self.weights], 1 - decay)
+    def card(self) -> dict[str, Any]:
+        return self.network.architecture.to_dict()
+
+    def is_hidden(self, name: str) -> bool:
+        return any(part in name for part in ("expand", "project", "hidden", "neighbours"))
+
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        images = draw_batch(self._pools, self._specs, self._o.positions, rng)
+        grey = rng.random() < GREY_SHARE
+        level = random_levels(len(images), rng)
+        lam = lambda_of(level)
+        bpp, mse = loss_parts(self.network, to_grey(images) if grey else images, level, grey)
+        return ((bpp + lam * mse) / lam**0.4).mean() * 0.02**0.4
+
+    def evaluate(self, network: Network) -> str:
+        rows = evaluate(network, self._held_out, [k * LEVEL_STEP for k in (1, 3, 5, 7, 9, 11)])
+        return "  ".join(f"{size:.0f} B {psnr:.2f} dB" for _, size, psnr in rows)
 
 
-def fit(
+def train(
     roots: Sequence[Path], run: Path, architecture: Architecture, o: TrainOptions, specs: Sequence[PoolSpec] = ()
 ) -> None:
-    """Train in `run` until its minutes are used up; `run/checkpoint.pt` holds the state and the averaged weights.
-
-    `specs` are the pools to cut, `default_specs()` where none are given; the first is scored for the log.
-    """
+    """Train in `run` until its minutes are used up, or go on. `specs` are the pools to cut, `default_specs()` where
+    none are given."""
     torch.set_num_threads(o.threads)
     torch.manual_seed(o.seed)
     specs = specs or default_specs()
     pools = cached_pools(roots, specs, run / "pools", o.threads)
-    if len(pools[0]) < MIN_IMAGES:
-        raise UsageError(f"{len(pools[0])} training images of {specs[0].width}x{specs[0].height} px, need {MIN_IMAGES}")
-    held = min(256, len(pools[0]) // 4)
-    held_out = pools[0][-held:]
-    pools[0] = pools[0][:-held]
-    network = Network(architecture)
-    opts = optimisers(network, o)
-    average = Average(network)
-    spent, step = 0.0, 0
-    checkpoint = run / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
-        average.weights = state["average"]
-        for optimiser, saved in zip(opts, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        spent, step = state["seconds"], state["step"]
-    rng = np.random.default_rng(o.seed + step)
-    generator = torch.Generator().manual_seed(o.seed + step)
-    stream = batches(pools, specs, o.positions, rng)
-    log = (run / "log.txt").open("a", buffering=1)
-    shadow = Network(architecture)
-
-    def save() -> None:
-        temporary = checkpoint.with_suffix(".tmp")
-        torch.save(
-            {
-                "architecture": architecture.to_dict(),
-                "network": network.state_dict(),
-                "average": average.weights,
-                "optimisers": [p.state_dict() for p in opts],
-                "seconds": spent,
-                "step": step,
-            },
-            temporary,
-        )
-        temporary.replace(checkpoint)
-
-    begun, last_save, recent = time.monotonic() - spent, spent, []
-    total, misses = 60 * o.minutes, 0
-    while spent < total:
-        progress = spent / total
-        factor = min(1.0, (step + 1) / 200)
-        if progress > o.decay_from:
-            factor *= max(0.02, 0.5 * (1 + math.cos(math.pi * (progress - o.decay_from) / (1 - o.decay_from))))
-        for optimiser, rate in zip(opts, (o.rate_adam, o.rate_muon), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * factor
-        images = next(stream)
-        grey = rng.random() < o.grey
-        level = random_levels(len(images), generator)
-        lam = lambda_of(level)
-        with torch.autocast("cpu", torch.bfloat16):
-            bpp, mse = loss_parts(network, to_grey(images) if grey else images, level, grey)
-        loss = ((bpp + lam * mse) / lam**0.4).mean() * 0.02**0.4
-        network.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        if torch.isfinite(norm):
-            misses = 0
-            for optimiser in opts:
-                optimiser.step()
-            average.update(network, step)
-        else:
-            misses += 1
-            if misses == 20:
-                raise ModelError(
-                    f"training diverged at step {step}: 20 losses in a row are not finite; "
-                    "lower the learning rates and resume"
-                )
-        step += 1
-        recent.append(loss.item())
-        spent = time.monotonic() - begun
-        if spent - last_save > 60 * o.checkpoint_minutes or spent >= total or step == 100:
-            last_save = spent
-            save()
-            shadow.load_state_dict(average.weights)
-            rows = evaluate(shadow, held_out, [k * LEVEL_STEP for k in (1, 3, 5, 7, 9, 11)])
-            shown = "  ".join(f"{s:.0f} B {p:.2f} dB" for _, s, p in rows)
-            log.write(f"{spent / 60:.1f} min  step {step}  loss {np.mean(recent):.4f}  norm {norm:.2f}  {shown}\n")
-            recent = []
-            spent = time.monotonic() - begun
-    save()
+    fit(LatentTask(architecture, pools, specs, o), run, o)
 
 
 def load_network(run: Path) -> tuple[Network, dict[str, float]]:
     """The averaged weights of a run's checkpoint, and how long it was trained (steps, minutes)."""
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
-    network = Network(Architecture.from_dict(state["architecture"]))
+    state = load_checkpoint(run / "checkpoint.pt")
+    network = Network(Architecture.from_dict(state["card"]))
     network.load_state_dict(state["average"])
     return network.eval(), {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
 
@@ -294,7 +201,7 @@ def fit_command(
     threads: Annotated[int, typer.Option(help="Processor threads.")] = 2,
 ) -> None:
     """Train, or go on from the run's checkpoint."""
-    fit(data, run, Architecture(), TrainOptions(minutes=minutes, threads=threads))
+    train(data, run, Architecture(), TrainOptions(minutes=minutes, threads=threads))
 
 
 @app.command("export")

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zippy_batch.errors import DamagedRow, ModelError
-from zippy_batch.integer import exact_products
-from zippy_batch.latent.context import QUALITIES, SIXTEENTHS, IntegerContext, fetch
+from zippy_batch.integer import exact_products, fetch
+from zippy_batch.latent.context import QUALITIES, SIXTEENTHS, IntegerContext
 from zippy_batch.latent.features import LEVEL_MAX, ONE, PATCH, grid_size, level_features, spatial_features
 from zippy_batch.latent.network import PARITIES, SCALES, Analysis, Architecture, Synthesis
 from zippy_batch.rans import RESIDUAL_LIMIT, Decoder, Tables, encode, lane_count

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import TINY_EXACT, pictures, tiny_exact_network
+
+from zippy_batch.errors import UsageError
+from zippy_batch.exact.codec import ExactCodec, ExactItem
+from zippy_batch.jpeg.file import parse
+from zippy_batch.training.coefficients import (
+    CoefficientSpecs,
+    ThumbnailSpec,
+    build_pools,
+    cached_pools,
+)
+from zippy_batch.training.exact import bits_of, export, train
+from zippy_batch.training.pictures import list_images
+from zippy_batch.training.run import TrainOptions
+from zippy_batch.weights import model_from_bytes
+
+SPECS = CoefficientSpecs(
+    (
+        ThumbnailSpec(24, 24, "4:2:0", 40, 0.5),
+        ThumbnailSpec(20, 36, "grey", 12, 0.1),
+        ThumbnailSpec(32, 32, "4:2:2", 8, 0.1),
+    ),
+    0.3,
+)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for i, picture in enumerate(pictures(20, 64, 56)):
+        Image.fromarray(picture).save(folder / f"{i:02d}.jpg", quality=80)
+    Image.fromarray(pictures(1, 50, 40)[0]).save(folder / "odd.jpg", quality=80)
+    Image.fromarray(pictures(1, 50, 48)[0]).save(folder / "lossless.png")
+    (folder / "not-an-image.jpg").write_bytes(b"nothing")
+    return folder
+
+
+def options(minutes: float) -> TrainOptions:
+    return TrainOptions(minutes=minutes, positions=72, threads=1, checkpoint_minutes=10)
+
+
+def test_pools_hold_thumbnails_and_the_sources_own_coefficients(photographs: Path, tmp_path: Path) -> None:
+    pools = build_pools(list_images([photographs]), SPECS, workers=1)
+    assert [(p.geometry[:2], len(p.geometry[2])) for p in pools] == [
+        *(((24, 24), 3), ((20, 36), 1), ((32, 32), 3)),
+        *(((64, 56), 3), ((50, 40), 3)),
+    ]
+    assert all(0.8 * s.count <= len(p) <= s.count for p, s in zip(pools, SPECS.thumbnails, strict=False))
+    assert sum(p.weight for p in pools) == pytest.approx(1.0)
+    whole = parse((photographs / "odd.jpg").read_bytes())
+    assert all(np.array_equal(a, b[0]) for a, b in zip(whole.coefficients, pools[-1].coefficients, strict=True))
+    again = cached_pools([photographs], SPECS, tmp_path, workers=1)
+    stored = cached_pools([photographs], SPECS, tmp_path, workers=1)
+    for one, other in ((pools, again), (again, stored)):
+        for a, b in zip(one, other, strict=True):
+            assert (a.geometry, a.weight) == (b.geometry, b.weight)
+            assert all(np.array_equal(x, y) for x, y in zip(a.coefficients, b.coefficients, strict=True))
+            assert all(np.array_equal(x, y) for x, y in zip(a.tables, b.tables, strict=True))
+
+
+def test_training_lowers_the_bits_resumes_and_exports_a_model(photographs: Path, tmp_path: Path) -> None:
+    train([photographs], tmp_path, TINY_EXACT, options(0.1), SPECS)
+    first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    train([photographs], tmp_path, TINY_EXACT, options(0.2), SPECS)
+    second = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert second["step"] > first["step"] > 10
+    pool = cached_pools([photographs], SPECS, tmp_path / "pools", 1)[0]
+    network = tiny_exact_network()
+    before = sum(b.sum().item() for b in bits_of(network, pool, np.arange(40)).values())
+    network.load_state_dict(second["average"])
+    after = sum(b.sum().item() for b in bits_of(network, pool, np.arange(40)).values())
+    assert after < before
+
+    model = model_from_bytes(export(tmp_path, "mine"))
+    assert (model.name, model.card["codec"], model.card["training"]["steps"]) == ("mine", "exact", second["step"])
+    codec = ExactCodec(model)
+    images = [(pool.frame(i), tuple(c[i] for c in pool.coefficients)) for i in range(40)]
+    payloads = codec.encode(images)
+    decoded, damage = codec.decode_checked([ExactItem(p, f) for p, (f, _) in zip(payloads, images, strict=True)])
+    assert damage == {}
+    assert all(
+        np.array_equal(a, b) for d, (_, c) in zip(decoded, images, strict=True) for a, b in zip(d, c, strict=True)
+    )
+    # integers cost little above the float network's promise, the coder's two bytes aside
+    coded = sum(map(len, payloads)) - 2 * len(payloads)
+    assert coded == pytest.approx(after / 8, rel=0.02)
+
+
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="to train on"):
+        train([tmp_path], tmp_path / "run", TINY_EXACT, options(0.01), SPECS)
+
+
+def test_a_run_of_another_network_is_refused(photographs: Path, tmp_path: Path) -> None:
+    train([photographs], tmp_path, TINY_EXACT, options(0.02), SPECS)
+    other = type(TINY_EXACT)(TINY_EXACT.luma, TINY_EXACT.luma)
+    with pytest.raises(UsageError, match="another network"):
+        train([photographs], tmp_path, other, options(0.04), SPECS)
