@@ -69,7 +69,7 @@ class PlaneShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    luma: PlaneShape = PlaneShape((1, 1, 1, 3, 4, 5, 6, 7, 8, 28), (3, 2, 2, 2, 2, 1, 1, 1, 1, 1), 3, 192, (128, 128))
+    luma: PlaneShape = PlaneShape((1, 1, 1, 3, 4, 5, 6, 7, 8, 28), (3, 2, 2, 2, 2, 1, 1, 1, 1, 1), 3, 160, (112, 112))
     chroma: PlaneShape = PlaneShape((1, 2, 3, 4, 11, 43), (3, 2, 1, 1, 1, 1), 3, 96, (64, 64))
 
     def shape(self, plane: str) -> PlaneShape:
