@@ -68,7 +68,7 @@ def made_up_archive(directory: Path, rows: int) -> Path:
         for i in range(rows)
     ]
     options = {"batch_size": 64, "device": "cpu", "min_psnr": None, "quality": 75, "shard_size": 0, "verify": True}
-    info = ArchiveInfo(FORMAT_VERSION, "f" * 64, options, (rows,))
+    info = ArchiveInfo(FORMAT_VERSION, {"latent": "f" * 64}, options, (rows,))
     write_part(directory / "part", made, info)
     merge_parts([directory / "part"], directory / "made-up.parquet", info)
     return directory / "made-up.parquet"

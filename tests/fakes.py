@@ -14,11 +14,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from zippy_batch.exact.codec import ExactItem
+from zippy_batch.jpeg.file import Coefficients, Frame
 from zippy_batch.latent.codec import LatentItem
 from zippy_batch.pipeline import Codecs
 from zippy_batch.weights import Model
 
 MODEL = Model("fake", "fa" * 32, b"no weights", builtin=True, card={})
+EXACT_MODEL = Model("fake-exact", "fe" * 32, b"no weights either", builtin=True, card={"codec": "exact"})
 POISON = 77
 """An image whose first sample has this value makes the codec raise."""
 
@@ -63,16 +66,57 @@ def _unpack(payload: bytes, shape: tuple[int, ...], quality: int) -> NDArray[np.
     return np.minimum(coarse.astype(np.int64) * step + step // 2, 255).astype(np.uint8)
 
 
-def fake_codec(model: Model, device: str) -> FakeCodec:
-    return FakeCodec()
+@dataclass
+class FakeExactCodec:
+    """Coefficients, compressed by zlib: about as small as the file's own scan."""
+
+    batches: list[int] = field(default_factory=list)
+    """Images of every batch that was encoded."""
+    poison: int | None = None
+    """The first DC coefficient of an image that makes the codec raise."""
+
+    def encode(self, images: Sequence[tuple[Frame, Coefficients]]) -> list[bytes]:
+        self.batches.append(len(images))
+        if any(coefficients[0].flat[0] == self.poison for _, coefficients in images):
+            raise RuntimeError("poisoned")
+        return [zlib.compress(b"".join(map(_planes, coefficients)), 9) for _, coefficients in images]
+
+    def decode_checked(self, items: Sequence[ExactItem]) -> tuple[list[Coefficients], dict[int, str]]:
+        out: list[Coefficients] = []
+        damage = {}
+        for i, item in enumerate(items):
+            shapes = item.frame.shapes
+            out.append(tuple(np.zeros(shape, np.int16) for shape in shapes))
+            try:
+                flat = np.frombuffer(zlib.decompress(item.payload), np.uint8)
+                parts = np.split(flat, np.cumsum([2 * int(np.prod(shape)) for shape in shapes]))
+                out[i] = tuple(_from_planes(part, shape) for part, shape in zip(parts, shapes, strict=False))
+            except (zlib.error, ValueError) as error:
+                damage[i] = str(error)
+        return out, damage
+
+
+def _planes(coefficients: NDArray[np.int16]) -> bytes:
+    """By place in the block, low bytes first: that is what makes them small."""
+    flat = coefficients.reshape(-1, 64).T.astype("<i2")
+    return np.ascontiguousarray(flat[..., None]).view(np.uint8).transpose(2, 0, 1).tobytes()
+
+
+def _from_planes(flat: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.int16]:
+    pairs = np.ascontiguousarray(flat.reshape(2, 64, -1).transpose(1, 2, 0))
+    return np.ascontiguousarray(pairs.view("<i2")[..., 0].T).reshape(shape).astype(np.int16)
+
+
+def fake_codec(model: Model, device: str) -> FakeCodec | FakeExactCodec:
+    return FakeExactCodec() if model.codec == "exact" else FakeCodec()
 
 
 def load_fake(name: str) -> Model:
-    return MODEL
+    return EXACT_MODEL if name == "exact" else MODEL
 
 
 def find_fake(model_id: str) -> Model | None:
-    return MODEL if model_id == MODEL.id else None
+    return next((model for model in (MODEL, EXACT_MODEL) if model_id == model.id), None)
 
 
 CODECS = Codecs(load_fake, find_fake, fake_codec)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 
 from zippy_batch.archive import ArchiveInfo, Row
@@ -49,6 +51,14 @@ def face_rows(count: int, seed: int = 0) -> list[Row]:
     ]
 
 
+def exact_row(path: bytes, payload: bytes, header: bytes) -> Row:
+    base = face_rows(1)[0]
+    return replace(
+        base, path=path, codec="exact", payload=payload, jpeg_header=header,
+        quality=None, psnr=None, ssim=None, jpeg_tables=None,
+    )  # fmt: skip
+
+
 def raw_row(path: bytes, data: bytes) -> Row:
     return Row(
         path=path,
@@ -77,7 +87,7 @@ def mixed_rows(count: int, seed: int = 0) -> list[Row]:
     draw = random.Random(seed)
     rows = [replace(row, path=b"faces/" + row.path) for row in face_rows(count, seed)]
     for i in range(count):
-        match i % 8:
+        match i % 9:
             case 1:
                 rows[i] = raw_row(rows[i].path + b".txt", draw.randbytes(draw.randrange(400)))
             case 2:
@@ -92,8 +102,16 @@ def mixed_rows(count: int, seed: int = 0) -> list[Row]:
                 rows[i] = raw_row("faces/müde Gesichter/\n".encode() + rows[i].path, b"")
             case 7:
                 rows[i] = replace(rows[i], payload=b"")
+            case 8:
+                rows[i] = exact_row(rows[i].path, draw.randbytes(410), b"a header of many files" * 10)
     return rows
 
 
-def info_for(*shards: int, model_id: str | None = "f" * 64, model: bytes | None = None) -> ArchiveInfo:
-    return ArchiveInfo(FORMAT_VERSION, model_id, OPTIONS, shards, model)
+MODELS = {"latent": "f" * 64, "exact": "e" * 64}
+
+
+def info_for(*shards: int, model_files: Mapping[str, bytes] | None = None) -> ArchiveInfo:
+    """Of an archive whose models are built in, or these files."""
+    files = model_files or {}
+    models = MODELS | {codec: hashlib.sha256(model).hexdigest() for codec, model in files.items()}
+    return ArchiveInfo(FORMAT_VERSION, models, OPTIONS, shards, files)

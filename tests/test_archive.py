@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import struct
@@ -14,18 +13,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from rows import MODEL, OPTIONS, face_rows, info_for, mixed_rows, raw_row
+from rows import MODEL, MODELS, OPTIONS, face_rows, info_for, mixed_rows, raw_row
 
 import zippy_batch.archive
 import zippy_batch.container
 from zippy_batch.archive import (
     MANIFEST_NAME,
-    MODEL_NAME,
     Archive,
     ArchiveInfo,
     Damage,
     Row,
     merge_parts,
+    model_name,
     part_name,
     write_manifest,
     write_part,
@@ -95,7 +94,7 @@ def test_rows_come_back_in_order(make: Make, tmp_path: Path) -> None:
 
 
 def test_what_holds_for_all_rows_comes_back(make: Make, tmp_path: Path) -> None:
-    info = info_for(3, 2, model_id=hashlib.sha256(MODEL).hexdigest(), model=MODEL)
+    info = info_for(3, 2, model_files={"latent": MODEL})
     with Archive.open(make(tmp_path, face_rows(3), face_rows(2), info=info)) as archive:
         assert archive.info == info
 
@@ -186,8 +185,11 @@ def test_sizes_are_known_without_reading_rows(make: Make, tmp_path: Path) -> Non
     shards = mixed_rows(40), face_rows(10)
     path = make(tmp_path, *shards)
     with Archive.open(path) as archive:
-        payloads = [sum(len(row.payload) for row in rows if row.codec == "latent") for rows in shards]
+        payloads = [sum(len(row.payload) for row in rows if row.codec != "raw") for rows in shards]
+        exact = [sum(len(row.payload) for row in rows if row.codec == "exact") for rows in shards]
         assert [archive.payload_bytes(shard) for shard in archive.shards()] == payloads
+        assert [archive.exact_bytes(shard) for shard in archive.shards()] == exact
+        assert exact[0] > 0
         by_shard = [archive.shard_bytes(shard) for shard in archive.shards()]
         assert all(stored > payload for stored, payload in zip(by_shard, payloads, strict=True))
         files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -462,15 +464,15 @@ def test_damaged_description_is_found(tmp_path: Path) -> None:
 
 
 def test_damaged_model_is_found(make: Make, tmp_path: Path) -> None:
-    info = info_for(2, model_id=hashlib.sha256(MODEL).hexdigest(), model=MODEL)
+    info = info_for(2, model_files={"latent": MODEL})
     path = make(tmp_path, face_rows(2), info=info)
-    file = path / MODEL_NAME if path.is_dir() else path
+    file = path / model_name("latent") if path.is_dir() else path
     file.write_bytes(file.read_bytes().replace(MODEL, MODEL.upper()))
     with pytest.raises(ArchiveError, match=r"model in .* is damaged"):
         Archive.open(path)
     with Archive.open(path, allow_damage=True) as archive:
         assert len(archive.problems) == 1
-        assert archive.info.model is None
+        assert "latent" not in archive.info.model_files
         assert damaged(archive.read_rows(0)) == []
 
 
@@ -570,8 +572,8 @@ def test_other_files_are_not_archives(tmp_path: Path) -> None:
 def test_newer_format_says_so(make_it: Make, tmp_path: Path) -> None:
     path = make_it(tmp_path, face_rows(2))
     file = path / MANIFEST_NAME if path.is_dir() else path
-    file.write_bytes(file.read_bytes().replace(b'"format":1', b'"format":2'))
-    with pytest.raises(ArchiveError, match=r"format 2.*install a newer one"):
+    file.write_bytes(file.read_bytes().replace(b'"format":2', b'"format":3'))
+    with pytest.raises(ArchiveError, match=r"format 3.*install a newer one"):
         Archive.open(path)
 
 
@@ -751,8 +753,9 @@ def test_description_is_json_with_its_own_checksum(tmp_path: Path) -> None:
     description = json.loads(pq.read_metadata(path).metadata[METADATA_KEY.encode()])
     crc = description.pop("crc")
     assert description == {
-        "format": 1,
-        "model": "f" * 64,
+        "exact_bytes": [0],
+        "format": 2,
+        "models": MODELS,
         "options": OPTIONS,
         "payload_bytes": [sum(len(row.payload) for row in face_rows(3))],
         "shards": [3],

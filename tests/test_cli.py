@@ -40,15 +40,17 @@ def run() -> Run:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Calls of the pipeline's functions, which do nothing but succeed."""
     seen: list[dict[str, Any]] = []
-    line = Line(shard=0, images=3, source_bytes=3000, archive_bytes=600, coded_bytes=540, coded_pixels=5292)
+    line = Line(
+        shard=0, images=3, source_bytes=3000, archive_bytes=600, lossy_images=3, lossy_bytes=540, lossy_pixels=5292
+    )
 
     def archive(source: Path, output: Path, options: Any = None, run: Any = None, progress: Any = None) -> Any:
         seen.append({"verb": "archive", "source": source, "output": output, "options": options, "run": run})
-        return ArchiveReport(str(output), (line,), line, "ab" * 32, {})
+        return ArchiveReport(str(output), (line,), line, {"latent": "ab" * 32}, {})
 
     def restore(archive: Path, destination: Path, options: Any = None, run: Any = None, progress: Any = None) -> Any:
         seen.append({"verb": "restore", "archive": archive, "to": destination, "options": options, "run": run})
-        return ArchiveReport(str(archive), (line,), line, None, {})
+        return ArchiveReport(str(archive), (line,), line, {}, {})
 
     def verify(archive: Path, against: Any = None, deep: bool = False, run: Any = None, progress: Any = None) -> Any:
         seen.append({"verb": "verify", "archive": archive, "against": against, "deep": deep, "run": run})
@@ -56,7 +58,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def stats(archive: Path) -> Any:
         seen.append({"verb": "stats", "archive": archive})
-        return ArchiveReport(str(archive), (line,), line, None, {})
+        return ArchiveReport(str(archive), (line,), line, {}, {})
 
     for function in (archive, restore, verify, stats):
         monkeypatch.setattr(pipeline, function.__name__, function)
@@ -129,12 +131,15 @@ def test_version_is_that_of_the_package(run: Run) -> None:
 
 
 def test_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
-    flags = "-q 80 --min-psnr 30 --strict --model m.safetensors --shard-size 10 --batch-size 8 --device cpu"
+    flags = "-q 80 --min-psnr 30 --strict --no-exact --shard-size 10 --batch-size 8 --device cpu"
+    flags += " --model m.safetensors --exact-model e.safetensors"
     result = run("archive", "in", "out.parquet", *flags.split(), "--workers", "3", "--address", "a:1", "--overwrite")
     assert result.exit_code == 0, result.output
     (call,) = calls
     assert (call["source"], call["output"]) == (Path("in"), Path("out.parquet"))
-    assert call["options"] == ArchiveOptions(80, 30.0, True, True, "m.safetensors", 10, 8, "cpu")
+    assert call["options"] == ArchiveOptions(
+        80, 30.0, True, True, "never", "m.safetensors", "e.safetensors", 10, 8, "cpu"
+    )
     assert call["run"] == RunOptions(3, "a:1", True)
 
 
@@ -335,7 +340,7 @@ from zippy_batch import pipeline
 from zippy_batch.cli import app
 from zippy_batch.report import ArchiveReport, Line
 line = Line(shard=0, images=3)
-pipeline.stats = lambda path: ArchiveReport('a', (line,) * 5000, line, None, {})
+pipeline.stats = lambda path: ArchiveReport('a', (line,) * 5000, line, {}, {})
 app(['stats', 'a'])
 """
 VERIFY_DAMAGED = """

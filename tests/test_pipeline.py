@@ -13,7 +13,7 @@ import pytest
 from fakes import CODECS, MODEL, FakeCodec, files_of, make_faces
 from fakes import ray_session as ray_session
 from PIL import Image
-from tiny import tiny_model
+from tiny import tiny_exact_model, tiny_model
 
 from zippy_batch import cluster
 from zippy_batch.archive import Archive, ArchiveInfo, write_part
@@ -137,7 +137,7 @@ def test_archive_of_raw_files_alone_names_no_model(tmp_path: Path, output: Path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/a.txt").write_bytes(b"text")
     report = make(tmp_path / "notes", output)
-    assert report.model_id is None
+    assert report.models == {}
     restore(output, tmp_path / "back", codecs=Codecs(find=lambda _: None))
     assert files_of(tmp_path / "back") == {b"a.txt": b"text"}
 
@@ -307,7 +307,7 @@ def row(path: bytes, source_format: str | None = None) -> Row:
 
 
 def hand_made(path: Path, *rows: Row) -> Path:
-    write_part(path, rows, ArchiveInfo(FORMAT_VERSION, MODEL.id, {}, (len(rows),)))
+    write_part(path, rows, ArchiveInfo(FORMAT_VERSION, {"latent": MODEL.id}, {}, (len(rows),)))
     return path
 
 
@@ -513,18 +513,20 @@ def test_staging_of_another_run_is_told_apart(faces: Path, output: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that no version has built in."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    path.write_bytes(tiny_model().data)
-    return path
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> ArchiveOptions:
+    """Options with models that no version has built in."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "tiny.safetensors").write_bytes(tiny_model().data)
+    (folder / "tiny-exact.safetensors").write_bytes(tiny_exact_model().data)
+    paths = (str(folder / name) for name in ("tiny.safetensors", "tiny-exact.safetensors"))
+    return ArchiveOptions(device="cpu", model=next(paths), exact_model=next(paths))
 
 
 def test_a_model_of_one_s_own_travels_with_the_archive(
-    drawn_faces: Path, model_file: Path, output: Path, tmp_path: Path
+    drawn_faces: Path, model_files: ArchiveOptions, output: Path, tmp_path: Path
 ) -> None:
-    report = archive(drawn_faces, output, ArchiveOptions(device="cpu", model=str(model_file), shard_size=16))
-    assert report.model_id == tiny_model().id
+    report = archive(drawn_faces, output, replace(model_files, exact="never", shard_size=16))
+    assert report.models == {"latent": tiny_model().id}
     assert report.total.raw_images < report.total.images == 40
     assert verify(output, drawn_faces).exit_code == 0
     restored = restore(output, tmp_path / "back", RestoreOptions(reference=drawn_faces))
@@ -532,18 +534,68 @@ def test_a_model_of_one_s_own_travels_with_the_archive(
     assert restored.total.quality.psnr_mean_db == pytest.approx(report.total.quality.psnr_mean_db, abs=0.05)
 
 
-def test_threads_and_process_write_the_same_bytes_with_the_real_codec(
-    drawn_faces: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_models_of_both_codecs_travel_with_the_archive(
+    drawn_faces: Path, model_files: ArchiveOptions, output: Path, tmp_path: Path
 ) -> None:
-    options = ArchiveOptions(device="cpu", model=str(model_file), batch_size=7)
+    faces = tmp_path / "faces"
+    shutil.copytree(drawn_faces, faces)
+    for name in ("a.jpg", "b.jpg"):
+        (faces / name).write_bytes(next(faces.rglob("*.jpg")).read_bytes() + b"behind the end")
+    report = archive(faces, output, replace(model_files, shard_size=16))
+    assert report.models == {"exact": tiny_exact_model().id, "latent": tiny_model().id}
+    assert report.total.exact_images >= 2
+    assert report.total.lossy_images > 0
+    assert verify(output, faces).exit_code == 0
+    restored = restore(output, tmp_path / "back")
+    assert restored.total.exact_images == report.total.exact_images
+    assert (tmp_path / "back/a.jpg").read_bytes() == (faces / "a.jpg").read_bytes()
+
+
+def test_every_byte_comes_back_with_exact(
+    drawn_faces: Path, model_files: ArchiveOptions, output: Path, tmp_path: Path
+) -> None:
+    report = archive(drawn_faces, output, replace(model_files, exact="always"))
+    assert report.models == {"exact": tiny_exact_model().id}
+    assert (report.total.exact_images, report.total.lossy_images) == (40, 0)
+    assert report.total.archive_bytes < report.total.source_bytes + len(tiny_exact_model().data)
+    restore(output, tmp_path / "back")
+    assert files_of(tmp_path / "back") == files_of(drawn_faces)
+
+
+def test_a_model_of_the_other_codec_is_refused(faces: Path, model_files: ArchiveOptions, tmp_path: Path) -> None:
+    swapped = replace(model_files, model=model_files.exact_model)
+    with pytest.raises(UsageError, match=r"--model .*tiny-exact.* is a model of the exact codec, not of the latent"):
+        archive(faces, tmp_path / "out.parquet", swapped)
+    swapped = replace(model_files, exact_model=model_files.model, exact="always")
+    with pytest.raises(UsageError, match=r"--exact-model .* is a model of the latent codec, not of the exact"):
+        archive(faces, tmp_path / "out.parquet", swapped)
+    assert not staging_path(tmp_path / "out.parquet").exists()
+
+
+def test_exact_rows_without_their_model(faces: Path, output: Path, tmp_path: Path) -> None:
+    make(faces, output, replace(OPTIONS, exact="always"))
+    lost = replace(CODECS, find=lambda _: None)
+    with pytest.raises(ModelError, match="for its exact rows"):
+        restore(output, tmp_path / "back", codecs=lost)
+    report = restore(output, tmp_path / "back", RestoreOptions(keep_going=True), codecs=lost)
+    assert report.exit_code == 1
+    assert (report.total.images, report.total.raw_images) == (5, 5)
+    assert len(report.total.damaged) == 7
+
+
+def test_threads_and_process_write_the_same_bytes_with_the_real_codec(
+    drawn_faces: Path, model_files: ArchiveOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(model_files, batch_size=7)
     for threads in (1, 3):
         monkeypatch.setattr("zippy_batch.cluster.usable_cpus", lambda threads=threads: threads)
         archive(drawn_faces, tmp_path / f"{threads}.parquet", options, RunOptions(workers=1))
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "3.parquet").read_bytes()
 
 
-def test_odd_files_come_back(shared: Path, output: Path, tmp_path: Path) -> None:
-    report = make(shared / "odd", output, replace(OPTIONS, shard_size=0))
+@pytest.mark.parametrize("exact", ["auto", "always", "never"])
+def test_odd_files_come_back(exact: str, shared: Path, output: Path, tmp_path: Path) -> None:
+    report = make(shared / "odd", output, replace(OPTIONS, exact=exact, shard_size=0))
     assert report.total.images == len(files_of(shared / "odd"))
     assert check(output, shared / "odd").exit_code == 0
     back(output, tmp_path / "back")
@@ -552,5 +604,5 @@ def test_odd_files_come_back(shared: Path, output: Path, tmp_path: Path) -> None
     restored = files_of(tmp_path / "back")
     assert len(restored) == len(rows) == report.total.images
     for row in rows:
-        if row.codec == "raw":
+        if row.codec != "latent":
             assert restored[row.path] == (shared / "odd" / os.fsdecode(row.path)).read_bytes()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from zippy_batch.config import ArchiveOptions
 from zippy_batch.images import Listing, SourceFile
-from zippy_batch.plan import cut_batches, cut_shards, plan_archive
+from zippy_batch.plan import BatchLimit, Key, cut_batches, cut_shards, plan_archive
 
 OPTIONS = ArchiveOptions(device="cpu")
 
@@ -46,36 +46,48 @@ def test_a_giant_file_is_a_shard_of_its_own() -> None:
 
 
 def test_plan_settles_the_shard_size_and_counts_rows() -> None:
-    plan = plan_archive(listing(*[100] * 25), replace(OPTIONS, shard_size=10), "model")
+    plan = plan_archive(listing(*[100] * 25), replace(OPTIONS, shard_size=10), {"latent": "model"})
     assert plan.rows == (8, 8, 9)
     assert [file.path for file in plan.shard(1).files] == [b"%06d.jpg" % i for i in range(8, 16)]
     assert plan.shard(2).source_bytes == 900
 
 
 def test_fingerprint_depends_on_everything_that_decides_the_bytes() -> None:
-    base = plan_archive(listing(1, 2, 3), OPTIONS, "model").fingerprint
-    assert plan_archive(listing(1, 2, 3), OPTIONS, "model").fingerprint == base
+    base = plan_archive(listing(1, 2, 3), OPTIONS, {"latent": "model"}).fingerprint
+    assert plan_archive(listing(1, 2, 3), OPTIONS, {"latent": "model"}).fingerprint == base
     touched = Listing((SourceFile(b"000000.jpg", 1, 5), *listing(1, 2, 3).files[1:]), 0)
     changes = ({"quality": 74}, {"min_psnr": 30.0}, {"verify": False}, {"batch_size": 32}, {"device": "cuda"})
     others = [
-        plan_archive(listing(1, 2, 4), OPTIONS, "model"),
-        plan_archive(listing(1, 2), OPTIONS, "model"),
-        plan_archive(touched, OPTIONS, "model"),
-        plan_archive(listing(1, 2, 3), OPTIONS, "other model"),
-        *(plan_archive(listing(1, 2, 3), replace(OPTIONS, **change), "model") for change in changes),
+        plan_archive(listing(1, 2, 4), OPTIONS, {"latent": "model"}),
+        plan_archive(listing(1, 2), OPTIONS, {"latent": "model"}),
+        plan_archive(touched, OPTIONS, {"latent": "model"}),
+        plan_archive(listing(1, 2, 3), OPTIONS, {"latent": "other model"}),
+        *(plan_archive(listing(1, 2, 3), replace(OPTIONS, **change), {"latent": "model"}) for change in changes),
     ]
     assert len({base, *(plan.fingerprint for plan in others)}) == len(others) + 1
 
 
 def test_fingerprint_does_not_depend_on_how_the_model_was_named() -> None:
     by_path = replace(OPTIONS, model="/somewhere/faces.safetensors")
-    assert plan_archive(listing(1), by_path, "id").fingerprint == plan_archive(listing(1), OPTIONS, "id").fingerprint
+    plain, found = (plan_archive(listing(1), options, {"latent": "id"}) for options in (OPTIONS, by_path))
+    assert found.fingerprint == plain.fingerprint
+
+
+Sized = tuple[int, tuple[int, int]]
+
+
+def key(item: Sized) -> Key:
+    return ("latent", *grid(*item[1]))
+
+
+def pixels(item: Sized) -> int:
+    return item[1][0] * item[1][1]
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=120), st.integers(1, 9))
 def test_batches_have_one_grid_keep_order_and_lose_nothing(sizes: list[tuple[int, int]], most: int) -> None:
     items = list(enumerate(sizes))
-    batches = list(cut_batches(items, lambda item: item[1], grid, most, most_pixels=2000, most_pending=5000))
+    batches = list(cut_batches(items, key, pixels, lambda _: BatchLimit(most, 2000), most_pending=5000))
     assert sorted(item for batch in batches for item in batch) == items
     for batch in batches:
         assert len({grid(*size) for _, size in batch}) == 1
@@ -94,11 +106,14 @@ def test_many_different_sizes_do_not_pile_up() -> None:
             yield side
 
     seen = 0
-    for batch in cut_batches(items(), lambda side: (side, side), grid, 64, most_pixels=1 << 22, most_pending=1 << 20):
+    limit = BatchLimit(64, 1 << 22)
+    for batch in cut_batches(
+        items(), lambda side: ("latent", side, 0), lambda side: side**2, lambda _: limit, most_pending=1 << 20
+    ):
         seen += sum(side * side for side in batch)
         assert taken - seen <= (1 << 20) + (8 * 200) ** 2
 
 
 def test_strictness_does_not_decide_the_bytes() -> None:
-    strict = plan_archive(listing(1), replace(OPTIONS, strict=True), "id")
-    assert strict.fingerprint == plan_archive(listing(1), OPTIONS, "id").fingerprint
+    strict = plan_archive(listing(1), replace(OPTIONS, strict=True), {"latent": "id"})
+    assert strict.fingerprint == plan_archive(listing(1), OPTIONS, {"latent": "id"}).fingerprint

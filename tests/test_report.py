@@ -27,12 +27,19 @@ RUN = RunFacts(seconds=2.0, images=30, source_bytes=30_000, device="cpu", worker
 
 
 def line(shard: int, **changes: object) -> Line:
-    facts = {"images": 10, "source_bytes": 10_000, "archive_bytes": 2_000, "coded_bytes": 1_800, "coded_pixels": 17_640}
+    facts = {
+        "images": 10,
+        "source_bytes": 10_000,
+        "archive_bytes": 2_000,
+        "lossy_images": 10,
+        "lossy_bytes": 1_800,
+        "lossy_pixels": 17_640,
+    }
     return Line(shard, **{**facts, **changes})  # type: ignore[arg-type]
 
 
 def report(*lines: Line, **changes: object) -> ArchiveReport:
-    facts = {"model_id": "ab", "options": {"quality": 75}}
+    facts = {"models": {"latent": "ab"}, "options": {"quality": 75}}
     return ArchiveReport("out.parquet", lines, total_of(lines, 5_000), **{**facts, **changes})  # type: ignore[arg-type]
 
 
@@ -95,10 +102,24 @@ def test_table_says_when_quality_was_not_measured() -> None:
 
 def test_floor_counts_how_many_needed_what() -> None:
     kept_raw = {"below --min-psnr 30 at every quality": 1, "corrupt": 1}
-    made = report(line(0, raised=3, kept_raw=kept_raw), min_psnr_db=30.0)
+    made = report(line(0, images=11, lossy_images=8, exact_images=1, raised=3, kept_raw=kept_raw), min_psnr_db=30.0)
     assert made.floor is not None
-    assert made.floor.to_dict() == {"min_psnr_db": 30.0, "at_once": 5, "raised": 3, "kept_raw": 1}
-    assert "5 images at the quality asked for, 3 with it raised, 1 kept raw" in "\n".join(made.lines())
+    assert made.floor.to_dict() == {"min_psnr_db": 30.0, "at_once": 5, "raised": 3, "exact": 1, "kept_raw": 1}
+    assert "5 images at the quality asked for, 3 with it raised, 1 exact, 1 kept raw" in "\n".join(made.lines())
+
+
+def test_what_the_rows_of_each_codec_take_is_told_where_some_are_exact() -> None:
+    only_lossy = report(line(0))
+    assert not any(row.startswith("lossy:") for row in only_lossy.lines())
+    sizes = {"lossy_source_bytes": 8_000, "exact_images": 2, "exact_source_bytes": 1_000, "exact_bytes": 440}
+    made = report(line(0, **sizes, kept_raw={"not a JPEG": 3}, raw_bytes=77))
+    assert [row for row in made.lines() if "of payload" in row] == [
+        "exact: 2 files of 1.00 kB in 440 B of payload (0.440)",
+        "lossy: 10 files of 8.00 kB in 1.80 kB of payload (0.225)",
+        "raw: 3 files of 77 B in 77 B of payload (1.000)",
+    ]
+    total = made.to_dict()["total"]
+    assert (total["exact_images"], total["exact_bytes"], total["lossy_bytes"], total["raw_bytes"]) == (2, 440, 1800, 77)
 
 
 def test_restore_report_fails_with_damage_and_names_it() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import MODEL, POISON, FakeCodec, pixels
+from fakes import EXACT_MODEL, MODEL, POISON, FakeCodec, FakeExactCodec, pixels
 from numpy.typing import NDArray
 from PIL import Image
 
 from zippy_batch.archive import Archive, ArchiveInfo, write_part
-from zippy_batch.coding import code_batch
+from zippy_batch.coding import Coders, code_batch
 from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import ArchiveError, DamagedRow, SourceError, WorkerError
 from zippy_batch.images import Facts, Picture, list_files
@@ -22,9 +22,12 @@ from zippy_batch.latent.codec import LatentItem
 from zippy_batch.plan import Shard
 from zippy_batch.report import Done
 from zippy_batch.schema import FORMAT_VERSION, Row
-from zippy_batch.work import FileWriter, Hands, RestoreUnit, archive_shard, commit_part, restore_shard
+from zippy_batch.work.archive import archive_shard, commit_part
+from zippy_batch.work.hands import Hands
+from zippy_batch.work.restore import FileWriter, RestoreUnit, restore_shard
 
-OPTIONS = ArchiveOptions(device="cpu", batch_size=4)
+MODELS = {"latent": MODEL.id, "exact": EXACT_MODEL.id}
+OPTIONS = ArchiveOptions(device="cpu", batch_size=4, exact="never")
 NOISE = np.random.default_rng(0)
 
 
@@ -55,7 +58,7 @@ def rows_of(
     directory: Path, options: ArchiveOptions = OPTIONS, codec: FakeCodec | None = None, threads: int = 1
 ) -> list[Row]:
     shard = Shard(0, list_files(directory).files)
-    return archive_shard(shard, directory, options, codec or FakeCodec(), Hands(threads), ignore)
+    return archive_shard(shard, directory, options, Coders(codec or FakeCodec()), Hands(threads), ignore)
 
 
 def test_rows_come_in_path_order_one_for_each_file(faces: Path) -> None:
@@ -85,7 +88,7 @@ def test_batches_have_one_grid_and_the_asked_size(faces: Path) -> None:
 def test_every_row_is_told_once(faces: Path) -> None:
     told: list[Done] = []
     shard = Shard(0, list_files(faces).files)
-    rows = archive_shard(shard, faces, OPTIONS, FakeCodec(), Hands(2), told.append)
+    rows = archive_shard(shard, faces, OPTIONS, Coders(FakeCodec()), Hands(2), told.append)
     assert sum(told, Done()) == Done(11, shard.source_bytes, sum(len(row.payload) for row in rows))
 
 
@@ -103,7 +106,7 @@ def test_a_file_that_changes_after_it_was_listed_stops_the_run(faces: Path) -> N
     shard = Shard(0, list_files(faces).files)
     (faces / "3.jpg").write_bytes(b"something else")
     with pytest.raises(SourceError, match=r"3\.jpg"):
-        archive_shard(shard, faces, OPTIONS, FakeCodec(), Hands(1), ignore)
+        archive_shard(shard, faces, OPTIONS, Coders(FakeCodec()), Hands(1), ignore)
 
 
 def test_a_picture_that_coding_makes_larger_is_kept_raw(tmp_path: Path) -> None:
@@ -245,10 +248,10 @@ def test_a_part_that_does_not_read_back_is_not_committed(
         data[data.index(payload) + 3] ^= 1
         path.write_bytes(data)
 
-    monkeypatch.setattr("zippy_batch.work.write_part", flip_a_bit)
+    monkeypatch.setattr("zippy_batch.work.archive.write_part", flip_a_bit)
     part = tmp_path / "part-00000.parquet"
     with pytest.raises(WorkerError, match="does not read back"):
-        commit_part(part, rows, ArchiveInfo(FORMAT_VERSION, MODEL.id, {}, (len(rows),)), verify=True)
+        commit_part(part, rows, ArchiveInfo(FORMAT_VERSION, MODELS, {}, (len(rows),)), verify=True)
     assert not part.exists()
 
 
@@ -256,7 +259,7 @@ def test_a_part_that_does_not_read_back_is_not_committed(
 
 
 def write_archive(path: Path, rows: list[Row]) -> Archive:
-    write_part(path, rows, ArchiveInfo(FORMAT_VERSION, MODEL.id, {}, (len(rows),)))
+    write_part(path, rows, ArchiveInfo(FORMAT_VERSION, MODELS, {}, (len(rows),)))
     return Archive.open(path)
 
 
@@ -264,7 +267,9 @@ def restored(archive: Archive, destination: Path, options: RestoreOptions, unit:
     temporary = destination / "new"
     temporary.mkdir(parents=True, exist_ok=True)
     writer = FileWriter(destination, temporary)
-    return restore_shard(unit or RestoreUnit(0), archive, writer, options, FakeCodec(), Hands(1), ignore)
+    return restore_shard(
+        unit or RestoreUnit(0), archive, writer, options, Coders(FakeCodec(), FakeExactCodec()), Hands(1), ignore
+    )
 
 
 def test_restore_brings_back_pixels_raw_bytes_and_times(faces: Path, tmp_path: Path) -> None:

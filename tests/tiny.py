@@ -52,7 +52,7 @@ def tiny_exact_network(seed: int = 0) -> exact_network.Network:
     torch.manual_seed(seed)
     network = exact_network.Network(TINY_EXACT)
     for plane in network.planes.values():
-        plane.unit.copy_(2.0 ** torch.randint(0, 7, (64,)))  # type: ignore[operator]
+        plane.unit.copy_(torch.tensor([2.0 ** max(1, 7 - k // 6) for k in range(64)]))  # type: ignore[operator]
         for module in plane.modules():
             if isinstance(module, exact_network.Step):
                 torch.nn.init.normal_(module.out.weight, 0, 0.2)  # large enough for contexts to matter

@@ -18,7 +18,7 @@ import uuid
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +43,7 @@ from zippy_batch.globs import compile_glob
 from zippy_batch.salvage import LOST, Lost, salvage
 from zippy_batch.schema import (
     BY_NAME,
+    CODED,
     COLUMNS,
     FORMAT_VERSION,
     GROUP_BYTES,
@@ -65,19 +66,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANIFEST_NAME",
-    "MODEL_NAME",
     "Archive",
     "ArchiveInfo",
     "Damage",
     "Row",
     "merge_parts",
+    "model_name",
     "part_name",
     "write_manifest",
     "write_part",
 ]
 
 MANIFEST_NAME = "manifest.json"
-MODEL_NAME = "model.safetensors"
 
 _MAX_MANIFEST_BYTES = 1 << 28
 _COPY_BYTES = 1 << 20
@@ -88,14 +88,15 @@ class ArchiveInfo:
     """What holds for all rows of an archive."""
 
     format_version: int
-    model_id: str | None
-    """SHA-256 (hex) of the model file that the payloads need; None where no row is coded."""
+    models: Mapping[str, str]
+    """Codec -> SHA-256 (hex) of the model file that its payloads need; only codecs that have rows, once it is written.
+    """
     options: Mapping[str, Any]
     """The options the archive was made with; values are JSON's."""
     shards: tuple[int, ...]
     """Rows of each shard."""
-    model: bytes | None = None
-    """The model file, where it is not built in."""
+    model_files: Mapping[str, bytes] = field(default_factory=dict)
+    """Codec -> its model file, where it is not built in."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def write_part(path: Path, rows: Sequence[Row], info: ArchiveInfo) -> None:
     """Write one shard as a Parquet file with all columns: a part of an archive, and an archive of one shard by itself.
 
     The file is written under a name of its own beside `path`, flushed to disk and renamed, so that `path` is whole
-    whenever it exists. `info.shards` and `info.model` are not used. Raises ValueError for a row no reader would accept.
+    whenever it exists. `info.shards` and `info.model_files` are not used. Raises ValueError for a row no reader would
+    accept.
     """
     import pyarrow as pa
 
@@ -142,7 +144,9 @@ def write_part(path: Path, rows: Sequence[Row], info: ArchiveInfo) -> None:
         for group in _cut_groups(fields):
             columns = [_array(group, name, schema.field(name).type) for name in schema.names]
             writer.write_table(pa.table(columns, schema=schema), row_group_size=len(group))
-        head = _head(info, (len(rows),), (sum(len(row.payload) for row in rows if row.codec != "raw"),))
+        payload_bytes = {codec: sum(len(r.payload) for r in rows if r.codec == codec) for codec in CODED}
+        here = replace(info, models={k: v for k, v in info.models.items() if any(r.codec == k for r in rows)})
+        head = _head(here, (len(rows),), (sum(payload_bytes.values()),), (payload_bytes["exact"],))
         head["all_null"] = [name for name in schema.names if name not in filled]
         writer.add_key_value_metadata({METADATA_KEY: seal(head)})
 
@@ -166,47 +170,63 @@ def merge_parts(parts: Sequence[Path], output: Path, info: ArchiveInfo) -> None:
         )
     empty = set.intersection(*(set(head.all_null) for head in heads)) if heads else set()
     names = tuple(c.name for c in COLUMNS if not (c.nullable and c.name in empty))
-    payload_bytes = tuple(n for head in heads for n in head.payload_bytes)
+    payload_bytes, exact_bytes = _sums(heads)
     with _new_file(output) as sink, open_writer(sink, arrow_schema(names)) as writer:
         for part, rows in zip(parts, info.shards, strict=True):
             for table in read_tables(open_part(part, rows), names):
                 writer.write_table(table, row_group_size=MAX_ROWS_PER_GROUP)
-        head = _head(info, info.shards, payload_bytes)
-        if info.model is not None:
-            # between the last row group and the footer, where no reader of Parquet looks
-            head["model_at"] = [sink.tell(), len(info.model)]
-            sink.write(info.model)
+        head = _head(info, info.shards, payload_bytes, exact_bytes)
+        # between the last row group and the footer, where no reader of Parquet looks
+        for codec, model in sorted(info.model_files.items()):
+            head.setdefault("model_at", {})[codec] = [sink.tell(), len(model)]
+            sink.write(model)
         writer.add_key_value_metadata({METADATA_KEY: seal(head)})
 
 
 def write_manifest(directory: Path, info: ArchiveInfo) -> None:
-    """Complete a directory that holds the parts 0 to n-1 under their `part_name`: the model, then the manifest.
+    """Complete a directory that holds the parts 0 to n-1 under their `part_name`: the models, then the manifest.
 
     Raises ArchiveError when a part is missing or not what `info` says.
     """
     parts: list[dict[str, Any]] = []
-    payload_bytes: list[int] = []
+    heads: list[Head] = []
     for shard, rows in enumerate(info.shards):
         path = directory / part_name(shard)
-        payload_bytes += open_part(path, rows).head.payload_bytes
+        heads.append(open_part(path, rows).head)
         parts.append({"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)})
-    head = _head(info, info.shards, tuple(payload_bytes))
+    head = _head(info, info.shards, *_sums(heads))
     head["parts"] = parts
-    if info.model is not None:
-        with _new_file(directory / MODEL_NAME) as sink:
-            sink.write(info.model)
-        head["model_bytes"] = len(info.model)
+    for codec, model in sorted(info.model_files.items()):
+        with _new_file(directory / model_name(codec)) as sink:
+            sink.write(model)
+        head.setdefault("model_bytes", {})[codec] = len(model)
     with _new_file(directory / MANIFEST_NAME) as sink:
         sink.write(seal(head).encode() + b"\n")
 
 
-def _head(info: ArchiveInfo, shards: tuple[int, ...], payload_bytes: tuple[int, ...]) -> dict[str, Any]:
+def model_name(codec: str) -> str:
+    """Of a model's file in a directory."""
+    return f"model-{codec}.safetensors"
+
+
+def _sums(heads: Sequence[Head]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """payload_bytes and exact_bytes of all shards."""
+    return (
+        tuple(size for head in heads for size in head.payload_bytes),
+        tuple(size for head in heads for size in head.exact_bytes),
+    )
+
+
+def _head(
+    info: ArchiveInfo, shards: tuple[int, ...], payload_bytes: tuple[int, ...], exact_bytes: tuple[int, ...]
+) -> dict[str, Any]:
     return {
         "format": FORMAT_VERSION,
-        "model": info.model_id,
+        "models": dict(info.models),
         "options": dict(info.options),
         "shards": list(shards),
         "payload_bytes": list(payload_bytes),
+        "exact_bytes": list(exact_bytes),
     }
 
 
@@ -287,21 +307,23 @@ class Archive:
 
         Raises UsageError when there is nothing at `path`, and ArchiveError for what is not an archive, is truncated or
         is of an unknown version. Problems with single parts or with the embedded model raise ArchiveError too, unless
-        `allow_damage` wants them as `problems`: rows of such a part are read as Damage, and `info.model` is None.
+        `allow_damage` wants them as `problems`: rows of such a part are read as Damage, and a model that is damaged
+        is not in `info.model_files`.
         """
         if not os.path.lexists(path):
             raise UsageError(f"there is no archive {path}")
         store = _open_directory(path) if path.is_dir() else _SingleFile(open_file(path))
         problems = store.problems()
-        model = None
-        try:
-            model = store.read_model()
-        except ArchiveError as error:
-            problems += (str(error),)
+        models: dict[str, bytes] = {}
+        for codec in store.models_inside():
+            try:
+                models[codec] = store.read_model(codec)
+            except ArchiveError as error:
+                problems += (str(error),)
         if problems and not allow_damage:
             raise ArchiveError(_listed(problems))
         head = store.head
-        info = ArchiveInfo(FORMAT_VERSION, head.model_id, head.options, head.shards, model)
+        info = ArchiveInfo(head.version, head.models, head.options, head.shards, models)
         return cls(path, info, store.size_bytes, problems, store)
 
     def __enter__(self) -> Archive:
@@ -329,6 +351,10 @@ class Archive:
     def payload_bytes(self, shard: int) -> int:
         """Sum of the payloads of the rows that are coded; no row is read for it."""
         return self._store.head.payload_bytes[shard]
+
+    def exact_bytes(self, shard: int) -> int:
+        """As `payload_bytes`, of the rows whose codec is exact."""
+        return self._store.head.exact_bytes[shard]
 
     def read_rows(self, shard: int, rows: Sequence[int] | None = None) -> list[Row | Damage]:
         """The rows of a shard at these positions (ascending, from 0; None for all), each checked against its checksum.
@@ -431,13 +457,15 @@ class _SingleFile:
     def shard_bytes(self, shard: int) -> int:
         return sum(self.file.groups[group].stored_bytes for group in self.file.shard_groups[shard])
 
-    def read_model(self) -> bytes | None:
-        if self.head.model_at is None:
-            return None
-        offset, size_bytes = self.head.model_at
+    def models_inside(self) -> Iterable[str]:
+        """Codecs whose model is not built in."""
+        return self.head.model_at
+
+    def read_model(self, codec: str) -> bytes:
+        offset, size_bytes = self.head.model_at[codec]
         if not 0 <= offset <= offset + size_bytes <= self.file.footer_at:
             raise ArchiveError(f"{self.file.path}: the embedded model lies outside the file")
-        return _read_model(self.file.path, offset, size_bytes, self.head.model_id)
+        return _read_model(self.file.path, offset, size_bytes, self.head.models[codec])
 
     def forget(self) -> None:
         pass
@@ -452,7 +480,8 @@ class _Directory:
 
     @property
     def size_bytes(self) -> int:
-        files = (self.path / name for name in (MANIFEST_NAME, MODEL_NAME, *(part.name for part in self.head.parts)))
+        models = map(self.head.model_name, self.head.model_bytes)
+        files = (self.path / name for name in (MANIFEST_NAME, *models, *(part.name for part in self.head.parts)))
         return sum(file.stat().st_size for file in files if file.is_file())
 
     def problems(self) -> tuple[str, ...]:
@@ -480,8 +509,9 @@ class _Directory:
             if problem:
                 raise ArchiveError(problem)
             file = open_part(self.path / self.head.parts[shard].name, self.head.shards[shard])
-            if None not in (file.head.model_id, self.head.model_id) and file.head.model_id != self.head.model_id:
-                raise ArchiveError(f"{file.path} is a part of another archive: its model is {file.head.model_id}")
+            foreign_models = {k: v for k, v in file.head.models.items() if self.head.models.get(k) != v}
+            if foreign_models:
+                raise ArchiveError(f"{file.path} is a part of another archive: its models are {foreign_models}")
             self._last.clear()
             self._last[shard] = file
         file = self._last[shard]
@@ -490,16 +520,19 @@ class _Directory:
     def shard_bytes(self, shard: int) -> int:
         return self.head.parts[shard].size_bytes
 
-    def read_model(self) -> bytes | None:
-        if self.head.model_bytes is None:
-            return None
-        return _read_model(self.path / MODEL_NAME, 0, self.head.model_bytes, self.head.model_id)
+    def models_inside(self) -> Iterable[str]:
+        """Codecs whose model is not built in."""
+        return self.head.model_bytes
+
+    def read_model(self, codec: str) -> bytes:
+        path = self.path / self.head.model_name(codec)
+        return _read_model(path, 0, self.head.model_bytes[codec], self.head.models[codec])
 
     def forget(self) -> None:
         self._last.clear()
 
 
-def _read_model(path: Path, offset: int, size_bytes: int, model_id: str | None) -> bytes:
+def _read_model(path: Path, offset: int, size_bytes: int, model_id: str) -> bytes:
     try:
         with path.open("rb") as file:
             file.seek(offset)

@@ -150,9 +150,26 @@ def archive(
         bool | None,
         _flag("--strict/--lenient", help="Fail on a file that would be kept as it is.", default="lenient"),
     ] = None,
+    exact: Annotated[
+        bool | None,
+        _flag(
+            "--exact/--no-exact",
+            help="Store JPEG files so that the very same files come back, and keep everything else as it is. Without "
+            "either, exact storage is taken where it costs no more than lossy; with --no-exact, nowhere.",
+        ),
+    ] = None,
     model: Annotated[
         str | None,
-        _flag("--model", metavar="NAME|FILE", help="A built-in model or a .safetensors file.", default=_ARCHIVE.model),
+        _flag(
+            "--model",
+            metavar="NAME|FILE",
+            help="Of the lossy codec: a built-in model or a .safetensors file.",
+            default=_ARCHIVE.model,
+        ),
+    ] = None,
+    exact_model: Annotated[
+        str | None,
+        _flag("--exact-model", metavar="NAME|FILE", help="Of the exact codec.", default=_ARCHIVE.exact_model),
     ] = None,
     shard_size: Annotated[
         int | None,
@@ -174,6 +191,7 @@ def archive(
 
     \b
       zippy-batch archive ./faces out.parquet
+      zippy-batch archive ./faces out.parquet --exact
       zippy-batch archive ./faces out.parquet --quality 85 --min-psnr 30
       zippy-batch archive ./faces out/ --config configs/cluster.toml --workers 64
     """
@@ -187,7 +205,9 @@ def archive(
                 "min_psnr": min_psnr,
                 "verify": verify,
                 "strict": strict,
+                "exact": None if exact is None else "always" if exact else "never",
                 "model": model,
+                "exact_model": exact_model,
                 "shard_size": shard_size,
                 "batch_size": batch_size,
                 "device": device,

@@ -1,57 +1,86 @@
-"""A batch of pictures -> payloads that are known to decode, each at the quality index it needs.
+"""Batches of pictures and of JPEG files -> payloads that are known to decode.
 
     pixels -> encode -> payload -> decode from its bytes -> write as restore will -> PSNR, SSIM
                  ^                                                                     |
                  +------------ a higher quality index, below the floor ----------------+
 
-What the codec cannot do for an image is a value (`Coded.failure`), not an exception: its neighbours go on.
+    JPEG file -> header, coefficients -> encode -> payload -> decode from its bytes -> rebuild -> the same file?
+
+What a codec cannot do for an image is a value (`failure`), not an exception: its neighbours go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zippy_batch.errors import WorkerError, ZippyError
+from zippy_batch.errors import DamagedRow, WorkerError, ZippyError
 from zippy_batch.images import Facts, Picture, decode_written, write_picture
 from zippy_batch.metrics import mean_squared_error, psnr_db, ssim
 from zippy_batch.schema import stored_psnr, stored_ssim
 from zippy_batch.weights import Model
 
 if TYPE_CHECKING:
+    from zippy_batch.exact.codec import ExactItem
+    from zippy_batch.jpeg.file import Coefficients, Frame, JpegImage
     from zippy_batch.latent.codec import LatentItem
 
 Pixels = NDArray[np.uint8]
 """(H, W, 3) RGB or (H, W) grey."""
 
 BEST_QUALITY = 100
+MODEL_LOST = "the model that it needs is missing or damaged"
 
 
 class Codec(Protocol):
-    """What is asked of the lossy codec; `codec.LatentCodec` is the real one."""
+    """What is asked of the lossy codec; `latent.codec.LatentCodec` is the real one."""
 
     def encode(self, images: Sequence[Pixels], qualities: Sequence[int]) -> list[bytes]: ...
 
     def decode_checked(self, items: Sequence[LatentItem]) -> tuple[list[Pixels], dict[int, str]]: ...
 
 
-MakeCodec = Callable[[Model, str], Codec]
-"""Model and device ("cpu", "cuda") -> codec. Pickles."""
+class ExactCoder(Protocol):
+    """What is asked of the exact codec; `exact.codec.ExactCodec` is the real one."""
+
+    def encode(self, images: Sequence[tuple[Frame, Coefficients]]) -> list[bytes]: ...
+
+    def decode_checked(self, items: Sequence[ExactItem]) -> tuple[list[Coefficients], dict[int, str]]: ...
 
 
-def latent_codec(model: Model, device: str) -> Codec:
-    """The real codec. Its networks run on one thread each: batches are what runs side by side."""
+MakeCodec = Callable[[Model, str], Any]
+"""Model and device ("cpu", "cuda") -> the codec that the model is of. Pickles."""
+
+
+def make_codec(model: Model, device: str) -> Codec | ExactCoder:
+    """The real codecs. Their networks run on one thread each: batches are what runs side by side."""
     # torch takes seconds to import, and stats or a check of checksums do without it
     import torch
 
+    torch.set_num_threads(1)
+    if model.codec == "exact":
+        from zippy_batch.exact.codec import ExactCodec
+
+        return ExactCodec(model, device)
     from zippy_batch.latent.codec import LatentCodec
 
-    torch.set_num_threads(1)
     return LatentCodec(model, device)
+
+
+@dataclass(frozen=True)
+class Coders:
+    """The codecs of a worker; None where no row needs it, or where its model is lost."""
+
+    latent: Codec | None = None
+    exact: ExactCoder | None = None
+
+    @staticmethod
+    def of(models: Mapping[str, Model], device: str, make: MakeCodec) -> Coders:
+        return Coders(**{codec: make(model, device) for codec, model in models.items()})
 
 
 def latent_item(payload: bytes, height: int, width: int, grey: bool, quality: int) -> LatentItem:
@@ -187,3 +216,71 @@ def _measure(pictures: Sequence[Picture], coded: Sequence[Coded], codec: Codec) 
 
 def _item(pixels: Pixels, coded: Coded) -> LatentItem:
     return latent_item(coded.payload, pixels.shape[0], pixels.shape[1], pixels.ndim == 2, coded.quality)
+
+
+# ---- JPEG files ----
+
+
+@dataclass(frozen=True)
+class CodedFile:
+    """A JPEG file's coefficients, coded."""
+
+    payload: bytes = b""
+    failure: str | None = None
+    """Why the codec cannot keep this file."""
+
+
+def code_files(files: Sequence[tuple[bytes, JpegImage]], verify: bool, codec: ExactCoder) -> list[CodedFile]:
+    """JPEG files, each with what it was taken apart into -> each coded and, if `verify`, decoded from its payload,
+    rebuilt and compared byte for byte."""
+    coded = _encode_files([image for _, image in files], codec)
+    return _prove(files, coded, codec) if verify else coded
+
+
+def decode_files(stored: Sequence[tuple[bytes, bytes]], codec: ExactCoder | None) -> list[bytes | str]:
+    """(jpeg_header, payload) of each -> the file, or what is wrong with it."""
+    from zippy_batch.exact.codec import ExactItem
+    from zippy_batch.jpeg.file import read_frame, rebuild
+
+    if codec is None:
+        return [MODEL_LOST] * len(stored)
+    out: list[bytes | str] = [""] * len(stored)
+    sound: list[tuple[int, ExactItem]] = []
+    for i, (header, payload) in enumerate(stored):
+        try:
+            sound.append((i, ExactItem(payload, read_frame(header))))
+        except DamagedRow as error:
+            out[i] = str(error)
+    found, damage = codec.decode_checked([item for _, item in sound])
+    for n, (i, _) in enumerate(sound):
+        try:
+            out[i] = damage.get(n) or rebuild(stored[i][0], found[n])
+        except DamagedRow as error:
+            out[i] = str(error)
+    return out
+
+
+def _encode_files(images: Sequence[JpegImage], codec: ExactCoder) -> list[CodedFile]:
+    try:
+        return [CodedFile(payload) for payload in codec.encode([(x.frame, x.coefficients) for x in images])]
+    except ZippyError:
+        raise
+    except Exception as error:
+        _raise_if_out_of_memory(error)
+        if len(images) == 1:
+            return [CodedFile(failure=f"the codec failed on it: {error}")]
+    alone = [coded for image in images for coded in _encode_files([image], codec)]
+    if all(coded.failure for coded in alone):
+        raise WorkerError(f"the exact codec fails on every file of a batch; the first: {alone[0].failure}")
+    return alone
+
+
+def _prove(files: Sequence[tuple[bytes, JpegImage]], coded: Sequence[CodedFile], codec: ExactCoder) -> list[CodedFile]:
+    whole = [i for i, one in enumerate(coded) if one.failure is None]
+    found = decode_files([(files[i][1].header, coded[i].payload) for i in whole], codec)
+    out = list(coded)
+    for i, file in zip(whole, found, strict=True):
+        if file != files[i][0]:
+            what = file if isinstance(file, str) else "it comes back as another file"
+            out[i] = CodedFile(failure=f"its payload did not decode: {what}")
+    return out

@@ -21,6 +21,7 @@ from zippy_batch.errors import UsageError
 
 DEVICES = ("auto", "cpu", "cuda")
 FORMATS = ("jpeg", "png", "webp")
+EXACT = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,13 @@ class ArchiveOptions:
     """Decode every payload again before it is committed, and fill the psnr and ssim columns."""
     strict: bool = False
     """Fail on what would be kept raw."""
+    exact: str = "auto"
+    """Which JPEG files are stored so that the very same files come back: auto takes those for which that costs no more
+    than the lossy codec, always takes every one and codes nothing else, never takes none."""
     model: str = "faces"
-    """Name of a built-in model, or path of a .safetensors file."""
+    """Of the lossy codec: name of a built-in model, or path of a .safetensors file."""
+    exact_model: str = "exact"
+    """Of the exact codec, likewise."""
     shard_size: int = 0
     """Images per shard; 0 chooses."""
     batch_size: int = 64
@@ -50,6 +56,7 @@ class ArchiveOptions:
             raise UsageError(f"min_psnr must be between 0 and 99 dB, not {self.min_psnr}")
         if self.min_psnr is not None and not self.verify:
             raise UsageError("min_psnr needs the verification that no-verify leaves out; drop one of the two")
+        _one_of("exact", self.exact, EXACT)
         _in_range("shard_size", self.shard_size, 0, None)
         _in_range("batch_size", self.batch_size, 1, None)
         _one_of("device", self.device, DEVICES)

@@ -20,8 +20,9 @@ from zippy_batch.errors import ArchiveError
 from zippy_batch.layout import RowGroup, check_pages, parse_footer
 from zippy_batch.schema import (
     BY_NAME,
+    CODED,
     COLUMNS,
-    FORMAT_VERSION,
+    FORMATS_READ,
     GROUP_BYTES,
     MAX_GROUPS,
     MAX_PATH_BYTES,
@@ -51,14 +52,24 @@ _DICTIONARY_BYTES = tuple(c.name for c in COLUMNS if c.encoding == "DICTIONARY" 
 class Head:
     """The JSON object of a file's metadata or of a manifest, checked."""
 
-    model_id: str | None
+    version: int
+    models: dict[str, str]
+    """SHA-256 of the model that each codec's payloads need."""
     options: dict[str, Any]
     shards: tuple[int, ...]
     payload_bytes: tuple[int, ...]
+    exact_bytes: tuple[int, ...]
+    """Those of payload_bytes that are of exact rows."""
     all_null: tuple[str, ...]
-    model_at: tuple[int, int] | None
-    model_bytes: int | None
+    model_at: dict[str, tuple[int, int]]
+    """By codec: offset and size of the models in a single file."""
+    model_bytes: dict[str, int]
+    """By codec: size of the models in a directory."""
     parts: tuple[Part, ...]
+
+    def model_name(self, codec: str) -> str:
+        """Of a model's file in a directory."""
+        return "model.safetensors" if self.version == 1 else f"model-{codec}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -81,10 +92,11 @@ _VERSION = re.compile(rb'"format":(\d{1,9})[,}]')
 def check_version(text: bytes, path: Path) -> None:
     """Raises ArchiveError when a description somewhere in `text` is of another format."""
     version = _VERSION.search(text)
-    if version and int(version[1]) != FORMAT_VERSION:
+    if version and int(version[1]) not in FORMATS_READ:
+        known = " and ".join(map(str, FORMATS_READ))
         raise ArchiveError(
-            f"{path} is an archive of format {int(version[1])}, and this version of zippy-batch reads format "
-            f"{FORMAT_VERSION}; install a newer one"
+            f"{path} is an archive of format {int(version[1])}, and this version of zippy-batch reads the formats "
+            f"{known}; install a newer one"
         )
 
 
@@ -95,26 +107,41 @@ def parse_head(text: bytes, path: Path) -> Head:
     if sealed is None or zlib.crc32(sealed[1] + b"}") != int(sealed[2]):
         raise ArchiveError(f"{path}: the description of the archive is damaged (checksum)")
     head = json.loads(text)
-    if head["format"] != FORMAT_VERSION:
-        raise ValueError(f"format {head['format']!r}")
-    shards, payload_bytes = _counts(head["shards"]), _counts(head["payload_bytes"])
-    if len(shards) != len(payload_bytes):
-        raise ValueError("shards and payload_bytes differ in length")
-    model_id = head["model"]
-    if model_id is not None and not re.fullmatch("[0-9a-f]{64}", model_id):
-        raise ValueError("model is not a SHA-256")
-    at, model_bytes = head.get("model_at"), head.get("model_bytes")
+    version = head["format"]
+    if version not in FORMATS_READ:
+        raise ValueError(f"format {version!r}")
+    if version == 1:
+        head = _as_format_2(head)
+    shards, payload_bytes, exact_bytes = (_counts(head[name]) for name in ("shards", "payload_bytes", "exact_bytes"))
+    if not len(shards) == len(payload_bytes) == len(exact_bytes):
+        raise ValueError("shards, payload_bytes and exact_bytes differ in length")
+    models = dict(head["models"])
+    if not set(models) <= set(CODED) or any(not re.fullmatch("[0-9a-f]{64}", found) for found in models.values()):
+        raise ValueError("models are not SHA-256 by codec")
+    at, sizes = head.get("model_at", {}), head.get("model_bytes", {})
+    if not {*at, *sizes} <= set(models):
+        raise ValueError("a model of no codec")
     parts = [Part(part["name"], _counts([part["bytes"]])[0], part["sha256"]) for part in head.get("parts", ())]
     return Head(
-        model_id=model_id,
+        version=version,
+        models=models,
         options=dict(head["options"]),
         shards=shards,
         payload_bytes=payload_bytes,
+        exact_bytes=exact_bytes,
         all_null=tuple(str(name) for name in head.get("all_null", ())),
-        model_at=None if at is None else _pair(at),
-        model_bytes=None if model_bytes is None else _counts([model_bytes])[0],
+        model_at={codec: _pair(found) for codec, found in at.items()},
+        model_bytes={codec: _counts([found])[0] for codec, found in sizes.items()},
         parts=tuple(parts),
     )
+
+
+def _as_format_2(head: dict[str, Any]) -> dict[str, Any]:
+    """A description of format 1, which knew one codec that needs a model, in the words of format 2."""
+    out = {name: value for name, value in head.items() if name not in ("model", "model_at", "model_bytes")}
+    out["models"] = {} if head["model"] is None else {"latent": head["model"]}
+    out |= {name: {"latent": head[name]} for name in ("model_at", "model_bytes") if head.get(name) is not None}
+    return out | {"exact_bytes": [0] * len(head["shards"])}
 
 
 def _counts(values: Sequence[Any]) -> tuple[int, ...]:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zippy_batch.archive import Archive, ArchiveInfo, merge_parts, write_manifest
 from zippy_batch.cluster import Crew, choose_crew, run_units, settle_device
-from zippy_batch.coding import MakeCodec, latent_codec
+from zippy_batch.coding import MakeCodec, make_codec
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ModelError, UsageError
 from zippy_batch.images import display_path, list_files
@@ -37,11 +37,13 @@ from zippy_batch.report import (
     VerifyReport,
     total_of,
 )
-from zippy_batch.schema import FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
+from zippy_batch.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
 from zippy_batch.staging import Staging, open_staging, refuse_existing, refuse_unsuitable
-from zippy_batch.targets import Targets, plan_targets, restoring
+from zippy_batch.targets import plan_targets, restoring
 from zippy_batch.weights import Model, builtin_model_by_id, load_model, model_from_bytes
-from zippy_batch.work import ArchiveJob, RestoreJob, ShardVerified, VerifyJob, VerifyUnit
+from zippy_batch.work.archive import ArchiveJob
+from zippy_batch.work.restore import RestoreJob
+from zippy_batch.work.verify import ShardVerified, VerifyJob, VerifyUnit
 
 Watch = Callable[[Progress], None]
 """Called in the driver's thread as work goes on: per batch in process, per shard on Ray."""
@@ -55,7 +57,7 @@ class Codecs:
     """By name or path."""
     find: Callable[[str], Model | None] = builtin_model_by_id
     """Built in, by id."""
-    make: MakeCodec = latent_codec
+    make: MakeCodec = make_codec
 
 
 def archive(
@@ -76,13 +78,13 @@ def archive(
     clock = _Clock(progress)
     refuse_unsuitable(source, output)
     refuse_existing(output, run.overwrite)
-    model = codecs.load(options.model)
-    plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), model)
+    models = _models_for_archive(options, codecs)
+    plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
     with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
-        facts, seconds = _archive_shards(source, plan, staging, model, run, codecs, clock)
+        facts, seconds = _archive_shards(source, plan, staging, models, run, codecs, clock)
         if not staging.is_published():
-            _finish(plan, staging, model)
+            _finish(plan, staging, models)
             staging.publish()
         report = stats(output)
     lines = tuple(replace(line, seconds=seconds.get(line.shard)) for line in report.shards)
@@ -90,11 +92,24 @@ def archive(
     return replace(report, shards=lines, total=total, run=facts)
 
 
-def _plan(source: Path, options: ArchiveOptions, model: Model) -> Plan:
+def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Model]:
+    """The models that may be needed, by codec. Raises UsageError for one of the other codec."""
+    names = {"latent": ("--model", options.model), "exact": ("--exact-model", options.exact_model)}
+    models = {}
+    for codec, (option, name) in names.items():
+        if options.exact == {"latent": "always", "exact": "never"}[codec]:
+            continue
+        models[codec] = codecs.load(name)
+        if models[codec].codec != codec:
+            raise UsageError(f"{option} {name} is a model of the {models[codec].codec} codec, not of the {codec} one")
+    return models
+
+
+def _plan(source: Path, options: ArchiveOptions, models: Mapping[str, Model]) -> Plan:
     listing = list_files(source)
     if not listing.files:
         raise UsageError(f"nothing to archive: there is no file below {source}")
-    return plan_archive(listing, options, model.id)
+    return plan_archive(listing, options, {codec: model.id for codec, model in models.items()})
 
 
 def _refuse_too_many_groups(plan: Plan, output: Path) -> None:
@@ -114,14 +129,22 @@ def _is_single_file(output: Path) -> bool:
 
 
 def _archive_shards(
-    source: Path, plan: Plan, staging: Staging, model: Model, run: RunOptions, codecs: Codecs, clock: _Clock
+    source: Path,
+    plan: Plan,
+    staging: Staging,
+    models: Mapping[str, Model],
+    run: RunOptions,
+    codecs: Codecs,
+    clock: _Clock,
 ) -> tuple[RunFacts, dict[int | None, float]]:
     """Work off the shards that are not committed; seconds of work by shard."""
     done = set(range(len(plan))) if staging.is_complete() else staging.committed()
     todo = [index for index in range(len(plan)) if index not in done]
     work = Done(sum(plan.rows[index] for index in todo), sum(plan.shard(index).source_bytes for index in todo))
     crew = clock.expect(work, len(todo), plan.options.device, run)
-    job = ArchiveJob(source.absolute(), staging.parts.absolute(), plan.options, model, codecs.make, _info(plan, model))
+    job = ArchiveJob(
+        source.absolute(), staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models)
+    )
     seconds: dict[int | None, float] = {}
     if todo:
         for result in run_units(job, map(plan.shard, todo), crew, clock.tick):
@@ -132,17 +155,19 @@ def _archive_shards(
     return replace(facts, shards_resumed=len(done), empty_directories=plan.listing.empty_directories), seconds
 
 
-def _info(plan: Plan, model: Model | None) -> ArchiveInfo:
-    data = None if model is None or model.builtin else model.data
-    return ArchiveInfo(FORMAT_VERSION, model.id if model else None, recorded(plan.options), plan.rows, data)
+def _info(plan: Plan, models: Mapping[str, Model]) -> ArchiveInfo:
+    files = {codec: model.data for codec, model in models.items() if not model.builtin}
+    ids = {codec: model.id for codec, model in models.items()}
+    return ArchiveInfo(FORMAT_VERSION, ids, recorded(plan.options), plan.rows, files)
 
 
-def _finish(plan: Plan, staging: Staging, model: Model) -> None:
+def _finish(plan: Plan, staging: Staging, models: Mapping[str, Model]) -> None:
     """Parts -> the whole archive, still in the staging."""
     if staging.finished.exists():
         return
     parts = [staging.part(index) for index in range(len(plan))]
-    info = _info(plan, model if any(_has_payloads(part) for part in parts) else None)
+    used = {codec for part in parts for codec in _models_of_part(part)}
+    info = _info(plan, {codec: model for codec, model in models.items() if codec in used})
     if _is_single_file(staging.output):
         merge_parts(parts, staging.finished, info)
     else:
@@ -151,9 +176,9 @@ def _finish(plan: Plan, staging: Staging, model: Model) -> None:
         staging.parts.rename(staging.finished)
 
 
-def _has_payloads(part: Path) -> bool:
+def _models_of_part(part: Path) -> Iterable[str]:
     with Archive.open(part) as opened:
-        return opened.payload_bytes(0) > 0
+        return opened.info.models
 
 
 def restore(
@@ -177,14 +202,14 @@ def restore(
     lines: list[RestoreLine] = []
     with Archive.open(archive_path, allow_damage=options.keep_going) as opened:
         targets = plan_targets(opened, options)
-        model = _model_for(opened, targets, options, codecs)
-        options = replace(options, device=settle_device(options.device, run.address) if model else "cpu")
+        models = _models_of(opened, targets.codecs, options.keep_going, codecs)
+        options = replace(options, device=settle_device(options.device, run.address) if models else "cpu")
         if options.reference is not None:
             options = replace(options, reference=options.reference.absolute())
         with restoring(opened, destination, targets, options, run.overwrite) as temporary:
             crew = clock.expect(Done(targets.rows, targets.source_bytes), len(targets.units), options.device, run)
             job = RestoreJob(
-                archive_path.absolute(), destination.absolute(), temporary.absolute(), options, model, codecs.make
+                archive_path.absolute(), destination.absolute(), temporary.absolute(), options, models, codecs.make
             )
             for result in run_units(job, targets.units, crew, clock.tick):
                 lines.append(result.line)
@@ -219,12 +244,12 @@ def verify(
     results: list[ShardVerified] = []
     with Archive.open(archive_path, allow_damage=True) as opened:
         matched = _match(opened, against) if against else _Matched([VerifyUnit(i) for i in opened.shards()])
-        model = _model_of(opened, codecs) if (deep or against) and opened.info.model_id else None
-        device = settle_device("auto", run.address) if model else "cpu"
+        models = _models_of(opened, opened.info.models, False, codecs) if deep or against else {}
+        device = settle_device("auto", run.address) if models else "cpu"
         source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
         crew = clock.expect(Done(opened.row_count, source_bytes), len(matched.units), device, run)
         originals = against.absolute() if against else None
-        job = VerifyJob(archive_path.absolute(), originals, deep, device, model, codecs.make)
+        job = VerifyJob(archive_path.absolute(), originals, deep, device, models, codecs.make)
         for result in run_units(job, matched.units, crew, clock.tick):
             results.append(result)
             clock.shard_done()
@@ -278,7 +303,7 @@ def stats(archive_path: Path) -> ArchiveReport:
             path=_shown(archive_path),
             shards=lines,
             total=total_of(lines, opened.size_bytes),
-            model_id=opened.info.model_id,
+            models=opened.info.models,
             options=opened.info.options,
             min_psnr_db=float(floor) if isinstance(floor, int | float) else None,
         )
@@ -287,18 +312,25 @@ def stats(archive_path: Path) -> ArchiveReport:
 def _line(opened: Archive, shard: int) -> Line:
     names = ("codec", "raw_reason", "width", "height", "quality", "source_bytes", "psnr", "ssim")
     rows = list(zip(*opened.read_columns(shard, names).values(), strict=True))
-    coded = [row for row in rows if row[0] != "raw"]
+    kinds = {codec: [row for row in rows if row[0] == codec] for codec in CODECS}
+    lossy, exact, raw = (kinds[codec] for codec in ("latent", "exact", "raw"))
     asked = opened.info.options.get("quality")
     return Line(
         shard=shard,
         images=len(rows),
         source_bytes=sum(row[5] for row in rows),
         archive_bytes=opened.shard_bytes(shard),
-        coded_bytes=opened.payload_bytes(shard),
-        coded_pixels=sum((row[2] or 0) * (row[3] or 0) for row in coded),
-        kept_raw=Counter(row[1] or "no reason given" for row in rows if row[0] == "raw"),
-        raised=sum(row[4] != asked for row in coded),
-        quality=Quality.of((row[6], row[7]) for row in coded if None not in (row[6], row[7])),
+        lossy_images=len(lossy),
+        lossy_bytes=opened.payload_bytes(shard) - opened.exact_bytes(shard),
+        lossy_source_bytes=sum(row[5] for row in lossy),
+        lossy_pixels=sum((row[2] or 0) * (row[3] or 0) for row in lossy),
+        exact_images=len(exact),
+        exact_bytes=opened.exact_bytes(shard),
+        exact_source_bytes=sum(row[5] for row in exact),
+        raw_bytes=sum(row[5] for row in raw),
+        kept_raw=Counter(row[1] or "no reason given" for row in raw),
+        raised=sum(row[4] != asked for row in lossy),
+        quality=Quality.of((row[6], row[7]) for row in lossy if None not in (row[6], row[7])),
     )
 
 
@@ -307,30 +339,31 @@ def _shown(path: Path) -> str:
     return display_path(os.fsencode(path))
 
 
-def _model_of(opened: Archive, codecs: Codecs) -> Model:
-    """The model that an archive's payloads need. Raises ModelError."""
-    info = opened.info
-    if info.model is not None:
-        return model_from_bytes(info.model)
-    model = codecs.find(info.model_id) if info.model_id else None
+def _models_of(opened: Archive, wanted: Iterable[str], keep_going: bool, codecs: Codecs) -> dict[str, Model]:
+    """The models that rows of these codecs need. Raises ModelError for one that cannot be had, unless what needs none
+    of it is to be restored all the same."""
+    models = {}
+    for codec in sorted(set(wanted) & set(opened.info.models)):
+        try:
+            models[codec] = _model_of(opened, codec, codecs)
+        except ModelError:
+            if not keep_going:
+                raise
+    return models
+
+
+def _model_of(opened: Archive, codec: str, codecs: Codecs) -> Model:
+    """Raises ModelError."""
+    inside, wanted = opened.info.model_files.get(codec), opened.info.models[codec]
+    model = codecs.find(wanted) if inside is None else model_from_bytes(inside)
     if model is None:
         raise ModelError(
-            f"{opened.path} needs the model {info.model_id}, which is neither in it nor in this version; "
+            f"{opened.path} needs the model {wanted} for its {codec} rows, which is neither in it nor in this version; "
             f"install the version of zippy-batch that wrote it, or a newer one"
         )
+    if model.codec != codec:
+        raise ModelError(f"{opened.path} gives the model {wanted} to the {codec} codec, but it is of the {model.codec}")
     return model
-
-
-def _model_for(opened: Archive, targets: Targets, options: RestoreOptions, codecs: Codecs) -> Model | None:
-    """None where no row needs one, or where it cannot be had but what needs none is to be restored all the same."""
-    if not targets.need_model:
-        return None
-    try:
-        return _model_of(opened, codecs)
-    except ModelError:
-        if not options.keep_going:
-            raise
-        return None
 
 
 class _Clock:

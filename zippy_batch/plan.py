@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from itertools import accumulate, pairwise
@@ -27,7 +27,7 @@ PIXELS_PER_BATCH = 1 << 22
 PENDING_PIXELS = 1 << 25
 """Decoded pixels that may wait for their batch to fill, over all grids: 100 MB of RGB."""
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Raised when the cuts below change, so that no staging of another version is taken up."""
 
 
@@ -50,9 +50,10 @@ class Plan:
     """Shard i holds files cuts[i] to cuts[i + 1] of the listing."""
     options: ArchiveOptions
     """With the shard size and the device settled."""
-    model_id: str
+    model_ids: Mapping[str, str]
+    """By codec."""
     fingerprint: str
-    """SHA-256, hex, of inputs, options, model and version."""
+    """SHA-256, hex, of inputs, options, models and version."""
 
     def __len__(self) -> int:
         return len(self.cuts) - 1
@@ -71,7 +72,7 @@ class Plan:
         files = self.listing.files
         return {
             **{name.replace("_", "-"): value for name, value in recorded(self.options).items()},
-            "model": self.model_id,
+            **{f"model of the {codec} codec": found for codec, found in sorted(self.model_ids.items())},
             "files": len(files),
             "source bytes": sum(file.size_bytes for file in files),
             "sizes and times of the files": _files_digest(files),
@@ -79,22 +80,22 @@ class Plan:
         }
 
 
-def plan_archive(listing: Listing, options: ArchiveOptions, model_id: str) -> Plan:
+def plan_archive(listing: Listing, options: ArchiveOptions, model_ids: Mapping[str, str]) -> Plan:
     """`options.device` is settled by now; a shard size of 0 is settled here."""
     options = replace(options, shard_size=options.shard_size or IMAGES_PER_SHARD)
     cuts = cut_shards([file.size_bytes for file in listing.files], options.shard_size, SOURCE_BYTES_PER_SHARD)
-    plan = Plan(listing, cuts, options, model_id, fingerprint="")
+    plan = Plan(listing, cuts, options, model_ids, fingerprint="")
     text = json.dumps([PLAN_VERSION, plan.facts, plan.rows], sort_keys=True)
-    return Plan(listing, cuts, options, model_id, hashlib.sha256(text.encode()).hexdigest())
+    return Plan(listing, cuts, options, model_ids, hashlib.sha256(text.encode()).hexdigest())
 
 
 def recorded(options: ArchiveOptions) -> dict[str, Any]:
     """The options that decide an archive's bytes, as it records them.
 
-    Its model has a place of its own, where it does not matter by what path it was found; `strict` decides only whether
-    there is an archive.
+    Its models have a place of their own, where it does not matter by what path they were found; `strict` decides only
+    whether there is an archive.
     """
-    return {name: value for name, value in asdict(options).items() if name not in ("model", "strict")}
+    return {name: value for name, value in asdict(options).items() if name not in ("model", "exact_model", "strict")}
 
 
 def cut_shards(sizes_bytes: Sequence[int], most_images: int, most_bytes: int) -> tuple[int, ...]:
@@ -133,6 +134,8 @@ def _pieces(until: list[int], start: int, stop: int, most_images: int, most_byte
 
 
 Item = TypeVar("Item")
+Key = tuple[str, int, int]
+"""Codec, and what else the items of a batch must have in common: the latent grid, or zeros."""
 
 
 @dataclass
@@ -141,38 +144,44 @@ class _Pending(Generic[Item]):
     pixels: int = 0
 
 
+@dataclass(frozen=True)
+class BatchLimit:
+    """What fits into one batch; a single picture may be larger."""
+
+    images: int
+    pixels: int = PIXELS_PER_BATCH
+
+
 def cut_batches(
     items: Iterable[Item],
-    size_of: Callable[[Item], tuple[int, int]],
-    grid_of: Callable[[int, int], tuple[int, int]],
-    most_images: int,
-    most_pixels: int = PIXELS_PER_BATCH,
+    key_of: Callable[[Item], Key],
+    pixels_of: Callable[[Item], int],
+    limit_of: Callable[[Key], BatchLimit],
     most_pending: int = PENDING_PIXELS,
 ) -> Iterator[list[Item]]:
-    """Batches of equal latent grid, each in the order of `items`, with at most one picture above `most_pixels`.
+    """Batches of items with equal keys, each in the order of `items`, with at most one picture above its limit.
 
-    `size_of` gives (height, width) in pixels, `grid_of` the latent grid of such a picture. Takes no more items than it
-    must, and holds at most `most_pending` pixels plus one picture: a collection of thousands of different sizes is
-    coded in smaller batches rather than held in memory.
+    Takes no more items than it must, and holds at most `most_pending` pixels plus one picture: a collection of
+    thousands of different sizes is coded in smaller batches rather than held in memory.
     """
-    waiting: dict[tuple[int, int], _Pending[Item]] = {}
+    waiting: dict[Key, _Pending[Item]] = {}
     pending = 0
     for item in items:
-        height, width = size_of(item)
-        grid, pixels = grid_of(height, width), height * width
-        held = waiting.get(grid)
-        if held and held.pixels + pixels > most_pixels:
-            pending -= waiting.pop(grid).pixels
+        key, pixels = key_of(item), pixels_of(item)
+        limit = limit_of(key)
+        held = waiting.get(key)
+        if held and held.pixels + pixels > limit.pixels:
+            pending -= waiting.pop(key).pixels
             yield held.items
-        held = waiting.setdefault(grid, _Pending([]))
+        held = waiting.setdefault(key, _Pending([]))
         held.items.append(item)
         held.pixels += pixels
         pending += pixels
-        if len(held.items) == most_images:
-            pending -= waiting.pop(grid).pixels
+        if len(held.items) == limit.images:
+            pending -= waiting.pop(key).pixels
             yield held.items
         while pending > most_pending:
-            largest = max(waiting, key=lambda grid: (waiting[grid].pixels, grid))
+            largest = max(waiting, key=lambda key: (waiting[key].pixels, key))
             held = waiting.pop(largest)
             pending -= held.pixels
             yield held.items

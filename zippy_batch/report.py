@@ -160,10 +160,18 @@ class Line:
     """Rows; every file is one, whether it is an image or not."""
     source_bytes: int = 0
     archive_bytes: int = 0
-    coded_bytes: int = 0
-    """Payload bytes of the rows that are coded."""
-    coded_pixels: int = 0
-    """Pixels of the rows that are coded, whatever their number of channels."""
+    lossy_images: int = 0
+    lossy_bytes: int = 0
+    """Payload bytes of the rows that the lossy codec has coded."""
+    lossy_source_bytes: int = 0
+    lossy_pixels: int = 0
+    """Whatever their number of channels."""
+    exact_images: int = 0
+    exact_bytes: int = 0
+    """Payload bytes of the rows that the exact codec has coded."""
+    exact_source_bytes: int = 0
+    raw_bytes: int = 0
+    """Of the files that are kept raw, before the column is compressed."""
     kept_raw: Mapping[str, int] = field(default_factory=dict)
     """Rows kept raw, by reason."""
     raised: int = 0
@@ -178,8 +186,14 @@ class Line:
             images=self.images + other.images,
             source_bytes=self.source_bytes + other.source_bytes,
             archive_bytes=self.archive_bytes + other.archive_bytes,
-            coded_bytes=self.coded_bytes + other.coded_bytes,
-            coded_pixels=self.coded_pixels + other.coded_pixels,
+            lossy_images=self.lossy_images + other.lossy_images,
+            lossy_bytes=self.lossy_bytes + other.lossy_bytes,
+            lossy_source_bytes=self.lossy_source_bytes + other.lossy_source_bytes,
+            lossy_pixels=self.lossy_pixels + other.lossy_pixels,
+            exact_images=self.exact_images + other.exact_images,
+            exact_bytes=self.exact_bytes + other.exact_bytes,
+            exact_source_bytes=self.exact_source_bytes + other.exact_source_bytes,
+            raw_bytes=self.raw_bytes + other.raw_bytes,
             kept_raw=Counter(self.kept_raw) + Counter(other.kept_raw),
             raised=self.raised + other.raised,
             quality=self.quality + other.quality,
@@ -192,8 +206,8 @@ class Line:
 
     @property
     def bits_per_pixel(self) -> float | None:
-        """Payload bits per pixel of the coded rows; None when there is none."""
-        return 8 * self.coded_bytes / self.coded_pixels if self.coded_pixels else None
+        """Payload bits per pixel of the lossy rows; None when there is none."""
+        return 8 * self.lossy_bytes / self.lossy_pixels if self.lossy_pixels else None
 
     @property
     def raw_images(self) -> int:
@@ -210,10 +224,16 @@ class Line:
             "source_bytes": self.source_bytes,
             "archive_bytes": self.archive_bytes,
             "ratio": _rounded(self.ratio, 4),
-            "coded_bytes": self.coded_bytes,
+            "lossy_images": self.lossy_images,
+            "lossy_source_bytes": self.lossy_source_bytes,
+            "lossy_bytes": self.lossy_bytes,
             "bits_per_pixel": _rounded(self.bits_per_pixel, 4),
             **self.quality.to_dict(),
+            "exact_images": self.exact_images,
+            "exact_source_bytes": self.exact_source_bytes,
+            "exact_bytes": self.exact_bytes,
             "kept_raw": self.raw_images,
+            "raw_bytes": self.raw_bytes,
             "raw_reasons": dict(sorted(self.kept_raw.items())),
             "quality_raised": self.raised,
             "seconds": _rounded(self.seconds, 3),
@@ -255,11 +275,12 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Floor:
-    """How a floor on PSNR was met: images at the quality asked for, with it raised, kept raw."""
+    """How a floor on PSNR was met: images at the quality asked for, with it raised, exact, kept raw."""
 
     min_psnr_db: float
     at_once: int
     raised: int
+    exact: int
     kept_raw: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -267,6 +288,7 @@ class Floor:
             "min_psnr_db": self.min_psnr_db,
             "at_once": self.at_once,
             "raised": self.raised,
+            "exact": self.exact,
             "kept_raw": self.kept_raw,
         }
 
@@ -277,7 +299,8 @@ class ArchiveReport:
     shards: tuple[Line, ...]
     total: Line
     """All shards; `archive_bytes` is the size of everything on disk, footer or manifest included."""
-    model_id: str | None
+    models: Mapping[str, str]
+    """Codec -> id of the model that its rows need."""
     options: Mapping[str, Any]
     min_psnr_db: float | None = None
     run: RunFacts | None = None
@@ -290,14 +313,14 @@ class ArchiveReport:
         if self.min_psnr_db is None:
             return None
         below = sum(count for reason, count in self.total.kept_raw.items() if reason.startswith(FLOOR_REASON))
-        at_once = self.total.images - self.total.raw_images - self.total.raised
-        return Floor(self.min_psnr_db, at_once, self.total.raised, below)
+        at_once = self.total.lossy_images - self.total.raised
+        return Floor(self.min_psnr_db, at_once, self.total.raised, self.total.exact_images, below)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "archive": self.path,
             "exit_code": self.exit_code,
-            "model_id": self.model_id,
+            "models": dict(self.models),
             "options": dict(self.options),
             "shards": [line.to_dict() for line in self.shards],
             "total": self.total.to_dict(),
@@ -309,13 +332,14 @@ class ArchiveReport:
     def lines(self) -> list[str]:
         """The table of shards, then what it does not show."""
         out = _table(_ARCHIVE_HEAD, [_archive_cells(line) for line in (*self.shards, self.total)])
+        out += _by_codec(self.total)
         out += _reasons(self.total.kept_raw)
-        if not self.total.quality.images and self.total.coded_bytes:
+        if not self.total.quality.images and self.total.lossy_images:
             out.append("quality was not measured (--no-verify): no payload was decoded before it was committed")
         if self.floor:
             out.append(
                 f"floor {self.floor.min_psnr_db:g} dB: {self.floor.at_once} images at the quality asked for, "
-                f"{self.floor.raised} with it raised, {self.floor.kept_raw} kept raw"
+                f"{self.floor.raised} with it raised, {self.floor.exact} exact, {self.floor.kept_raw} kept raw"
             )
         return out + (_run_lines(self.run, len(self.shards)) if self.run else [])
 
@@ -347,7 +371,9 @@ class RestoreLine:
     source_bytes: int = 0
     restored_bytes: int = 0
     raw_images: int = 0
-    """Of them, those that are the source's own bytes."""
+    """Of them, those that were kept raw."""
+    exact_images: int = 0
+    """Of them, those that were decoded to the source's own bytes."""
     quality: Quality = Quality()
     """Against the originals in --reference; of the decoded rows only."""
     unmatched: int = 0
@@ -362,6 +388,7 @@ class RestoreLine:
             source_bytes=self.source_bytes + other.source_bytes,
             restored_bytes=self.restored_bytes + other.restored_bytes,
             raw_images=self.raw_images + other.raw_images,
+            exact_images=self.exact_images + other.exact_images,
             quality=self.quality + other.quality,
             unmatched=self.unmatched + other.unmatched,
             damaged=self.damaged + other.damaged,
@@ -378,6 +405,7 @@ class RestoreLine:
             "source_bytes": self.source_bytes,
             "restored_bytes": self.restored_bytes,
             "raw_images": self.raw_images,
+            "exact_images": self.exact_images,
             **self.quality.to_dict(),
             "unmatched": self.unmatched,
             "damaged": len(self.damaged),
@@ -508,8 +536,20 @@ def size_text(size_bytes: int) -> str:
 
 
 _QUALITY_HEAD = ("PSNR dB", "5 %", "worst", "SSIM", "worst")
-_ARCHIVE_HEAD = ("shard", "images", "source", "archive", "ratio", "bit/px", *_QUALITY_HEAD, "raw", "s", "images/s")
-_RESTORE_HEAD = ("shard", "images", "source", "restored", "raw", "damaged", "s", "images/s")
+_ARCHIVE_HEAD = (
+    "shard",
+    "images",
+    "source",
+    "archive",
+    "ratio",
+    "bit/px",
+    *_QUALITY_HEAD,
+    "exact",
+    "raw",
+    "s",
+    "images/s",
+)
+_RESTORE_HEAD = ("shard", "images", "source", "restored", "exact", "raw", "damaged", "s", "images/s")
 
 
 def _archive_cells(line: Line) -> list[str]:
@@ -521,6 +561,7 @@ def _archive_cells(line: Line) -> list[str]:
         _number(line.ratio, 2),
         _number(line.bits_per_pixel, 3),
         *_quality_cells(line.quality),
+        str(line.exact_images or "-"),
         str(line.raw_images),
         _number(line.seconds, 2),
         _number(line.images_per_s, 0),
@@ -533,6 +574,7 @@ def _restore_cells(line: RestoreLine, with_reference: bool) -> list[str]:
         str(line.images),
         size_text(line.source_bytes),
         size_text(line.restored_bytes),
+        str(line.exact_images or "-"),
         str(line.raw_images),
         str(len(line.damaged)),
         _number(line.seconds, 2),
@@ -556,6 +598,22 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     keep = [i for i in range(len(head)) if any(row[i] != "-" for row in rows)]
     widths = {i: max(len(head[i]), *(len(row[i]) for row in rows)) for i in keep}
     return ["  ".join(row[i].rjust(widths[i]) for i in keep) for row in (head, *rows)]
+
+
+def _by_codec(total: Line) -> list[str]:
+    """What the rows of each codec take, where there is more than the lossy one."""
+    if not total.exact_images:
+        return []
+    kinds = [
+        ("exact", total.exact_images, total.exact_source_bytes, total.exact_bytes),
+        ("lossy", total.lossy_images, total.lossy_source_bytes, total.lossy_bytes),
+        ("raw", total.raw_images, total.raw_bytes, total.raw_bytes),
+    ]
+    return [
+        f"{name}: {images} files of {size_text(source)} in {size_text(stored)} of payload ({stored / source:.3f})"
+        for name, images, source, stored in kinds
+        if images and source
+    ]
 
 
 def _reasons(kept_raw: Mapping[str, int]) -> list[str]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+FORMATS_READ = (1, 2)
 
 METADATA_KEY = "zippy_batch"
 """Key in the Parquet file's metadata whose value is a JSON object about the archive."""
@@ -43,7 +44,9 @@ PSNR_STEPS_PER_DB = 64
 SSIM_STEPS = 1024
 """psnr and ssim are rounded down to a multiple of 1/64 dB and of 1/1024: what is stored is kept, and takes 1 byte."""
 
-CODECS = ("latent", "raw")
+CODECS = ("latent", "exact", "raw")
+CODED = ("latent", "exact")
+"""Codecs whose payloads need a model."""
 MODES = ("RGB", "L")
 
 Kind = Literal["text", "bytes", "int32", "int64", "float32", "bool", "uint32"]
@@ -86,6 +89,7 @@ COLUMNS = (
     Column(18, "exif", "bytes", "DELTA_LENGTH_BYTE_ARRAY", 19),
     Column(19, "icc", "bytes", "DICTIONARY", 19),
     Column(20, "mtime_s", "int64", "DELTA_BINARY_PACKED", nullable=False),
+    Column(22, "jpeg_header", "bytes", "DICTIONARY", 19),
     Column(21, "crc", "uint32", "PLAIN", nullable=False),
 )
 BY_NAME = {column.name: column for column in COLUMNS}
@@ -100,7 +104,7 @@ class Row:
     codec: str
     """One of CODECS."""
     payload: bytes
-    """What the codec made of the picture, or the file itself where codec is raw."""
+    """What the codec made of the picture or of its coefficients, or the file itself where codec is raw."""
     raw_reason: str | None
     width: int | None
     height: int | None
@@ -122,6 +126,8 @@ class Row:
     icc: bytes | None
     mtime_s: int
     """Seconds since 1970-01-01 UTC."""
+    jpeg_header: bytes | None = None
+    """Where codec is exact: what the file is rebuilt from besides its coefficients (`jpeg.file`)."""
 
 
 Value = bytes | int | float | bool | None
@@ -152,6 +158,7 @@ def fields_of(row: Row) -> dict[str, Value]:
         "exif": row.exif,
         "icc": row.icc,
         "mtime_s": row.mtime_s,
+        "jpeg_header": row.jpeg_header,
     }
 
 
@@ -185,7 +192,9 @@ def problem_of(row: Row) -> str | None:
         return f"source_bytes is {row.source_bytes}"
     if any(value is not None and not math.isfinite(value) for value in (row.psnr, row.ssim)):
         return f"psnr {row.psnr}, ssim {row.ssim}"
-    return _problem_of_raw(row) if row.codec == "raw" else _problem_of_picture(row)
+    if row.codec == "raw":
+        return _problem_of_raw(row)
+    return _problem_of_size(row) or (_problem_of_exact(row) if row.codec == "exact" else _problem_of_latent(row))
 
 
 def _problem_of_raw(row: Row) -> str | None:
@@ -196,9 +205,21 @@ def _problem_of_raw(row: Row) -> str | None:
     return None
 
 
-def _problem_of_picture(row: Row) -> str | None:
+def _problem_of_size(row: Row) -> str | None:
     if any(side is None or not 1 <= side <= MAX_SIDE for side in (row.width, row.height)):
         return f"width {row.width}, height {row.height}"
+    return None
+
+
+def _problem_of_exact(row: Row) -> str | None:
+    if row.jpeg_header is None:
+        return "no jpeg_header"
+    if (row.quality, row.psnr, row.ssim) != (None, None, None):
+        return f"quality {row.quality}, psnr {row.psnr}, ssim {row.ssim} of a file that comes back as it was"
+    return None
+
+
+def _problem_of_latent(row: Row) -> str | None:
     if row.mode not in MODES:
         return f"mode {row.mode!r}"
     if row.quality is None or not 1 <= row.quality <= 100:

@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zippy_batch.archive import MANIFEST_NAME, MODEL_NAME, part_name
+from zippy_batch.archive import MANIFEST_NAME, model_name, part_name
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
 from zippy_batch.images import display_path
+from zippy_batch.schema import CODED
 
 PLAN_FILE = "plan.json"
 _PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
@@ -156,7 +157,7 @@ def _is_archive_directory(path: Path) -> bool:
 
 
 def _archive_file(name: str) -> bool:
-    return name in (MANIFEST_NAME, MODEL_NAME) or _PART_NAME.fullmatch(name) is not None
+    return name in (MANIFEST_NAME, *map(model_name, CODED)) or _PART_NAME.fullmatch(name) is not None
 
 
 def _take_up(staging: Staging, facts: Mapping[str, Any], overwrite: bool) -> None:

@@ -20,7 +20,7 @@ from zippy_batch.config import RestoreOptions
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.images import display_path, is_below, restored_path, safe_relative_path
 from zippy_batch.schema import Row
-from zippy_batch.work import RestoreUnit
+from zippy_batch.work.restore import RestoreUnit
 
 MARKER_NAME = b".zippy-restoring"
 _PLAN_FILE = "restore.json"
@@ -37,7 +37,8 @@ class Targets:
     """Relative to the destination; rows that cannot be read have none."""
     rows: int = 0
     source_bytes: int = 0
-    need_model: bool = False
+    codecs: set[str] = field(default_factory=set)
+    """Of the rows wanted."""
 
 
 def plan_targets(archive: Archive, options: RestoreOptions) -> Targets:
@@ -66,10 +67,10 @@ def _add_shard(
     for place in places:
         if place in facts:
             path, codec, source_format, source_bytes = facts[place]
-            is_raw = codec == "raw"
-            targets.paths.append(path if is_raw else restored_path(path, source_format or "", options.format))
+            is_new = codec == "latent"
+            targets.paths.append(restored_path(path, source_format or "", options.format) if is_new else path)
             targets.source_bytes += source_bytes
-            targets.need_model |= not is_raw
+            targets.codecs.add(codec)
     targets.rows += len(places)
     targets.units.append(RestoreUnit(shard, None if rows is None else tuple(rows)))
 
@@ -150,7 +151,7 @@ def _unused_name(paths: Sequence[bytes]) -> bytes:
 
 def _identity(archive: Archive) -> str:
     """Tells archives apart by what they are, wherever they lie."""
-    digest = hashlib.sha256(json.dumps([archive.info.model_id, archive.size_bytes]).encode())
+    digest = hashlib.sha256(json.dumps([dict(archive.info.models), archive.size_bytes]).encode())
     for shard in archive.shards():
         digest.update(f"{archive.info.shards[shard]} {archive.payload_bytes(shard)} ".encode())
     return digest.hexdigest()

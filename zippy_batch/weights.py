@@ -39,6 +39,11 @@ class Model:
     card: Mapping[str, Any]
     """The file's metadata: format, name, architecture, training, licence."""
 
+    @property
+    def codec(self) -> str:
+        """latent or exact."""
+        return str(self.card.get("codec", "latent"))
+
     @cached_property
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         return _parse(self.data)[1]

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from tiny import pictures, tiny_model  # noqa: E402
+from tiny import pictures, tiny_exact_model, tiny_model  # noqa: E402
 
 from zippy_batch.archive import Archive  # noqa: E402
+from zippy_batch.coding import Coders, decode_files, make_codec  # noqa: E402
 from zippy_batch.config import ArchiveOptions, RunOptions  # noqa: E402
 from zippy_batch.drawn import draw_faces  # noqa: E402
 from zippy_batch.latent.codec import LatentCodec, LatentItem  # noqa: E402
@@ -42,6 +44,7 @@ def sources(folder: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     face.save(folder / "turned.jpg", quality=90, exif=exif)
+    (folder / "tail.jpg").write_bytes((folder / "grey.jpg").read_bytes() + b"behind the end")
     (folder / "empty").write_bytes(b"")
     (folder / "notes.txt").write_bytes(b"not an image\n")
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg")).write_bytes((folder / "grey.jpg").read_bytes())
@@ -53,21 +56,27 @@ def content(path: Path) -> list[dict[str, object]]:
     """What the rows of an archive hold, symbols included."""
     found = []
     with Archive.open(path) as opened:
-        codec = LatentCodec(model_from_bytes(opened.info.model or b""))
+        models = {codec: model_from_bytes(data) for codec, data in opened.info.model_files.items()}
+        coders = Coders.of(models, "cpu", make_codec)
         for shard in opened.shards():
             for row in opened.read_rows(shard):
                 assert isinstance(row, Row), row
-                found.append(row_content(row, codec))
+                found.append(row_content(row, coders))
     return found
 
 
-def row_content(row: Row, codec: LatentCodec) -> dict[str, object]:
+def row_content(row: Row, coders: Coders) -> dict[str, object]:
     digest = hashlib.sha256(row.payload).hexdigest()
     if row.codec == "latent":
         item = LatentItem(row.payload, row.height or 0, row.width or 0, row.grey, row.quality or 0)
-        y_hat, damage = codec.decode_symbols([item])
+        assert isinstance(coders.latent, LatentCodec)
+        y_hat, damage = coders.latent.decode_symbols([item])
         assert not damage, damage
         digest = hashlib.sha256(y_hat.numpy().astype("<i4").tobytes()).hexdigest()
+    elif row.codec == "exact":
+        (file,) = decode_files([(row.jpeg_header or b"", row.payload)], coders.exact)
+        assert isinstance(file, bytes), file
+        digest = hashlib.sha256(file).hexdigest()
     return {
         "path": row.path.hex(),
         "codec": row.codec,
@@ -87,16 +96,19 @@ def row_content(row: Row, codec: LatentCodec) -> dict[str, object]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        folder, model = Path(temporary) / "source", Path(temporary) / "tiny.safetensors"
+        folder = Path(temporary) / "source"
         folder.mkdir()
         sources(folder)
-        model.write_bytes(tiny_model().data)
-        options = ArchiveOptions(quality=40, model=str(model), device="cpu", shard_size=6)
+        models = {"model": tiny_model(), "exact_model": tiny_exact_model()}
+        for name, model in models.items():
+            (Path(temporary) / name).write_bytes(model.data)
+        paths = {name: str(Path(temporary) / name) for name in models}
+        options = ArchiveOptions(quality=40, device="cpu", shard_size=6, **paths)  # type: ignore[arg-type]
         for name in (f"v{FORMAT_VERSION}.parquet", f"v{FORMAT_VERSION}"):
             archive(folder, HERE / name, options, RunOptions(workers=1))
         rows = content(HERE / f"v{FORMAT_VERSION}.parquet")
         (HERE / f"v{FORMAT_VERSION}.json").write_text(json.dumps(rows, indent=1) + "\n")
-        print(len(rows), "rows,", sum(row["codec"] == "latent" for row in rows), "latent")
+        print(Counter(row["codec"] for row in rows))
 
 
 if __name__ == "__main__":

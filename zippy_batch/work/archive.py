@@ -1,0 +1,407 @@
+"""Archive a shard: files -> pictures, JPEG coefficients -> batches -> payloads, verified -> rows -> part.
+
+What a row becomes:
+
+    --exact       exact, where the file is a JPEG that can be rebuilt; else raw
+    otherwise     latent, where the file is a picture and the codec can keep it; exact instead, where that takes no more
+                  bytes or where the lossy codec fails; else raw
+    --no-exact    latent, else raw
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zippy_batch.archive import Archive, ArchiveInfo, part_name, write_part
+from zippy_batch.coding import Coded, CodedFile, Coders, MakeCodec, code_batch, code_files
+from zippy_batch.config import ArchiveOptions
+from zippy_batch.errors import SourceError, WorkerError
+from zippy_batch.headers import EMPTY, Refused, read_header
+from zippy_batch.images import (
+    Picture,
+    SourceFile,
+    Unsuitable,
+    display_path,
+    estimate_jpeg_quality,
+    read_file,
+    read_picture,
+)
+from zippy_batch.plan import BatchLimit, Key, Shard, cut_batches
+from zippy_batch.report import FLOOR_REASON, Done, Tick
+from zippy_batch.schema import Row
+from zippy_batch.weights import Model
+from zippy_batch.work.hands import Hands
+from zippy_batch.work.rows import EXACT_BATCH, sizes
+
+if TYPE_CHECKING:
+    from zippy_batch.jpeg.file import JpegImage
+
+FILES_PER_READ = 16
+"""Files that a thread reads before it looks for other work."""
+SMALLER_REASON = "smaller as it is"
+UNLIKE_PSNR_DB = 14.0
+"""Below it a picture is not recognised. Faces stay above it at every quality; noise, which no model predicts, may not.
+"""
+UNLIKE_REASON = f"the model fails on it (below {UNLIKE_PSNR_DB:g} dB)"
+EXACT_SHARE = 0.6
+"""Of a JPEG's scan: an exact payload is hardly ever smaller, so that below it the exact codec need not be tried."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A file whose row is not made yet, with its bytes: they may yet be kept raw."""
+
+    place: int
+    """Row in the shard."""
+    file: SourceFile
+    data: bytes
+    found: Picture | JpegImage
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    index: int
+    done: Done
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ArchiveJob:
+    """Shards -> committed parts."""
+
+    source: Path
+    parts: Path
+    """Directory in the staging."""
+    options: ArchiveOptions
+    models: Mapping[str, Model]
+    """By codec."""
+    make_codec: MakeCodec
+    info: ArchiveInfo
+
+    def start(self, threads: int) -> Callable[[Shard, Tick], ShardDone]:
+        coders, hands = Coders.of(self.models, self.options.device, self.make_codec), Hands(threads)
+
+        def work(shard: Shard, tick: Tick) -> ShardDone:
+            started = time.monotonic()
+            rows = archive_shard(shard, self.source, self.options, coders, hands, tick)
+            commit_part(self.parts / part_name(shard.index), rows, self.info, self.options.verify)
+            return ShardDone(shard.index, _done_of(rows), time.monotonic() - started)
+
+        return work
+
+
+def commit_part(part: Path, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
+    """Write a part and, if `verify`, read its rows back before it gets its name. Raises WorkerError."""
+    new = part.with_name(f"{part.name}.new-{uuid.uuid4().hex}")
+    write_part(new, rows, info)
+    if verify:
+        with Archive.open(new) as opened:
+            lost = [found for found in opened.read_rows(0) if not isinstance(found, Row)]
+        if lost:
+            raise WorkerError(
+                f"{part} does not read back as it was written: {lost[0]}; check this machine's memory and disk"
+            )
+    os.replace(new, part)
+
+
+def archive_shard(
+    shard: Shard, source: Path, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick
+) -> list[Row]:
+    """Rows of a shard, in path order.
+
+    Raises SourceError for a file that cannot be read or has changed since it was listed and, with `options.strict`,
+    for one that would have to be kept raw.
+    """
+    rows: dict[int, Row] = {}
+
+    def loaded() -> Iterator[Loaded]:
+        for place, (file, data, found) in enumerate(_read_all(shard.files, source, options, hands)):
+            if not isinstance(found, Unsuitable):
+                yield Loaded(place, file, data, found)
+                continue
+            _forbid_raw(file, found, options)
+            rows[place] = _raw_row(file, data, found.reason, found.format, found.width, found.height)
+            tick(_done_of([rows[place]]))
+
+    limits = {"latent": BatchLimit(options.batch_size), "exact": EXACT_BATCH}
+    batches = cut_batches(loaded(), _key, _pixels, lambda key: limits[key[0]])
+    for batch, made in hands.in_order(lambda batch: (batch, _archive_batch(batch, options, coders)), batches):
+        rows.update((one.place, row) for one, row in zip(batch, made, strict=True))
+        tick(_done_of(made))
+    return [rows[place] for place in range(len(shard.files))]
+
+
+def _done_of(rows: Sequence[Row]) -> Done:
+    return Done(len(rows), *sizes(rows))
+
+
+# ---- reading ----
+
+
+def _read_all(
+    files: Sequence[SourceFile], source: Path, options: ArchiveOptions, hands: Hands
+) -> Iterator[tuple[SourceFile, bytes, Picture | JpegImage | Unsuitable]]:
+    look = {"always": _look_exact, "auto": _look_both, "never": read_picture}[options.exact]
+
+    def read(some: Sequence[SourceFile]) -> list[tuple[SourceFile, bytes, Picture | JpegImage | Unsuitable]]:
+        contents = ((file, read_file(source, file)) for file in some)
+        return [(file, data, look(data)) for file, data in contents]
+
+    groups = (files[start : start + FILES_PER_READ] for start in range(0, len(files), FILES_PER_READ))
+    for group in hands.in_order(read, groups):
+        yield from group
+
+
+def _look_exact(data: bytes) -> JpegImage | Unsuitable:
+    from zippy_batch.jpeg.file import Unrebuildable, parse
+
+    try:
+        return parse(data)
+    except Unrebuildable as error:
+        reason = str(error) if data else EMPTY
+    try:
+        header = read_header(data)
+    except Refused as refused:
+        return Unsuitable(reason, refused.format, refused.width, refused.height)
+    return Unsuitable(reason, header.format, header.width, header.height)
+
+
+def _look_both(data: bytes) -> Picture | JpegImage | Unsuitable:
+    from zippy_batch.jpeg.file import Unrebuildable, parse
+
+    found = read_picture(data)
+    if isinstance(found, Unsuitable) and found.format == "jpeg":
+        try:
+            return parse(data)
+        except Unrebuildable:
+            pass
+    return found
+
+
+def _forbid_raw(file: SourceFile, found: Unsuitable, options: ArchiveOptions) -> None:
+    if options.strict:
+        raise SourceError(
+            f"{display_path(file.path)} would be kept raw ({found.reason}), which --strict forbids; "
+            f"take it out, or run without --strict"
+        )
+
+
+# ---- coding ----
+
+
+def _key(loaded: Loaded) -> Key:
+    from zippy_batch.latent.codec import grid
+
+    if not isinstance(loaded.found, Picture):
+        return ("exact", 0, 0)
+    height, width = loaded.found.pixels.shape[:2]
+    return ("latent", *grid(height, width))
+
+
+def _pixels(loaded: Loaded) -> int:
+    if isinstance(loaded.found, Picture):
+        height, width = loaded.found.pixels.shape[:2]
+        return height * width
+    return sum(c.size for c in loaded.found.coefficients)
+
+
+def _archive_batch(batch: Sequence[Loaded], options: ArchiveOptions, coders: Coders) -> list[Row]:
+    if isinstance(batch[0].found, Picture):
+        return _archive_pictures(batch, options, coders)
+    images = [(one.data, one.found) for one in batch if not isinstance(one.found, Picture)]
+    return _archive_files(batch, images, options, coders)
+
+
+def _archive_files(
+    batch: Sequence[Loaded], images: Sequence[tuple[bytes, JpegImage]], options: ArchiveOptions, coders: Coders
+) -> list[Row]:
+    """Exact rows, or raw ones where coding gains nothing."""
+    exact = _code_exact(dict(enumerate(images)), options, coders)
+    return [_smaller_row(one, exact[i]) for i, one in enumerate(batch)]
+
+
+def _archive_pictures(batch: Sequence[Loaded], options: ArchiveOptions, coders: Coders) -> list[Row]:
+    pictures = [one.found for one in batch if isinstance(one.found, Picture)]
+    assert coders.latent is not None
+    coded = code_batch(pictures, options.quality, options.min_psnr, options.verify, coders.latent)
+    failures = [_failure(one, options) for one in coded]
+    exact: dict[int, _Exact] = {}
+    if options.exact == "auto":
+        wanted = {i: one.data for i, one in enumerate(batch) if _may_be_exact(one, coded[i], failures[i])}
+        exact = _code_exact(_take_apart(wanted), options, coders)
+    rows = []
+    for i, (one, picture) in enumerate(zip(batch, pictures, strict=True)):
+        latent = None if failures[i] else _latent_row(one, picture, coded[i])
+        rows.append(_smallest_row(one, picture, latent, exact.get(i), failures[i]))
+    return rows
+
+
+def _failure(coded: Coded, options: ArchiveOptions) -> str | None:
+    """Why an image cannot be kept by the lossy codec; None where it can."""
+    if coded.failure is not None:
+        return coded.failure
+    if not coded.reaches(options.min_psnr):
+        return f"{FLOOR_REASON} {options.min_psnr:g} at every quality"
+    return UNLIKE_REASON if coded.psnr is not None and coded.psnr < UNLIKE_PSNR_DB else None
+
+
+def _may_be_exact(loaded: Loaded, coded: Coded, failure: str | None) -> bool:
+    """Whether the exact codec is worth a try: where the lossy one fails, or by the length of the file's scan."""
+    if not isinstance(loaded.found, Picture) or loaded.found.facts.format != "jpeg":
+        return False
+    return failure is not None or len(coded.payload) >= EXACT_SHARE * (len(loaded.data) - _scan_at(loaded.data))
+
+
+def _scan_at(data: bytes) -> int:
+    """Where the first scan of a JPEG begins, or 0."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xDA:
+            return end
+        at = end
+    return 0
+
+
+def _take_apart(files: Mapping[int, bytes]) -> dict[int, tuple[bytes, JpegImage]]:
+    """Those of these files that can be rebuilt."""
+    from zippy_batch.jpeg.file import Unrebuildable, parse
+
+    out = {}
+    for i, data in files.items():
+        try:
+            out[i] = data, parse(data)
+        except Unrebuildable:
+            continue
+    return out
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """A JPEG file that the exact codec has coded."""
+
+    image: JpegImage
+    coded: CodedFile
+    stored_bytes: int
+    """Payload, and the header's share: equal headers of a batch are stored once."""
+
+
+def _code_exact(
+    files: Mapping[int, tuple[bytes, JpegImage]], options: ArchiveOptions, coders: Coders
+) -> dict[int, _Exact]:
+    if not files:
+        return {}
+    assert coders.exact is not None
+    coded = code_files(list(files.values()), options.verify, coders.exact)
+    alike = Counter(image.header for _, image in files.values())
+    return {
+        i: _Exact(image, one, len(one.payload) + len(image.header) // alike[image.header])
+        for (i, (_, image)), one in zip(files.items(), coded, strict=True)
+    }
+
+
+# ---- rows ----
+
+
+def _smallest_row(
+    loaded: Loaded, picture: Picture, latent: Row | None, exact: _Exact | None, failure: str | None
+) -> Row:
+    """The latent, the exact or the raw row, whichever takes the fewest bytes; of equal ones the truer."""
+    facts = picture.facts
+    sound = exact if exact and exact.coded.failure is None else None
+    if latent and (sound is None or _stored_bytes(latent) < sound.stored_bytes):
+        if _stored_bytes(latent) < len(loaded.data):
+            return latent
+    elif sound and sound.stored_bytes < len(loaded.data):
+        return _exact_row(loaded, sound)
+    raw = _raw_row(loaded.file, loaded.data, failure or SMALLER_REASON, facts.format, facts.width, facts.height)
+    return replace(raw, mode=facts.mode, grey=picture.pixels.ndim == 2, jpeg_quality=facts.jpeg_quality)
+
+
+def _smaller_row(loaded: Loaded, exact: _Exact) -> Row:
+    """The exact row, or the raw one."""
+    if exact.coded.failure is None and exact.stored_bytes < len(loaded.data):
+        return _exact_row(loaded, exact)
+    row = _exact_row(loaded, exact)
+    return replace(
+        _raw_row(loaded.file, loaded.data, exact.coded.failure or SMALLER_REASON, "jpeg", row.width, row.height),
+        mode=row.mode,
+        grey=row.grey,
+        jpeg_quality=row.jpeg_quality,
+    )
+
+
+def _stored_bytes(latent: Row) -> int:
+    return len(latent.payload) + len(latent.exif or b"") + len(latent.icc or b"")
+
+
+def _latent_row(loaded: Loaded, picture: Picture, coded: Coded) -> Row:
+    facts = picture.facts
+    return Row(
+        path=loaded.file.path,
+        codec="latent",
+        payload=coded.payload,
+        raw_reason=None,
+        width=facts.width,
+        height=facts.height,
+        mode=facts.mode,
+        grey=picture.pixels.ndim == 2,
+        quality=coded.quality,
+        source_bytes=len(loaded.data),
+        source_format=facts.format,
+        jpeg_quality=facts.jpeg_quality,
+        jpeg_tables=facts.jpeg_tables,
+        psnr=coded.psnr,
+        ssim=coded.ssim,
+        exif=facts.exif,
+        icc=facts.icc,
+        mtime_s=loaded.file.mtime_s,
+    )
+
+
+def _exact_row(loaded: Loaded, exact: _Exact) -> Row:
+    frame = exact.image.frame
+    grey = len(frame.components) == 1
+    tables = tuple(dict.fromkeys(tuple(c.table.tolist()) for c in frame.components))
+    row = _raw_row(loaded.file, loaded.data, None, "jpeg", frame.width, frame.height)
+    return replace(
+        row,
+        codec="exact",
+        payload=exact.coded.payload,
+        mode="L" if grey else "RGB",
+        grey=grey,
+        jpeg_quality=estimate_jpeg_quality(tables),
+        jpeg_header=exact.image.header,
+    )
+
+
+def _raw_row(
+    file: SourceFile, data: bytes, reason: str | None, format: str | None, width: int | None, height: int | None
+) -> Row:
+    return Row(
+        path=file.path,
+        codec="raw",
+        payload=data,
+        raw_reason=reason,
+        width=width,
+        height=height,
+        mode=None,
+        grey=False,
+        quality=None,
+        source_bytes=len(data),
+        source_format=format,
+        jpeg_quality=None,
+        jpeg_tables=None,
+        psnr=None,
+        ssim=None,
+        exif=None,
+        icc=None,
+        mtime_s=file.mtime_s,
+    )

@@ -1,0 +1,136 @@
+"""Check a shard: checksums, and if asked decode its rows and compare them with the originals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from zippy_batch.archive import Archive
+from zippy_batch.coding import Coders, MakeCodec, Pixels, compare_restored
+from zippy_batch.config import ArchiveOptions
+from zippy_batch.images import Picture, SourceFile, display_path, read_file, read_picture
+from zippy_batch.report import Done, Finding, Tick
+from zippy_batch.schema import Row
+from zippy_batch.weights import Model
+from zippy_batch.work.hands import Hands
+from zippy_batch.work.rows import (
+    Numbered,
+    decode_pictures,
+    facts_of,
+    is_verbatim,
+    row_batches,
+    sizes,
+    stored_files,
+    whole_rows,
+)
+
+PSNR_TOLERANCE_DB = 0.05
+"""How far a picture may fall below the PSNR its row promises before `verify --against` says so. Synthesis in floats
+differs by a level here and there between machines and batch sizes, and so does the JPEG made of it."""
+
+
+@dataclass(frozen=True)
+class VerifyUnit:
+    index: int
+    """Shard."""
+    originals: Mapping[bytes, SourceFile] = field(default_factory=dict)
+    """Files to compare its rows with, by path; rows without one are only checked."""
+
+
+@dataclass(frozen=True)
+class ShardVerified:
+    index: int
+    done: Done
+    decoded: int
+    damaged: tuple[Finding, ...]
+    differing: tuple[Finding, ...]
+    unpromised: int
+
+
+@dataclass(frozen=True)
+class VerifyJob:
+    archive: Path
+    against: Path | None
+    deep: bool
+    device: str
+    models: Mapping[str, Model]
+    """By codec; none where nothing is decoded."""
+    make_codec: MakeCodec
+
+    def start(self, threads: int) -> Callable[[VerifyUnit, Tick], ShardVerified]:
+        coders = Coders.of(self.models, self.device, self.make_codec)
+        archive, hands = Archive.open(self.archive, allow_damage=True), Hands(threads)
+
+        def work(unit: VerifyUnit, tick: Tick) -> ShardVerified:
+            return verify_shard(unit, archive, self, coders, hands, tick)
+
+        return work
+
+
+def verify_shard(
+    unit: VerifyUnit, archive: Archive, job: VerifyJob, coders: Coders, hands: Hands, tick: Tick
+) -> ShardVerified:
+    """Checksums of all rows; with `job.deep` decodes them, with `job.against` compares them with their originals."""
+    rows, damaged = whole_rows(archive, unit.index, None)
+    done = Done(len(rows) + len(damaged), *sizes(row for _, row in rows))
+    if not job.deep and job.against is None:
+        tick(done)
+        return ShardVerified(unit.index, done, 0, damaged, (), 0)
+    verified = ShardVerified(unit.index, done, 0, damaged, (), 0)
+
+    def check(batch: Sequence[Numbered]) -> ShardVerified:
+        return _verify_batch(batch, unit, job.against, coders)
+
+    for part in hands.in_order(check, row_batches(rows, ArchiveOptions.batch_size)):
+        verified = replace(
+            verified,
+            decoded=verified.decoded + part.decoded,
+            damaged=verified.damaged + part.damaged,
+            differing=verified.differing + part.differing,
+            unpromised=verified.unpromised + part.unpromised,
+        )
+        tick(part.done)
+    tick(Done(len(damaged)))
+    return verified
+
+
+def _verify_batch(batch: Sequence[Numbered], unit: VerifyUnit, against: Path | None, coders: Coders) -> ShardVerified:
+    verbatim = is_verbatim(batch[0][1])
+    pictures, damage = ([], {}) if verbatim else decode_pictures(batch, coders.latent)
+    files = stored_files(batch, coders) if verbatim else []
+    damage |= {i: file for i, file in enumerate(files) if isinstance(file, str)}
+    damaged, differing, unpromised = [], [], 0
+    for i, (place, row) in enumerate(batch):
+        where = display_path(row.path), unit.index, place
+        if i in damage:
+            damaged.append(Finding(where[0], damage[i], *where[1:]))
+        elif against is not None and row.path in unit.originals:
+            found = files[i] if verbatim else pictures[i]
+            difference = _difference(row, found, against, unit.originals[row.path])
+            differing += [Finding(where[0], difference, *where[1:])] if difference else []
+            unpromised += not verbatim and row.psnr is None
+    done = Done(len(batch), *sizes(row for _, row in batch))
+    decoded = 0 if batch[0][1].codec == "raw" else len(batch)
+    return ShardVerified(unit.index, done, decoded, tuple(damaged), tuple(differing), unpromised)
+
+
+def _difference(row: Row, found: Pixels | bytes | str, against: Path, file: SourceFile) -> str | None:
+    """How the row is not what it promises of its original; None where it is. What was found of it is its file, or the
+    pixels of a latent row."""
+    if row.source_bytes != file.size_bytes:
+        return f"the file has {file.size_bytes} bytes, the archive says {row.source_bytes}"
+    data = read_file(against, file)
+    if isinstance(found, bytes | str):
+        return None if data == found else "the file's bytes are not those in the archive"
+    picture = read_picture(data)
+    if not isinstance(picture, Picture):
+        return f"the file is no picture that would be coded ({picture.reason}), but the archive holds it as one"
+    if replace(picture.facts, jpeg_quality=None) != replace(facts_of(row), jpeg_quality=None):
+        return "format, mode, size, quantisation tables, EXIF or ICC data are not those in the archive"
+    if picture.pixels.shape != found.shape:
+        return f"the picture is {picture.pixels.shape}, the archive's is {found.shape}"
+    psnr, _ = compare_restored(picture.pixels, found, picture.facts)
+    if row.psnr is not None and psnr < row.psnr - PSNR_TOLERANCE_DB:
+        return f"restored it would have {psnr:.2f} dB, the archive promises {row.psnr:.2f} dB"
+    return None
