@@ -367,7 +367,7 @@ def models(ctx: typer.Context, as_json: Json = False) -> None:
             _print_json([asdict(summary) for summary in summaries])
             return
         for summary in summaries:
-            _print(f"{summary.name}  {summary.size_bytes / 1e6:.1f} MB  {summary.id}")
+            _print(f"{summary.name}  {summary.codec} codec  {summary.size_bytes / 1e6:.1f} MB  {summary.id}")
             notice = str(summary.card.get("notice", ""))
             if notice:
                 _print(textwrap.indent(textwrap.fill(notice, 98, break_on_hyphens=False), "  "))

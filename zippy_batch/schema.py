@@ -194,7 +194,7 @@ def problem_of(row: Row) -> str | None:
         return f"psnr {row.psnr}, ssim {row.ssim}"
     if row.codec == "raw":
         return _problem_of_raw(row)
-    return _problem_of_size(row) or (_problem_of_exact(row) if row.codec == "exact" else _problem_of_latent(row))
+    return _problem_of_coded(row) or (_problem_of_exact(row) if row.codec == "exact" else _problem_of_latent(row))
 
 
 def _problem_of_raw(row: Row) -> str | None:
@@ -205,9 +205,11 @@ def _problem_of_raw(row: Row) -> str | None:
     return None
 
 
-def _problem_of_size(row: Row) -> str | None:
+def _problem_of_coded(row: Row) -> str | None:
     if any(side is None or not 1 <= side <= MAX_SIDE for side in (row.width, row.height)):
         return f"width {row.width}, height {row.height}"
+    if row.mode not in MODES:
+        return f"mode {row.mode!r}"
     return None
 
 
@@ -220,8 +222,6 @@ def _problem_of_exact(row: Row) -> str | None:
 
 
 def _problem_of_latent(row: Row) -> str | None:
-    if row.mode not in MODES:
-        return f"mode {row.mode!r}"
     if row.quality is None or not 1 <= row.quality <= 100:
         return f"quality {row.quality}"
     return None

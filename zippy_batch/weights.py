@@ -1,9 +1,9 @@
 """Model <-> one safetensors file, whose SHA-256 is the model's id.
 
-A model file holds the float transforms, the integer context model, the entropy tables, and one metadata entry
-`zippy_batch` (JSON): format, name, architecture, training summary, licence notice. Loading proves the exactness of
-every integer layer again (`latent/context.py`), so that a damaged or hand-made file cannot decode to different
-symbols on different machines.
+A model file is of one codec. It holds its integer layers, of the lossy codec also float transforms and entropy tables,
+and one metadata entry `zippy_batch` (JSON): format, name, codec, architecture, training summary, licence notice.
+Loading proves the exactness of every integer layer again (`latent/context.py`, `exact/context.py`), so that a damaged
+or hand-made file cannot decode to different symbols on different machines.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Model:
 @dataclass(frozen=True)
 class ModelSummary:
     name: str
+    codec: str
     id: str
     size_bytes: int
     card: Mapping[str, Any]
@@ -132,4 +133,4 @@ def builtin_model_by_id(model_id: str) -> Model | None:
 
 
 def list_models() -> list[ModelSummary]:
-    return [ModelSummary(m.name, m.id, len(m.data), m.card) for m in map(_builtin, builtin_names())]
+    return [ModelSummary(m.name, m.codec, m.id, len(m.data), m.card) for m in map(_builtin, builtin_names())]

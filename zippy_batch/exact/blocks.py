@@ -58,14 +58,6 @@ class Blocks:
         """(R,) number of the stage of each block, of so many."""
         return stages_of(self.row, self.column, stages)
 
-    def around(self, rows: Indices) -> Indices:
-        """(len(rows), 9) canvas places of blocks and their neighbours, row by row."""
-        centre, stride = self.centre[rows, None], self.stride[rows, None]
-        return (centre + stride * _DOWN + _ACROSS).astype(np.int64)
-
-
-_DOWN, _ACROSS = np.repeat([-1, 0, 1], 3), np.tile([-1, 0, 1], 3)
-
 
 def geometry(frame: Frame) -> Geometry:
     parts = ((c.horizontal, c.vertical, c.blocks_high, c.blocks_wide) for c in frame.components)

@@ -30,7 +30,7 @@ from zippy_batch.jpeg.file import Coefficients, Frame
 from zippy_batch.rans import CHECK_MASK, STATE_BYTES, lane_bytes
 from zippy_batch.weights import Model
 
-BATCH_BLOCKS = 8192
+BATCH_BLOCKS = 16384
 """Blocks that go through the network at once; more take memory and are no faster."""
 
 

@@ -14,7 +14,7 @@ Letters: N images, R blocks of a plane, G coefficients of a group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -26,24 +26,24 @@ from torch import Tensor
 
 from zippy_batch.errors import ModelError
 from zippy_batch.exact.blocks import Blocks, Indices
-from zippy_batch.exact.features import (
-    END_FEATURES,
-    INPUT_LIMIT,
-    LINEAR,
-    STATIC_FEATURES,
-    companding_table,
-    end_table,
-)
+from zippy_batch.exact.canvas import Neighbours, gather, write_coefficients, write_ends
+from zippy_batch.exact.features import END_FEATURES, STATIC_FEATURES, group_inputs
 from zippy_batch.exact.mixture import UNIT_BITS, Quantisers
-from zippy_batch.exact.network import CONTEXT_PLANES, ENDS, PARAMETERS, PlaneShape, group_inputs
+from zippy_batch.exact.network import CONTEXT_PLANES, ENDS, PARAMETERS, PlaneShape
 from zippy_batch.integer import Arrays, IntegerSum, RoundedSum, fetch, load_layer, prove
 from zippy_batch.latent.features import ONE
 
 ACTIVATION_LIMIT = 255
 STATE_BITS, HIDDEN_BITS = 5, 6
 """Activations are real values times 2^this."""
-CHUNK_ROWS = 1024
-"""Blocks that pass through the layers at once: few enough to stay in a core's cache."""
+CHUNK_ROWS = 2048
+"""Blocks that pass through the layers at once: few enough to stay in a cache, and calls to be few."""
+
+
+_EDGES, _CORNERS = (1, 3, 5, 7), (0, 2, 6, 8)
+EARLIER: dict[int, tuple[Neighbours, ...]] = {1: ((),), 2: ((), _EDGES), 3: ((), _CORNERS, _EDGES)}
+"""By number of stages: of a block in each of them, the neighbours that are in earlier ones. What those add to its state
+is added before it is coded, what the others do when all stages are done."""
 
 
 class Coder(Protocol):
@@ -86,8 +86,6 @@ class IntegerPlane:
         self._name = name
         self._shape = shape
         self._device = device
-        self._companding = torch.from_numpy(companding_table().astype(np.float32)).to(device)
-        self._end_table = torch.from_numpy(end_table().astype(np.float32)).to(device)
         inputs = {"static": STATIC_FEATURES}
         inputs |= {f"seen.{seen}": group_inputs(0, 64) + END_FEATURES for seen in CONTEXT_PLANES[name]}
         inputs["ends"] = 9 * END_FEATURES
@@ -100,6 +98,8 @@ class IntegerPlane:
         self._unit = fetch(arrays, f"{name}.unit", "int8", 64)
         if self._unit.min() < 0 or self._unit.max() > UNIT_BITS:
             raise ModelError(f"model: {name}.unit must be 0..{UNIT_BITS}")
+        self._parts: dict[tuple[str, Neighbours], Tensor] = {}
+        """Columns of the state's weights by what `_taps` is asked for."""
         self._ends = [self._load_step(f"{name}.ends.{k}", ENDS, arrays) for k in range(shape.end_stages)]
         self._steps = [
             [self._load_step(f"{name}.{g}.{k}", PARAMETERS * (b - a), arrays) for k in range(stages)]
@@ -118,35 +118,91 @@ class IntegerPlane:
     def traverse(self, blocks: Blocks, seen: Mapping[str, Tensor], coder: Coder) -> NDArray[np.int16]:
         """Visit all steps in coding order; seen: of the planes coded before, what `inputs_of` makes of them. Returns
         the coefficients (R, 64)."""
+        rows = np.arange(len(blocks.image))
         state = self._begin(blocks, seen)
-        ends, state = self._traverse_ends(blocks, state, coder)
+        ends = self._code_ends(blocks, state, coder)
         coefficients = np.zeros((len(ends), 64), np.int16)
-        rows = np.arange(len(ends))
-        for g, (start, stop, stages) in enumerate(self._shape.spans()):
-            how = Quantisers.of(blocks.steps[:, start:stop], self._unit[start:stop], np.zeros(0, np.int64))
-            stage = blocks.stage(stages)[rows]
-            canvas = torch.zeros(blocks.canvas, group_inputs(start, stop), device=self._device)
-            for k, layers in enumerate(self._steps[g]):
-                mine = np.flatnonzero(stage == k)
-                at = rows[mine]
-                image, now = blocks.image[at], state if stages == 1 else _take(state, mine)
-                if k:
-                    now = now + self._taps(f"taps.{g}", canvas, blocks, at)
-                how = Quantisers(how.step, how.octaves, how.unit, layers.shift)
-                for part in _chunks(len(at)):
-                    accumulated = self._accumulate(layers, now[part])
-                    values = coder.code(self._name, at[part], image[part], ends[at[part]], start, accumulated, how)
-                    coefficients[at[part], start:stop] = values
-                if stop < 64:
-                    canvas[blocks.centre[at]] = self._inputs(coefficients[at, start:stop], blocks, image, start)
-            if stop == 64:
-                break
-            more = np.flatnonzero(ends[rows] >= stop)
+        for g, (start, stop, _) in enumerate(self._shape.spans()):
+            more = np.flatnonzero(ends[rows] >= start)
             rows, state = rows[more], _take(state, more)
             if not len(rows):
                 break
-            state += self._taps(f"taps.{g}", canvas, blocks, rows)
+            self._code_group(g, start, stop, blocks, rows, state, ends, coefficients, coder)
         return coefficients
+
+    def _code_ends(self, blocks: Blocks, state: Tensor, coder: Coder) -> Indices:
+        """The ends (R,); adds to the state what they say."""
+        ends = np.zeros(len(blocks.image), np.int64)
+
+        def code(at: Indices, accumulated: NDArray[np.float32], shift: Indices) -> None:
+            ends[at] = coder.code_ends(self._name, at, blocks.image[at], accumulated, shift)
+
+        def show(at: Indices, canvas: NDArray[np.float32]) -> None:
+            write_ends(ends[at], blocks.centre[at], canvas)
+
+        self._code_stages("ends", self._ends, END_FEATURES, blocks, np.arange(len(ends)), state, code, show)
+        return ends
+
+    def _code_group(
+        self,
+        g: int,
+        start: int,
+        stop: int,
+        blocks: Blocks,
+        rows: Indices,
+        state: Tensor,
+        ends: Indices,
+        coefficients: NDArray[np.int16],
+        coder: Coder,
+    ) -> None:
+        """Fills in the coefficients of a group; adds to the state what they say."""
+        how = Quantisers.of(blocks.steps[:, start:stop], self._unit[start:stop], np.zeros(0, np.int64))
+
+        def code(at: Indices, accumulated: NDArray[np.float32], shift: Indices) -> None:
+            quantisers = Quantisers(how.step, how.octaves, how.unit, shift)
+            found = coder.code(self._name, at, blocks.image[at], ends[at], start, accumulated, quantisers)
+            coefficients[at, start:stop] = found
+
+        def show(at: Indices, canvas: NDArray[np.float32]) -> None:
+            found = coefficients[at, start:stop]
+            write_coefficients(found, start, blocks.image[at], blocks.steps, blocks.centre[at], canvas)
+
+        taps = f"taps.{g}" if stop < 64 else None
+        self._code_stages(taps, self._steps[g], group_inputs(start, stop), blocks, rows, state, code, show)
+
+    def _code_stages(
+        self,
+        taps: str | None,
+        steps: Sequence[_Layers],
+        width: int,
+        blocks: Blocks,
+        rows: Indices,
+        state: Tensor,
+        code: Callable[[Indices, NDArray[np.float32], Indices], None],
+        show: Callable[[Indices, NDArray[np.float32]], None],
+    ) -> None:
+        """Code something of these blocks, stage after stage, and add to their state, by the weights `taps`, what `show`
+        puts of it on a canvas of this width; taps is None where nothing comes after it."""
+        stages = len(steps)
+        stage = blocks.stage(stages)[rows]
+        canvas = np.zeros((blocks.canvas, width), np.float32)
+        members = [np.flatnonzero(stage == k) for k in range(stages)]
+        for k, layers in enumerate(steps):
+            mine = members[k]
+            at = rows[mine]
+            now = state if stages == 1 else _take(state, mine)
+            if k and taps:
+                now += self._taps(taps, EARLIER[stages][k], canvas, blocks, at)
+                state.index_copy_(0, torch.from_numpy(mine).to(self._device), now)
+            for part in _chunks(len(at)):
+                code(at[part], self._accumulate(layers, now[part]), layers.shift)
+            if taps:
+                show(at, canvas)
+        for k in range(stages if taps else 0):
+            known = EARLIER[stages][k]
+            rest = tuple(n for n in range(9) if n not in known)
+            added = self._taps(taps or "", rest, canvas, blocks, rows[members[k]])
+            state.index_add_(0, torch.from_numpy(members[k]).to(self._device), added)
 
     def _begin(self, blocks: Blocks, seen: Mapping[str, Tensor]) -> Tensor:
         """(R, S) the state before anything of this plane is coded."""
@@ -158,32 +214,17 @@ class IntegerPlane:
             state += _take(torch.cat([part, part.new_zeros(1, part.shape[1])]), blocks.places[name])
         return state
 
-    def _traverse_ends(self, blocks: Blocks, state: Tensor, coder: Coder) -> tuple[Indices, Tensor]:
-        """The ends (R,), and the state with them."""
-        ends = np.zeros(len(blocks.image), np.int64)
-        canvas = torch.zeros(blocks.canvas, END_FEATURES, device=self._device)
-        stage = blocks.stage(len(self._ends))
-        for k, layers in enumerate(self._ends):
-            at = np.flatnonzero(stage == k)
-            now = _take(state, at)
-            if k:
-                now += self._taps("ends", canvas, blocks, at)
-            for part in _chunks(len(at)):
-                accumulated = self._accumulate(layers, now[part])
-                rows = at[part]
-                ends[rows] = coder.code_ends(self._name, rows, blocks.image[rows], accumulated, layers.shift)
-            canvas[blocks.centre[at]] = self._end_table[torch.from_numpy(ends[at])]
-        state += self._taps("ends", canvas, blocks, np.arange(len(ends)))
-        return ends, state
-
-    def _taps(self, name: str, canvas: Tensor, blocks: Blocks, rows: Indices) -> Tensor:
-        """What the neighbourhoods of these blocks add to the state."""
-        weight = self._state.weights[name]
-        around = blocks.around(rows)
-        out = canvas.new_empty(len(rows), len(weight))
+    def _taps(self, name: str, which: Neighbours, canvas: NDArray[np.float32], blocks: Blocks, rows: Indices) -> Tensor:
+        """What some of the blocks around these add to their state."""
+        if (name, which) not in self._parts:
+            weight = self._state.weights[name]
+            parts = weight.view(len(weight), 9, -1)[:, list(which)]
+            self._parts[name, which] = parts.reshape(len(weight), -1).T.contiguous()
+        weight = self._parts[name, which]
+        out = weight.new_empty(len(rows), weight.shape[1])
         for part in _chunks(len(rows)):
-            inputs = _take(canvas, around[part].reshape(-1)).view(-1, weight.shape[1])
-            torch.mm(inputs, weight.T, out=out[part])
+            found = torch.from_numpy(gather(canvas, blocks, rows[part], which)).to(self._device)
+            torch.mm(found, weight, out=out[part])
         return out
 
     def _accumulate(self, step: _Layers, rows: Tensor) -> NDArray[np.float32]:
@@ -193,22 +234,13 @@ class IntegerPlane:
             a = layer.settle(layer.accumulate("a", a), 0, ACTIVATION_LIMIT)
         return torch.nn.functional.linear(a, step.out.weights["a"], step.out.bias).cpu().numpy()
 
-    def _inputs(self, coefficients: NDArray[np.int16], blocks: Blocks, image: Indices, start: int) -> Tensor:
-        """Coefficients (R, G) start..start+G-1 as the network sees them, (R, `group_inputs`): companded, with and
-        without their sign, and the first LINEAR of a block also linearly."""
-        steps = torch.from_numpy(blocks.steps[image, start : start + coefficients.shape[1]].astype(np.float32))
-        value = torch.from_numpy(coefficients.astype(np.float32)).mul_(steps).to(self._device)
-        limit = len(self._companding) - 1
-        value.clamp_(-limit, limit)
-        size = self._companding[value.abs().int()]
-        straight = (value[:, : max(0, LINEAR - start)] * 0.25).floor_().clamp_(-INPUT_LIMIT, INPUT_LIMIT)
-        return torch.cat([size * value.sign(), straight, size], 1)
-
     def inputs_of(self, coefficients: NDArray[np.int16], ends: Indices, blocks: Blocks) -> Tensor:
         """Coefficients of this plane (R, 64) as the planes coded after it see them."""
-        return torch.cat(
-            [self._inputs(coefficients, blocks, blocks.image, 0), self._end_table[torch.from_numpy(ends)]], 1
-        )
+        out = np.empty((len(ends), group_inputs(0, 64) + END_FEATURES), np.float32)
+        rows = np.arange(len(ends))
+        write_coefficients(coefficients, 0, blocks.image, blocks.steps, rows, out)
+        write_ends(ends, rows, out)
+        return torch.from_numpy(out).to(self._device)
 
 
 def _take(rows: Tensor, numbers: Indices) -> Tensor:

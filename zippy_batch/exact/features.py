@@ -62,6 +62,11 @@ def ends_of(coefficients: NDArray[np.integer]) -> NDArray[np.int64]:
     return 63 - np.argmax(there[:, ::-1], axis=1)
 
 
+def group_inputs(start: int, stop: int) -> int:
+    """Inputs that the coefficients start..stop-1 of one block make."""
+    return 2 * (stop - start) + max(0, min(LINEAR, stop) - start)
+
+
 def coarseness(table: NDArray[np.integer]) -> int:
     """128 * log2 of the first ten steps of a quantisation table (64,) in zigzag order, their mean."""
     return int(log2_steps(table[:10]).sum()) // 10

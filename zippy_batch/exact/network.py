@@ -32,7 +32,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zippy_batch.exact.features import END_FEATURES, INPUT_LIMIT, LINEAR, STATIC_FEATURES, companding_table, end_table
+from zippy_batch.exact.features import (
+    END_FEATURES,
+    INPUT_LIMIT,
+    LINEAR,
+    STATIC_FEATURES,
+    companding_table,
+    end_table,
+    group_inputs,
+)
 from zippy_batch.latent.features import ONE
 
 MIXTURE = 3
@@ -69,7 +77,7 @@ class PlaneShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    luma: PlaneShape = PlaneShape((1, 1, 1, 3, 4, 5, 6, 7, 8, 28), (3, 2, 2, 2, 2, 1, 1, 1, 1, 1), 3, 160, (112, 112))
+    luma: PlaneShape = PlaneShape((1, 2, 3, 4, 5, 6, 7, 8, 28), (3, 2, 2, 2, 1, 1, 1, 1, 1), 3, 160, (96, 96))
     chroma: PlaneShape = PlaneShape((1, 2, 3, 4, 11, 43), (3, 2, 1, 1, 1, 1), 3, 96, (64, 64))
 
     def shape(self, plane: str) -> PlaneShape:
@@ -92,7 +100,8 @@ def _shape(card: dict[str, Any]) -> PlaneShape:
     shape = PlaneShape(groups, stages, int(card["end_stages"]), int(card["state"]), hidden)
     if len(groups) != len(stages) or min(groups) < 1 or sum(groups) != 64:
         raise ValueError(f"groups {groups} of stages {stages}")
-    if not {*stages, shape.end_stages} <= {1, 2, 3}:
+    # a group that has several stages is also input, and the last one is none
+    if not {*stages, shape.end_stages} <= {1, 2, 3} or stages[-1] != 1:
         raise ValueError(f"stages {stages}, {shape.end_stages}")
     if not 1 <= len(hidden) <= _MAX_LAYERS or not {shape.state, *hidden} <= set(range(1, _MAX_WIDTH + 1)):
         raise ValueError(f"widths of layers {shape.state}, {hidden}")
@@ -104,11 +113,6 @@ def stages_of(row: NDArray[np.int64], column: NDArray[np.int64], stages: int) ->
     columns, the rest."""
     odd = (row + column) % 2
     return {1: odd * 0, 2: odd, 3: np.where(odd == 1, 2, row % 2)}[stages]
-
-
-def group_inputs(start: int, stop: int) -> int:
-    """Inputs that the coefficients start..stop-1 of one block make."""
-    return 2 * (stop - start) + max(0, min(LINEAR, stop) - start)
 
 
 @dataclass(frozen=True)

@@ -536,7 +536,7 @@ def _read_recipe(header: bytes) -> _Plan:
         restarts.append(headers.restart)
         for _, kinds in run.left_out:
             for kind in kinds:
-                if _key(kind) not in STANDARD and not kind & _OPTIMISED:
+                if kind & ~(_OPTIMISED | _AC | 3) or (_key(kind) not in STANDARD and not kind & _OPTIMISED):
                     raise _Malformed("there is no standard table of that number")
                 # optimised ones stand empty until the coefficients are there
                 headers.huffman[_key(kind)] = _EMPTY if kind & _OPTIMISED else STANDARD[_key(kind)]

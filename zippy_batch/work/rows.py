@@ -11,7 +11,7 @@ from zippy_batch.plan import BatchLimit, Key, cut_batches
 from zippy_batch.report import Finding
 from zippy_batch.schema import Row
 
-EXACT_BATCH = BatchLimit(images=512, pixels=1 << 19)
+EXACT_BATCH = BatchLimit(images=512, pixels=1 << 20)
 """Of JPEG files, whose payloads do not depend on their batch: what the network takes at once."""
 
 Numbered = tuple[int, Row]
