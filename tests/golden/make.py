@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,7 +45,12 @@ def sources(folder: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     face.save(folder / "turned.jpg", quality=90, exif=exif)
-    (folder / "tail.jpg").write_bytes((folder / "grey.jpg").read_bytes() + b"behind the end")
+    # data behind the end keep a file from the lossy codec
+    options: list[dict[str, Any]] = [{}, {"subsampling": 0}, {"optimize": True}, {"restart_marker_blocks": 2}]
+    for i, more in enumerate(options):
+        face.resize((50, 43)).save(folder / f"tail-{i}.jpg", quality=60 + 10 * i, **more)
+    for path in [folder / "grey.jpg", *folder.glob("tail-*.jpg")]:
+        path.with_name(f"exact-{path.name}").write_bytes(path.read_bytes() + b"behind the end")
     (folder / "empty").write_bytes(b"")
     (folder / "notes.txt").write_bytes(b"not an image\n")
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg")).write_bytes((folder / "grey.jpg").read_bytes())
