@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,6 +121,13 @@ def test_what_the_rows_of_each_codec_take_is_told_where_some_are_exact() -> None
     ]
     total = made.to_dict()["total"]
     assert (total["exact_images"], total["exact_bytes"], total["lossy_bytes"], total["raw_bytes"]) == (2, 440, 1800, 77)
+
+
+def test_exact_rows_that_were_not_decoded_are_told() -> None:
+    exact = line(0, images=2, lossy_images=0, exact_images=2, exact_source_bytes=1_000, exact_bytes=440)
+    for verify in (True, False):
+        made = replace(report(exact), options={"verify": verify})
+        assert any("no payload was decoded" in row for row in made.lines()) == (not verify)
 
 
 def test_restore_report_fails_with_damage_and_names_it() -> None:

@@ -334,7 +334,8 @@ class ArchiveReport:
         out = _table(_ARCHIVE_HEAD, [_archive_cells(line) for line in (*self.shards, self.total)])
         out += _by_codec(self.total)
         out += _reasons(self.total.kept_raw)
-        if not self.total.quality.images and self.total.lossy_images:
+        unproved = self.total.exact_images and self.options.get("verify") is False
+        if unproved or (not self.total.quality.images and self.total.lossy_images):
             out.append("quality was not measured (--no-verify): no payload was decoded before it was committed")
         if self.floor:
             out.append(
