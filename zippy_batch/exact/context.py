@@ -39,7 +39,6 @@ STATE_BITS, HIDDEN_BITS = 5, 6
 CHUNK_ROWS = 2048
 """Blocks that pass through the layers at once: few enough to stay in a cache, and calls to be few."""
 
-
 _EDGES, _CORNERS = (1, 3, 5, 7), (0, 2, 6, 8)
 EARLIER: dict[int, tuple[Neighbours, ...]] = {1: ((),), 2: ((), _EDGES), 3: ((), _CORNERS, _EDGES)}
 """By number of stages: of a block in each of them, the neighbours that are in earlier ones. What those add to its state
@@ -140,7 +139,8 @@ class IntegerPlane:
         def show(at: Indices, canvas: NDArray[np.float32]) -> None:
             write_ends(ends[at], blocks.centre[at], canvas)
 
-        self._code_stages("ends", self._ends, END_FEATURES, blocks, np.arange(len(ends)), state, code, show)
+        rows = np.arange(len(ends))
+        self._code_stages("ends", self._ends, END_FEATURES, blocks, rows, rows >= 0, state, code, show)
         return ends
 
     def _code_group(
@@ -167,22 +167,23 @@ class IntegerPlane:
             found = coefficients[at, start:stop]
             write_coefficients(found, start, blocks.image[at], blocks.steps, blocks.centre[at], canvas)
 
-        taps = f"taps.{g}" if stop < 64 else None
-        self._code_stages(taps, self._steps[g], group_inputs(start, stop), blocks, rows, state, code, show)
+        more = ends[rows] >= stop
+        self._code_stages(f"taps.{g}", self._steps[g], group_inputs(start, stop), blocks, rows, more, state, code, show)
 
     def _code_stages(
         self,
-        taps: str | None,
+        taps: str,
         steps: Sequence[_Layers],
         width: int,
         blocks: Blocks,
         rows: Indices,
+        more: NDArray[np.bool_],
         state: Tensor,
         code: Callable[[Indices, NDArray[np.float32], Indices], None],
         show: Callable[[Indices, NDArray[np.float32]], None],
     ) -> None:
-        """Code something of these blocks, stage after stage, and add to their state, by the weights `taps`, what `show`
-        puts of it on a canvas of this width; taps is None where nothing comes after it."""
+        """Code something of these blocks, stage after stage, and add to the state of those that have more to come, by
+        the weights `taps`, what `show` puts of it on a canvas of this width."""
         stages = len(steps)
         stage = blocks.stage(stages)[rows]
         canvas = np.zeros((blocks.canvas, width), np.float32)
@@ -191,18 +192,18 @@ class IntegerPlane:
             mine = members[k]
             at = rows[mine]
             now = state if stages == 1 else _take(state, mine)
-            if k and taps:
+            if k:
                 now += self._taps(taps, EARLIER[stages][k], canvas, blocks, at)
                 state.index_copy_(0, torch.from_numpy(mine).to(self._device), now)
             for part in _chunks(len(at)):
                 code(at[part], self._accumulate(layers, now[part]), layers.shift)
-            if taps:
-                show(at, canvas)
-        for k in range(stages if taps else 0):
-            known = EARLIER[stages][k]
-            rest = tuple(n for n in range(9) if n not in known)
-            added = self._taps(taps or "", rest, canvas, blocks, rows[members[k]])
-            state.index_add_(0, torch.from_numpy(members[k]).to(self._device), added)
+            show(at, canvas)
+        for known, mine in zip(EARLIER[stages], members, strict=True):
+            left = mine[more[mine]]
+            if len(left):
+                rest = tuple(n for n in range(9) if n not in known)
+                added = self._taps(taps, rest, canvas, blocks, rows[left])
+                state.index_add_(0, torch.from_numpy(left).to(self._device), added)
 
     def _begin(self, blocks: Blocks, seen: Mapping[str, Tensor]) -> Tensor:
         """(R, S) the state before anything of this plane is coded."""
