@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zippy_batch.exact.codec import ExactItem
-from zippy_batch.jpeg.file import Coefficients, Frame
+from zippy_batch.jpeg.file import Coefficients
+from zippy_batch.jpeg.headers import Frame
 from zippy_batch.latent.codec import LatentItem
 from zippy_batch.pipeline import Codecs
 from zippy_batch.weights import Model

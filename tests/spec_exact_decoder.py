@@ -591,7 +591,7 @@ def decode_coefficients(
     found = [planes[name].coefficients for name in names]
     crc = zlib.crc32(b"".join(array.astype("<i2").tobytes() for array in found))
     require(lane.at == len(lane.rest), "the payload has bytes left")
-    require(lane.x == crc & 0xFFF, "the payload ends in another state")
+    require(lane.x == crc & 0xFFFFFF, "the payload ends in another state")
     return found
 
 

@@ -24,11 +24,11 @@ from zippy_batch.archive import (
     Damage,
     Row,
     merge_parts,
-    model_name,
     part_name,
     write_manifest,
     write_part,
 )
+from zippy_batch.container import model_name
 from zippy_batch.errors import ArchiveError, UsageError
 from zippy_batch.globs import compile_glob
 from zippy_batch.schema import COLUMNS, MAX_ROWS_PER_GROUP, METADATA_KEY

@@ -80,3 +80,21 @@ def test_a_device_whose_products_round_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: exact(x.bfloat16(), w.bfloat16()).float())
     with pytest.raises(ModelError, match="not exact"):
         probe(torch.device("cpu"))
+
+    def tf32(x: torch.Tensor) -> torch.Tensor:
+        """Ten bits behind the binary point, as tensor cores keep of float32 operands."""
+        return (x.view(torch.int32) + (1 << 12) & -(1 << 13)).view(torch.float32)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: exact(tf32(x), tf32(w)))
+    with pytest.raises(ModelError, match="not exact"):
+        probe(torch.device("cpu"))
+
+
+def test_mixed_settings_of_precision_are_refused() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with pytest.raises(ModelError, match="mixed in this process"), exact_products(torch.device("cpu")):
+            pass
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")

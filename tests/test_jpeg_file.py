@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from PIL import Image
 
 from zippy_batch.errors import DamagedRow
 from zippy_batch.jpeg import huffman
-from zippy_batch.jpeg.file import STANDARD, JpegImage, Unrebuildable, parse, read_frame, rebuild
+from zippy_batch.jpeg.file import JpegImage, Unrebuildable, parse, read_frame, rebuild
+from zippy_batch.jpeg.recipe import MAX_LEFT_OUT, Run, kind_of, read_recipe, write_recipe
+from zippy_batch.jpeg.tables import STANDARD, Table, write_segment
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -103,6 +106,66 @@ def test_tables_of_their_own_are_stored() -> None:
     assert len(image.header) > len(parse(data).header) + (end - at) - 6
 
 
+def dht(tables: list[tuple[int, Table]]) -> bytes:
+    return write_segment(tables)
+
+
+def with_tables(data: bytes, *segments: bytes) -> bytes:
+    """The file with table segments of these bytes ahead of its scan."""
+    at = segment(data, 0xDA)
+    return data[:at] + b"".join(segments) + data[at:]
+
+
+def test_a_segment_of_hundreds_of_tables_is_kept_as_it_is() -> None:
+    data = jpeg(16, 16, "L")
+    crowded = with_tables(data, dht([(0, STANDARD[0])] * 300))
+    image = parse(crowded)
+    assert rebuild(image.header, image.coefficients) == crowded
+    assert len(image.header) > 300 * 17
+
+
+def test_of_many_table_segments_some_are_left_out() -> None:
+    data = with_tables(jpeg(16, 16, "L"), *[dht([(0, STANDARD[0])])] * 3_000)
+    image = parse(data)
+    assert rebuild(image.header, image.coefficients) == data
+    assert len(read_recipe(image.header).runs[0].left_out) == MAX_LEFT_OUT
+
+
+def test_the_last_table_of_a_destination_counts() -> None:
+    """A table that is kept, behind one of the same destination that is left out."""
+    data = jpeg(32, 32, "L", quality=60)
+    swapped = STANDARD[4].values.copy()
+    swapped[[-1, -2]] = swapped[[-2, -1]]
+    for behind in (Table(STANDARD[4].counts, swapped), Table(STANDARD[4].counts, np.roll(STANDARD[4].values, 0))):
+        other = with_tables(data, dht([(4, behind)]), dht([(0, STANDARD[0])]))
+        image = parse(other)
+        assert rebuild(image.header, image.coefficients) == other
+    # and another file's coefficients under this recipe are coded with the kept table
+    kept = parse(with_tables(data, dht([(4, Table(STANDARD[4].counts, swapped))])))
+    plan = read_recipe(kept.header)
+    assert plan.tables[0][4].to_bytes() == Table(STANDARD[4].counts, swapped).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: run.left_out.append((1, [kind_of(0, False)])), "out of place"),
+        (lambda run: run.left_out.append((10**6, [kind_of(0, False)])), "does not end with a scan header"),
+        (lambda run: run.left_out.extend([(2, [kind_of(0, False)])] * 40), "expected at most 32"),
+        (lambda run: run.left_out.append((2, [kind_of(0, False)] * 9)), "expected at most 8"),
+        (lambda run: run.left_out.append((2, [4])), "no table of the kind 4"),
+        (lambda run: run.left_out.append((2, [kind_of(2, False)])), "no table of the kind 2"),
+        (lambda run: setattr(run, "data", b"\xff\xff" + run.data[2:]), "does not begin as a JPEG"),
+    ],
+)
+def test_recipes_that_no_writer_makes_are_refused(change: Callable[[Run], object], message: str) -> None:
+    run = read_recipe(parse(jpeg(16, 16, "L")).header).runs[0]
+    changed = Run(run.data, run.pad, [])
+    change(changed)
+    with pytest.raises(DamagedRow, match=message):
+        read_frame(write_recipe([changed], b"\xff\xd9", padded=False))
+
+
 def test_rare_symbols_get_at_most_sixteen_bits() -> None:
     fibonacci = [1, 1]
     while len(fibonacci) < 30:
@@ -119,7 +182,7 @@ def test_rare_symbols_get_at_most_sixteen_bits() -> None:
 def test_standard_tables_are_those_that_encoders_write() -> None:
     data = jpeg(16, 16)
     for key, table in STANDARD.items():
-        assert bytes([key // 4 << 4 | key & 3]) + table.bytes() in data
+        assert bytes([key // 4 << 4 | key & 3]) + table.to_bytes() in data
 
 
 def test_motion_jpeg_without_tables() -> None:
@@ -162,7 +225,7 @@ def test_missing_end_and_fill_bytes() -> None:
         (b"", "not a JPEG"),
         (b"\x89PNG\r\n", "not a JPEG"),
         (jpeg(16, 16, progressive=True), "progressive"),
-        (jpeg(16, 16, "CMYK"), "4 components"),
+        (jpeg(16, 16, "CMYK"), "one or three components"),
         (jpeg(64, 64)[:700], "truncated"),
         (jpeg(64, 64)[:40], "segment runs past"),
         (b"\xff\xd8\xff\xd9", "without a scan"),

@@ -152,6 +152,12 @@ def test_output_that_exists_is_left_alone(faces: Path, output: Path) -> None:
     assert stats(output).options["quality"] == 50
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_overwrite_replaces_archives_of_every_format(faces: Path, version: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parent / "golden" / version, tmp_path / "out")
+    assert make(faces, tmp_path / "out", run=OVERWRITE).total.images == 12
+
+
 def test_overwrite_does_not_remove_a_directory_that_is_no_archive(faces: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").write_bytes(b"mine")

@@ -80,14 +80,14 @@ def key(item: Sized) -> Key:
     return ("latent", *grid(*item[1]))
 
 
-def pixels(item: Sized) -> int:
+def samples(item: Sized) -> int:
     return item[1][0] * item[1][1]
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=120), st.integers(1, 9))
 def test_batches_have_one_grid_keep_order_and_lose_nothing(sizes: list[tuple[int, int]], most: int) -> None:
     items = list(enumerate(sizes))
-    batches = list(cut_batches(items, key, pixels, lambda _: BatchLimit(most, 2000), most_pending=5000))
+    batches = list(cut_batches(items, key, samples, lambda _: BatchLimit(most, 2000), most_pending=5000))
     assert sorted(item for batch in batches for item in batch) == items
     for batch in batches:
         assert len({grid(*size) for _, size in batch}) == 1

@@ -117,7 +117,6 @@ def test_what_the_rows_of_each_codec_take_is_told_where_some_are_exact() -> None
     assert [row for row in made.lines() if "of payload" in row] == [
         "exact: 2 files of 1.00 kB in 440 B of payload (0.440)",
         "lossy: 10 files of 8.00 kB in 1.80 kB of payload (0.225)",
-        "raw: 3 files of 77 B in 77 B of payload (1.000)",
     ]
     total = made.to_dict()["total"]
     assert (total["exact_images"], total["exact_bytes"], total["lossy_bytes"], total["raw_bytes"]) == (2, 440, 1800, 77)

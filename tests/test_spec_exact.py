@@ -5,6 +5,7 @@ Files come from Pillow, and, where Pillow writes none of the kind, from the deco
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -467,3 +468,30 @@ def test_both_readers_draw_the_line_at_the_same_sum(tmp_path: Path, name: str) -
             spec.check_model(load(model), architecture(model))
         with pytest.raises(ModelError, match="not exact"):
             store(tmp_path / str(total), {"a": spec.rebuild_file(header, random_coefficients(header))}, model)
+
+
+def test_the_last_table_of_a_destination_counts_for_both() -> None:
+    """One table left out, another of the same destination kept behind it: both readers use the one that is kept."""
+    from zippy_batch.jpeg.file import parse, rebuild
+    from zippy_batch.jpeg.recipe import Run, kind_of, read_recipe, write_recipe
+    from zippy_batch.jpeg.tables import STANDARD, Table, write_segment
+
+    image = parse(_grey_jpeg())
+    (run,) = read_recipe(image.header).runs
+    values = STANDARD[4].values.copy()
+    values[[0, 1]] = values[[1, 0]]
+    # the run ends with its scan header, 10 bytes for one component
+    own = write_segment([(4, Table(STANDARD[4].counts, values))])
+    other = Run(run.data[:-10] + own + run.data[-10:], run.pad, [(len(run.data) - 10, [kind_of(4, False)])])
+    header = write_recipe([other], b"\xff\xd9", padded=False)
+    ours = rebuild(header, image.coefficients)
+    assert spec.rebuild_file(header, [c.astype(np.int64) for c in image.coefficients]) == ours
+    assert ours != rebuild(image.header, image.coefficients)
+    again = parse(ours)
+    assert all(np.array_equal(a, b) for a, b in zip(again.coefficients, image.coefficients, strict=True))
+
+
+def _grey_jpeg() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pictures(1, 24, 24, 3)[0]).convert("L").save(stream, "JPEG", quality=75)
+    return stream.getvalue()

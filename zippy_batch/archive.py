@@ -30,6 +30,7 @@ from zippy_batch.container import (
     Part,
     as_text,
     foreign,
+    model_name,
     open_file,
     open_part,
     open_writer,
@@ -71,7 +72,6 @@ __all__ = [
     "Damage",
     "Row",
     "merge_parts",
-    "model_name",
     "part_name",
     "write_manifest",
     "write_part",
@@ -202,11 +202,6 @@ def write_manifest(directory: Path, info: ArchiveInfo) -> None:
         head.setdefault("model_bytes", {})[codec] = len(model)
     with _new_file(directory / MANIFEST_NAME) as sink:
         sink.write(seal(head).encode() + b"\n")
-
-
-def model_name(codec: str) -> str:
-    """Of a model's file in a directory."""
-    return f"model-{codec}.safetensors"
 
 
 def _sums(heads: Sequence[Head]) -> tuple[tuple[int, ...], tuple[int, ...]]:

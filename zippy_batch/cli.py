@@ -134,7 +134,8 @@ def archive(
         _flag(
             "--min-psnr",
             metavar="DB",
-            help="Floor for every image: its quality is raised until it gets there; else it is kept as it is.",
+            help="Floor for every image: its quality is raised until it gets there; else it is stored exactly or kept "
+            "as it is.",
         ),
     ] = None,
     verify: Annotated[
@@ -260,8 +261,9 @@ def restore(
 ) -> None:
     """Restore the files of an archive.
 
-    Images come back as JPEG with the source's own quantisation tables; files that were kept as they are come back byte
-    for byte. A path whose format changes gets the new suffix appended: a.png comes back as a.png.jpg.
+    Images come back as JPEG with the source's own quantisation tables; files that were stored exactly, or kept as they
+    are, come back byte for byte. A path whose format changes gets the new suffix appended: a.png comes back as
+    a.png.jpg.
 
     Examples:
 

@@ -26,7 +26,8 @@ from zippy_batch.weights import Model
 
 if TYPE_CHECKING:
     from zippy_batch.exact.codec import ExactItem
-    from zippy_batch.jpeg.file import Coefficients, Frame, JpegImage
+    from zippy_batch.jpeg.file import Coefficients, JpegImage
+    from zippy_batch.jpeg.headers import Frame
     from zippy_batch.latent.codec import LatentItem
 
 Pixels = NDArray[np.uint8]
@@ -170,7 +171,7 @@ def _encode(images: list[Pixels], qualities: Sequence[int], codec: Codec) -> tup
     except ZippyError:
         raise
     except Exception as error:
-        _raise_if_out_of_memory(error)
+        _raise_if_machine_fails(error)
         failures = _failures(images, qualities, codec)
         if not failures or 1 < len(images) == len(failures):
             raise
@@ -186,15 +187,21 @@ def _failures(images: Sequence[Pixels], qualities: Sequence[int], codec: Codec) 
         try:
             codec.encode([image], [quality])
         except Exception as error:
-            _raise_if_out_of_memory(error)
+            _raise_if_machine_fails(error)
             failures[i] = f"the codec failed on it: {error}"
     return failures
 
 
-def _raise_if_out_of_memory(error: Exception) -> None:
-    """Running out of memory says nothing about an image, and must not decide what is kept raw."""
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        raise WorkerError(f"out of memory while encoding a batch ({error}); choose a smaller --batch-size") from error
+_OF_THE_MACHINE = ("out of memory", "allocate memory", "cuda error", "cublas", "cudnn")
+
+
+def _raise_if_machine_fails(error: Exception) -> None:
+    """A lack of memory or a failing device says nothing about an image, and must not decide what is kept raw."""
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OF_THE_MACHINE):
+        raise WorkerError(
+            f"this machine failed while encoding a batch ({error}); if memory ran out, use fewer --workers or a "
+            f"smaller --batch-size"
+        ) from error
 
 
 def _measure(pictures: Sequence[Picture], coded: Sequence[Coded], codec: Codec) -> list[Coded]:
@@ -237,27 +244,57 @@ def code_files(files: Sequence[tuple[bytes, JpegImage]], verify: bool, codec: Ex
     return _prove(files, coded, codec) if verify else coded
 
 
-def decode_files(stored: Sequence[tuple[bytes, bytes]], codec: ExactCoder | None) -> list[bytes | str]:
-    """(jpeg_header, payload) of each -> the file, or what is wrong with it."""
+@dataclass(frozen=True)
+class StoredFile:
+    """What a row says of a JPEG file that is stored exactly."""
+
+    header: bytes
+    payload: bytes
+    height: int
+    width: int
+    grey: bool
+    size_bytes: int
+
+
+def decode_files(stored: Sequence[StoredFile], codec: ExactCoder | None) -> list[bytes | str]:
+    """The files, or what is wrong with them.
+
+    A header whose frame is not that of its row is not decoded: batches are cut by what rows say.
+    """
     from zippy_batch.exact.codec import ExactItem
-    from zippy_batch.jpeg.file import read_frame, rebuild
+    from zippy_batch.jpeg.file import rebuild
 
     if codec is None:
         return [MODEL_LOST] * len(stored)
     out: list[bytes | str] = [""] * len(stored)
     sound: list[tuple[int, ExactItem]] = []
-    for i, (header, payload) in enumerate(stored):
+    for i, one in enumerate(stored):
         try:
-            sound.append((i, ExactItem(payload, read_frame(header))))
+            sound.append((i, ExactItem(one.payload, _frame_of(one))))
         except DamagedRow as error:
             out[i] = str(error)
     found, damage = codec.decode_checked([item for _, item in sound])
     for n, (i, _) in enumerate(sound):
         try:
-            out[i] = damage.get(n) or rebuild(stored[i][0], found[n])
+            out[i] = damage.get(n) or _of_right_size(rebuild(stored[i].header, found[n]), stored[i].size_bytes)
         except DamagedRow as error:
             out[i] = str(error)
     return out
+
+
+def _frame_of(stored: StoredFile) -> Frame:
+    """Raises DamagedRow."""
+    from zippy_batch.jpeg.file import read_frame
+
+    frame = read_frame(stored.header)
+    said, row = (frame.height, frame.width), (stored.height, stored.width)
+    if said != row or stored.grey != (len(frame.components) == 1):
+        raise DamagedRow(f"header: of a picture of {said}, {len(frame.components)} components; the row says {row}")
+    return frame
+
+
+def _of_right_size(file: bytes, size_bytes: int) -> bytes | str:
+    return file if len(file) == size_bytes else f"it comes back with {len(file)} bytes instead of {size_bytes}"
 
 
 def _encode_files(images: Sequence[JpegImage], codec: ExactCoder) -> list[CodedFile]:
@@ -266,18 +303,24 @@ def _encode_files(images: Sequence[JpegImage], codec: ExactCoder) -> list[CodedF
     except ZippyError:
         raise
     except Exception as error:
-        _raise_if_out_of_memory(error)
+        _raise_if_machine_fails(error)
         if len(images) == 1:
-            return [CodedFile(failure=f"the codec failed on it: {error}")]
-    alone = [coded for image in images for coded in _encode_files([image], codec)]
-    if all(coded.failure for coded in alone):
-        raise WorkerError(f"the exact codec fails on every file of a batch; the first: {alone[0].failure}")
-    return alone
+            return [CodedFile(failure=f"the codec failed on it ({type(error).__name__})")]
+        alone = [coded for image in images for coded in _encode_files([image], codec)]
+        if all(coded.failure for coded in alone):
+            raise WorkerError(f"the exact codec fails on every file of a batch: {error}") from error
+        return alone
+
+
+def _as_stored(data: bytes, image: JpegImage, coded: CodedFile) -> StoredFile:
+    frame = image.frame
+    grey = len(frame.components) == 1
+    return StoredFile(image.header, coded.payload, frame.height, frame.width, grey, len(data))
 
 
 def _prove(files: Sequence[tuple[bytes, JpegImage]], coded: Sequence[CodedFile], codec: ExactCoder) -> list[CodedFile]:
     whole = [i for i, one in enumerate(coded) if one.failure is None]
-    found = decode_files([(files[i][1].header, coded[i].payload) for i in whole], codec)
+    found = decode_files([_as_stored(*files[i], coded[i]) for i in whole], codec)
     out = list(coded)
     for i, file in zip(whole, found, strict=True):
         if file != files[i][0]:

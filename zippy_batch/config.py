@@ -22,6 +22,8 @@ from zippy_batch.errors import UsageError
 DEVICES = ("auto", "cpu", "cuda")
 FORMATS = ("jpeg", "png", "webp")
 EXACT = ("auto", "always", "never")
+CHOICES = {"device": DEVICES, "format": FORMATS, "exact": EXACT}
+"""Words that a knob may be, by its name."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def _checked(path: Path, table: str, key: str, value: object) -> object:
     if Path in allowed and isinstance(value, str):
         return Path(value)
     wanted = " or ".join(kind.__name__ for kind in allowed if kind is not types.NoneType).replace("Path", "str")
+    wanted += f" ({', '.join(CHOICES[key])})" if key in CHOICES else ""
     raise UsageError(f"{path}: {key!r} in [{table}] must be {wanted}, not {type(value).__name__} ({value!r})")
 
 

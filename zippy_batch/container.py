@@ -48,6 +48,15 @@ _DICTIONARY_BYTES = tuple(c.name for c in COLUMNS if c.encoding == "DICTIONARY" 
 # ---- description ----
 
 
+OLD_MODEL_NAME = "model.safetensors"
+"""In directories of format 1."""
+
+
+def model_name(codec: str) -> str:
+    """Of a model's file in a directory."""
+    return f"model-{codec}.safetensors"
+
+
 @dataclass(frozen=True)
 class Head:
     """The JSON object of a file's metadata or of a manifest, checked."""
@@ -69,7 +78,7 @@ class Head:
 
     def model_name(self, codec: str) -> str:
         """Of a model's file in a directory."""
-        return "model.safetensors" if self.version == 1 else f"model-{codec}.safetensors"
+        return OLD_MODEL_NAME if self.version == 1 else model_name(codec)
 
 
 @dataclass(frozen=True)

@@ -410,7 +410,7 @@ class Unsuitable:
     """A file that is kept raw."""
 
     reason: str
-    """One of `headers.REASONS`."""
+    """Fixed words, which reports count: one of `headers.REASONS`, or why a JPEG cannot be rebuilt."""
     format: str | None
     width: int | None
     height: int | None

@@ -182,15 +182,20 @@ def probe(device: torch.device) -> None:
     float32 products with fewer bits, and then it does not hold.
     """
     rng = np.random.default_rng(0)
+    # many small products, and a few of odd numbers that need more bits than formats of reduced precision keep
     x, weight = rng.integers(-511, 512, (64, 1024)), rng.integers(-31, 32, (160, 1024))
-    with exact_products(device):
-        inputs, matrix = (torch.from_numpy(v.astype(np.float32)).to(device) for v in (x, weight))
-        got = torch.nn.functional.linear(inputs, matrix).cpu().numpy()
-    if not np.array_equal(got.astype(np.int64), x @ weight.T):
-        raise ModelError(
-            f"float32 products on {device} are not exact, so nothing can be coded or decoded there; look for settings "
-            f"that lower their precision (such as ONEDNN_DEFAULT_FPMATH_MODE), or use another device"
-        )
+    few = np.where(np.arange(1024) % 256 == np.arange(64)[:, None], rng.integers(-127, 128, (64, 1024)) * 2 + 1, 0)
+    odd = rng.integers(-8192, 8192, (160, 1024)) * 2 + 1
+    for inputs, matrix, shift in ((x, weight, 0), (few, odd, 9)):
+        with exact_products(device):
+            a = torch.from_numpy(inputs.astype(np.float32)).to(device)
+            w = torch.from_numpy((matrix * 2.0**-shift).astype(np.float32)).to(device)
+            got = torch.nn.functional.linear(a, w).cpu().numpy().astype(np.float64) * 2.0**shift
+        if not np.array_equal(got, inputs @ matrix.T):
+            raise ModelError(
+                f"float32 products on {device} are not exact, so nothing can be coded or decoded there; look for "
+                f"settings that lower their precision (such as ONEDNN_DEFAULT_FPMATH_MODE), or use another device"
+            )
 
 
 @contextlib.contextmanager
@@ -198,7 +203,13 @@ def exact_products(device: torch.device) -> Iterator[None]:
     """Reduced-precision modes (autocast, TF32, bfloat16 inside float32 products) off, whatever the caller switched
     on.
     """
-    before = torch.get_float32_matmul_precision()
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError as error:
+        raise ModelError(
+            "PyTorch's old and new settings of float32 precision are mixed in this process, so that it cannot be told "
+            "how exact its products are; leave one of the two alone"
+        ) from error
     if before != "highest":
         torch.set_float32_matmul_precision("highest")
     try:

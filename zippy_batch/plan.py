@@ -141,7 +141,7 @@ Key = tuple[str, int, int]
 @dataclass
 class _Pending(Generic[Item]):
     items: list[Item]
-    pixels: int = 0
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,41 +149,42 @@ class BatchLimit:
     """What fits into one batch; a single picture may be larger."""
 
     images: int
-    pixels: int = PIXELS_PER_BATCH
+    samples: int = PIXELS_PER_BATCH
+    """Pixels of pictures, coefficients of JPEG files."""
 
 
 def cut_batches(
     items: Iterable[Item],
     key_of: Callable[[Item], Key],
-    pixels_of: Callable[[Item], int],
+    samples_of: Callable[[Item], int],
     limit_of: Callable[[Key], BatchLimit],
     most_pending: int = PENDING_PIXELS,
 ) -> Iterator[list[Item]]:
     """Batches of items with equal keys, each in the order of `items`, with at most one picture above its limit.
 
-    Takes no more items than it must, and holds at most `most_pending` pixels plus one picture: a collection of
+    Takes no more items than it must, and holds at most `most_pending` samples plus one picture: a collection of
     thousands of different sizes is coded in smaller batches rather than held in memory.
     """
     waiting: dict[Key, _Pending[Item]] = {}
     pending = 0
     for item in items:
-        key, pixels = key_of(item), pixels_of(item)
+        key, samples = key_of(item), samples_of(item)
         limit = limit_of(key)
         held = waiting.get(key)
-        if held and held.pixels + pixels > limit.pixels:
-            pending -= waiting.pop(key).pixels
+        if held and held.samples + samples > limit.samples:
+            pending -= waiting.pop(key).samples
             yield held.items
         held = waiting.setdefault(key, _Pending([]))
         held.items.append(item)
-        held.pixels += pixels
-        pending += pixels
+        held.samples += samples
+        pending += samples
         if len(held.items) == limit.images:
-            pending -= waiting.pop(key).pixels
+            pending -= waiting.pop(key).samples
             yield held.items
         while pending > most_pending:
-            largest = max(waiting, key=lambda key: (waiting[key].pixels, key))
+            largest = max(waiting, key=lambda key: (waiting[key].samples, key))
             held = waiting.pop(largest)
-            pending -= held.pixels
+            pending -= held.samples
             yield held.items
     for held in waiting.values():
         yield held.items

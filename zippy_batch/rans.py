@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippy_batch.errors import DamagedRow
+from zippy_batch.varint import read_varint, write_varint
 
 PRECISION = 16
 TOTAL = 1 << PRECISION
@@ -235,36 +236,20 @@ def _pop_compiled(tables, lanes, cumulative, offset, radius, data, begin, end, s
             begin[n, lane] = at
 
 
-def varint(value: int) -> bytes:
-    """LEB128: seven bits a byte, low first, the top bit set on all but the last."""
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _join_lanes(lanes: list[bytes]) -> bytes:
     """Lengths of all lanes but the last as varints, then the lanes."""
-    return b"".join([*(varint(len(lane)) for lane in lanes[:-1]), *lanes])
+    return b"".join([*(write_varint(len(lane)) for lane in lanes[:-1]), *lanes])
 
 
 def _split_lanes(payload: bytes, count: int) -> list[tuple[int, int]]:
     """(begin, end) of each lane in the payload; DamagedRow where the lengths do not fit."""
     lengths, at = [], 0
-    for _ in range(count - 1):
-        value = shift = 0
-        while True:
-            if at >= len(payload) or shift > 28:
-                raise DamagedRow("payload: lane lengths run past its end")
-            byte = payload[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                break
-        lengths.append(value)
+    try:
+        for _ in range(count - 1):
+            length, at = read_varint(payload, at)
+            lengths.append(length)
+    except ValueError as error:
+        raise DamagedRow(f"payload: lane lengths: {error}") from None
     spans = []
     for length in lengths:
         spans.append((at, at + length))

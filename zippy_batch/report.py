@@ -309,8 +309,8 @@ class ArchiveReport:
 
     @property
     def floor(self) -> Floor | None:
-        """None where no floor was asked for."""
-        if self.min_psnr_db is None:
+        """None where no floor was asked for, or nothing was coded with loss that could miss it."""
+        if self.min_psnr_db is None or self.options.get("exact") == "always":
             return None
         below = sum(count for reason, count in self.total.kept_raw.items() if reason.startswith(FLOOR_REASON))
         at_once = self.total.lossy_images - self.total.raised
@@ -608,7 +608,6 @@ def _by_codec(total: Line) -> list[str]:
     kinds = [
         ("exact", total.exact_images, total.exact_source_bytes, total.exact_bytes),
         ("lossy", total.lossy_images, total.lossy_source_bytes, total.lossy_bytes),
-        ("raw", total.raw_images, total.raw_bytes, total.raw_bytes),
     ]
     return [
         f"{name}: {images} files of {size_text(source)} in {size_text(stored)} of payload ({stored / source:.3f})"

@@ -40,6 +40,9 @@ MAX_PATH_BYTES = 1 << 16
 MAX_STORED_BYTES = 1 << 30
 """Of one payload or kept file; none larger is archived."""
 
+HEADER_MARGIN = 256
+"""What a jpeg_header may be longer than its file, which has all that is in it but counts and positions."""
+
 PSNR_STEPS_PER_DB = 64
 SSIM_STEPS = 1024
 """psnr and ssim are rounded down to a multiple of 1/64 dB and of 1/1024: what is stored is kept, and takes 1 byte."""
@@ -192,6 +195,8 @@ def problem_of(row: Row) -> str | None:
         return f"source_bytes is {row.source_bytes}"
     if any(value is not None and not math.isfinite(value) for value in (row.psnr, row.ssim)):
         return f"psnr {row.psnr}, ssim {row.ssim}"
+    if row.codec != "exact" and row.jpeg_header is not None:
+        return f"a jpeg_header of a row whose codec is {row.codec}"
     if row.codec == "raw":
         return _problem_of_raw(row)
     return _problem_of_coded(row) or (_problem_of_exact(row) if row.codec == "exact" else _problem_of_latent(row))
@@ -214,11 +219,12 @@ def _problem_of_coded(row: Row) -> str | None:
 
 
 def _problem_of_exact(row: Row) -> str | None:
-    if row.jpeg_header is None:
-        return "no jpeg_header"
-    if (row.quality, row.psnr, row.ssim) != (None, None, None):
-        return f"quality {row.quality}, psnr {row.psnr}, ssim {row.ssim} of a file that comes back as it was"
-    return None
+    if row.jpeg_header is None or len(row.jpeg_header) > row.source_bytes + HEADER_MARGIN:
+        return "no jpeg_header, or a longer one than the file can have"
+    others = {"quality": row.quality, "psnr": row.psnr, "ssim": row.ssim, "jpeg_tables": row.jpeg_tables}
+    others |= {"exif": row.exif, "icc": row.icc}
+    there = [name for name, value in others.items() if value is not None]
+    return f"{', '.join(there)} of a file that comes back as it was" if there else None
 
 
 def _problem_of_latent(row: Row) -> str | None:

@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zippy_batch.archive import MANIFEST_NAME, model_name, part_name
+from zippy_batch.archive import MANIFEST_NAME, part_name
+from zippy_batch.container import OLD_MODEL_NAME, model_name
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
 from zippy_batch.images import display_path
 from zippy_batch.schema import CODED
@@ -157,7 +158,7 @@ def _is_archive_directory(path: Path) -> bool:
 
 
 def _archive_file(name: str) -> bool:
-    return name in (MANIFEST_NAME, *map(model_name, CODED)) or _PART_NAME.fullmatch(name) is not None
+    return name in (MANIFEST_NAME, OLD_MODEL_NAME, *map(model_name, CODED)) or _PART_NAME.fullmatch(name) is not None
 
 
 def _take_up(staging: Staging, facts: Mapping[str, Any], overwrite: bool) -> None:

@@ -26,13 +26,14 @@ sys.path.insert(0, str(HERE.parent))
 from tiny import pictures, tiny_exact_model, tiny_model  # noqa: E402
 
 from zippy_batch.archive import Archive  # noqa: E402
-from zippy_batch.coding import Coders, decode_files, make_codec  # noqa: E402
+from zippy_batch.coding import Coders, make_codec  # noqa: E402
 from zippy_batch.config import ArchiveOptions, RunOptions  # noqa: E402
 from zippy_batch.drawn import draw_faces  # noqa: E402
 from zippy_batch.latent.codec import LatentCodec, LatentItem  # noqa: E402
 from zippy_batch.pipeline import archive  # noqa: E402
 from zippy_batch.schema import FORMAT_VERSION, Row  # noqa: E402
 from zippy_batch.weights import model_from_bytes  # noqa: E402
+from zippy_batch.work.rows import stored_files  # noqa: E402
 
 
 def sources(folder: Path) -> None:
@@ -80,7 +81,7 @@ def row_content(row: Row, coders: Coders) -> dict[str, object]:
         assert not damage, damage
         digest = hashlib.sha256(y_hat.numpy().astype("<i4").tobytes()).hexdigest()
     elif row.codec == "exact":
-        (file,) = decode_files([(row.jpeg_header or b"", row.payload)], coders.exact)
+        (file,) = stored_files([(0, row)], coders)
         assert isinstance(file, bytes), file
         digest = hashlib.sha256(file).hexdigest()
     return {

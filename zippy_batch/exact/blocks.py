@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from zippy_batch.exact.features import coarseness, static_features
 from zippy_batch.exact.network import CONTEXT_PLANES, stages_of
-from zippy_batch.jpeg.file import Frame
+from zippy_batch.jpeg.headers import Frame
 
 Indices = NDArray[np.int64]
 
@@ -92,7 +92,7 @@ def _plane(
     seen = dict.fromkeys(places, 0)
     steps = np.ones((len(frames), 64), np.int64)
     maps: dict[tuple[Geometry, int], int] = {}
-    features: list[NDArray[np.int64]] = []
+    features: list[NDArray[np.int16]] = []
     canvas = size = 0
     for shape, images in runs:
         high, wide = shape[2][component][2:]
@@ -133,13 +133,13 @@ def _plane(
     )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _raster(high: int, wide: int) -> tuple[Indices, Indices]:
     """Row and column of each block of a grid."""
     return np.repeat(np.arange(high), wide), np.tile(np.arange(wide), high)
 
 
-def _static(shape: Geometry, component: int, level: int) -> NDArray[np.int64]:
+def _static(shape: Geometry, component: int, level: int) -> NDArray[np.int16]:
     height, width, parts = shape
     horizontal, vertical, high, wide = parts[component]
     pixels = (
@@ -150,7 +150,7 @@ def _static(shape: Geometry, component: int, level: int) -> NDArray[np.int64]:
     return static_features(pixels, (high, wide), level, ratio, len(parts) == 1)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _places(fine: tuple[int, int, int, int], coarse: tuple[int, int, int, int]) -> Indices:
     """For each block of one component, the number of the block of another one at its place."""
     row = np.minimum(np.arange(fine[2]) * coarse[1] // fine[1], coarse[2] - 1)

@@ -8,6 +8,8 @@ may differ in everything.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,12 +28,16 @@ from zippy_batch.exact.features import ends_of
 from zippy_batch.exact.mixture import ESCAPE, Quantisers
 from zippy_batch.exact.network import CONTEXT_PLANES, Architecture
 from zippy_batch.integer import exact_products, probe
-from zippy_batch.jpeg.file import Coefficients, Frame
-from zippy_batch.rans import CHECK_MASK, STATE_BYTES, lane_bytes
+from zippy_batch.jpeg.file import Coefficients
+from zippy_batch.jpeg.headers import Frame
+from zippy_batch.rans import STATE_BYTES, STATE_LOW, lane_bytes
 from zippy_batch.weights import Model
 
 BATCH_BLOCKS = 16384
 """Blocks that go through the network at once; more take memory and are no faster."""
+
+LARGE_BLOCKS = 1 << 17
+"""A picture of more takes gigabytes (2.6 at 4096x4096, 4:4:4): only one thread codes such a one at a time."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class ExactCodec:
             a = Architecture.from_dict(card)
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ModelError(f"model {model.name!r}: architecture {card!r} is not understood: {error}") from error
+        self._large = threading.Lock()
         self._planes = {k: IntegerPlane(k, a.shape(k), model.arrays, self._device) for k in CONTEXT_PLANES}
 
     def encode(self, images: Sequence[tuple[Frame, Coefficients]]) -> list[bytes]:
@@ -87,7 +94,9 @@ class ExactCodec:
     def _traverse(self, frames: Sequence[Frame], coder: Coder) -> dict[str, tuple[Blocks, NDArray[np.int16]]]:
         seen: dict[str, Tensor] = {}
         out: dict[str, tuple[Blocks, NDArray[np.int16]]] = {}
-        with exact_products(self._device):
+        blocks_in_all = sum(c.blocks_high * c.blocks_wide for frame in frames for c in frame.components)
+        alone = self._large if blocks_in_all > LARGE_BLOCKS else contextlib.nullcontext()
+        with alone, exact_products(self._device):
             for name, blocks in planes_of(frames).items():
                 plane = self._planes[name]
                 found = plane.traverse(blocks, {k: seen[k] for k in CONTEXT_PLANES[name] if k in seen}, coder)
@@ -123,11 +132,15 @@ def _take_apart(planes: dict[str, tuple[Blocks, NDArray[np.int16]]], frame: Fram
 
 
 def _check(coefficients: Coefficients) -> int:
-    """What the first state of an image's lane is: the low 12 bits of the CRC-32 of its coefficients."""
+    """What the first state of an image's lane is: the low 24 bits of the CRC-32 of its coefficients.
+
+    Twice as many as in the lossy codec, for 1.5 bytes: files are promised bit for bit, and nothing else stored says
+    whether a machine that computes wrongly has decoded one.
+    """
     crc = 0
     for c in coefficients:
         crc = zlib.crc32(c.astype("<i2").tobytes(), crc)
-    return crc & CHECK_MASK
+    return crc & (STATE_LOW - 1)
 
 
 _Record = tuple[Indices, NDArray[np.int16], NDArray[np.uint16], NDArray[np.uint16], int]

@@ -72,15 +72,21 @@ def coarseness(table: NDArray[np.integer]) -> int:
     return int(log2_steps(table[:10]).sum()) // 10
 
 
-@lru_cache(maxsize=256)
 def static_features(
     pixels: tuple[int, int], blocks: tuple[int, int], coarseness: int, ratio: tuple[int, int], grey: bool
-) -> NDArray[np.int64]:
-    """(h * w, STATIC_FEATURES) integers in 0..256 of a component.
+) -> NDArray[np.int16]:
+    """(h * w, STATIC_FEATURES) integers in 0..256 of a component; not to be written to.
 
     pixels is its height and width, blocks its grid (larger than the pixels need where padding blocks are coded),
     ratio how many blocks of it (down, across) one block of the coarsest component spans.
     """
+    make = _cached_features if blocks[0] * blocks[1] <= _CACHED_BLOCKS else _features
+    return make(pixels, blocks, coarseness, ratio, grey)
+
+
+def _features(
+    pixels: tuple[int, int], blocks: tuple[int, int], coarseness: int, ratio: tuple[int, int], grey: bool
+) -> NDArray[np.int16]:
     h, w = blocks
     height, width = (p if -(-p // 8) == n else 8 * n for p, n in zip(pixels, blocks, strict=True))
     spatial = spatial_features(height, width, grey)
@@ -92,6 +98,12 @@ def static_features(
         for j in range(across):
             place[i::down, j::across, 2 * i + j] = ONE
     flags = np.broadcast_to(np.array([ONE * (down > 1), ONE * (across > 1)], np.int64), (h, w, 2))
-    features = np.concatenate([spatial, knots, place, flags], axis=-1).reshape(h * w, -1)
+    features = np.concatenate([spatial, knots, place, flags], axis=-1, dtype=np.int16).reshape(h * w, -1)
     features.flags.writeable = False
     return features
+
+
+_CACHED_BLOCKS = 2048
+"""Of larger pictures nothing is kept: features take 174 bytes a block, and data sets of large pictures have many sizes.
+"""
+_cached_features = lru_cache(maxsize=128)(_features)

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from zippy_batch.exact.blocks import Geometry, geometry
-from zippy_batch.jpeg.file import Component, Frame, JpegImage, Unrebuildable, parse
+from zippy_batch.jpeg.file import JpegImage, Unrebuildable, parse
+from zippy_batch.jpeg.headers import Component, Frame
 from zippy_batch.training.pictures import PoolSpec, cut, list_images
 
 SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "grey": 0}

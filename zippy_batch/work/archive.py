@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from zippy_batch.jpeg.file import JpegImage
 
 FILES_PER_READ = 16
-"""Files that a thread reads before it looks for other work."""
+BYTES_PER_READ = 1 << 20
+"""Files that a thread reads before it looks for other work; read, they take up to fifty times their size."""
 SMALLER_REASON = "smaller as it is"
 UNLIKE_PSNR_DB = 14.0
 """Below it a picture is not recognised. Faces stay above it at every quality; noise, which no model predicts, may not.
@@ -127,13 +128,16 @@ def archive_shard(
             if not isinstance(found, Unsuitable):
                 yield Loaded(place, file, data, found)
                 continue
-            _forbid_raw(file, found, options)
+            _forbid_raw(file, found.reason, options)
             rows[place] = _raw_row(file, data, found.reason, found.format, found.width, found.height)
             tick(_done_of([rows[place]]))
 
     limits = {"latent": BatchLimit(options.batch_size), "exact": EXACT_BATCH}
-    batches = cut_batches(loaded(), _key, _pixels, lambda key: limits[key[0]])
+    batches = cut_batches(loaded(), _key, _samples, lambda key: limits[key[0]])
     for batch, made in hands.in_order(lambda batch: (batch, _archive_batch(batch, options, coders)), batches):
+        for one, row in zip(batch, made, strict=True):
+            if row.raw_reason not in (None, SMALLER_REASON):
+                _forbid_raw(one.file, row.raw_reason, options)
         rows.update((one.place, row) for one, row in zip(batch, made, strict=True))
         tick(_done_of(made))
     return [rows[place] for place in range(len(shard.files))]
@@ -155,9 +159,21 @@ def _read_all(
         contents = ((file, read_file(source, file)) for file in some)
         return [(file, data, look(data)) for file, data in contents]
 
-    groups = (files[start : start + FILES_PER_READ] for start in range(0, len(files), FILES_PER_READ))
-    for group in hands.in_order(read, groups):
+    for group in hands.in_order(read, _groups(files)):
         yield from group
+
+
+def _groups(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
+    group: list[SourceFile] = []
+    held = 0
+    for file in files:
+        if group and (len(group) == FILES_PER_READ or held + file.size_bytes > BYTES_PER_READ):
+            yield group
+            group, held = [], 0
+        group.append(file)
+        held += file.size_bytes
+    if group:
+        yield group
 
 
 def _look_exact(data: bytes) -> JpegImage | Unsuitable:
@@ -186,10 +202,10 @@ def _look_both(data: bytes) -> Picture | JpegImage | Unsuitable:
     return found
 
 
-def _forbid_raw(file: SourceFile, found: Unsuitable, options: ArchiveOptions) -> None:
+def _forbid_raw(file: SourceFile, reason: str | None, options: ArchiveOptions) -> None:
     if options.strict:
         raise SourceError(
-            f"{display_path(file.path)} would be kept raw ({found.reason}), which --strict forbids; "
+            f"{display_path(file.path)} would be kept raw ({reason}), which --strict forbids; "
             f"take it out, or run without --strict"
         )
 
@@ -206,7 +222,7 @@ def _key(loaded: Loaded) -> Key:
     return ("latent", *grid(height, width))
 
 
-def _pixels(loaded: Loaded) -> int:
+def _samples(loaded: Loaded) -> int:
     if isinstance(loaded.found, Picture):
         height, width = loaded.found.pixels.shape[:2]
         return height * width
@@ -257,18 +273,9 @@ def _may_be_exact(loaded: Loaded, coded: Coded, failure: str | None) -> bool:
     """Whether the exact codec is worth a try: where the lossy one fails, or by the length of the file's scan."""
     if not isinstance(loaded.found, Picture) or loaded.found.facts.format != "jpeg":
         return False
-    return failure is not None or len(coded.payload) >= EXACT_SHARE * (len(loaded.data) - _scan_at(loaded.data))
-
-
-def _scan_at(data: bytes) -> int:
-    """Where the first scan of a JPEG begins, or 0."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == 0xDA:
-            return end
-        at = end
-    return 0
+    # inside a scan no 0xFF is followed by 0xDA
+    scan_bytes = len(loaded.data) - loaded.data.rfind(b"\xff\xda")
+    return failure is not None or len(coded.payload) >= EXACT_SHARE * scan_bytes
 
 
 def _take_apart(files: Mapping[int, bytes]) -> dict[int, tuple[bytes, JpegImage]]:
@@ -291,7 +298,7 @@ class _Exact:
     image: JpegImage
     coded: CodedFile
     stored_bytes: int
-    """Payload, and the header's share: equal headers of a batch are stored once."""
+    """Payload, and the header's share among the files of the batch that have the same: it is stored once."""
 
 
 def _code_exact(

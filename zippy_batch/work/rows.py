@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from zippy_batch.archive import Archive
-from zippy_batch.coding import MODEL_LOST, Codec, Coders, Pixels, decode_files, latent_item
+from zippy_batch.coding import MODEL_LOST, Codec, Coders, Pixels, StoredFile, decode_files, latent_item
 from zippy_batch.images import Facts, display_path
 from zippy_batch.plan import BatchLimit, Key, cut_batches
 from zippy_batch.report import Finding
 from zippy_batch.schema import Row
 
-EXACT_BATCH = BatchLimit(images=512, pixels=1 << 20)
+EXACT_BATCH = BatchLimit(images=512, samples=1 << 20)
 """Of JPEG files, whose payloads do not depend on their batch: what the network takes at once."""
 
 Numbered = tuple[int, Row]
@@ -43,7 +43,7 @@ def sizes(rows: Iterable[Row]) -> tuple[int, int]:
 def row_batches(rows: Iterable[Numbered], batch_size: int) -> Iterator[list[Numbered]]:
     """Batches of one codec, and latent ones of one grid."""
     limits = {"latent": BatchLimit(batch_size), "exact": EXACT_BATCH, "raw": BatchLimit(batch_size)}
-    return cut_batches(rows, _key, _pixels, lambda key: limits[key[0]])
+    return cut_batches(rows, _key, _samples, lambda key: limits[key[0]])
 
 
 def _key(numbered: Numbered) -> Key:
@@ -53,9 +53,10 @@ def _key(numbered: Numbered) -> Key:
     return ("latent", *grid(row.height or 0, row.width or 0)) if row.codec == "latent" else (row.codec, 0, 0)
 
 
-def _pixels(numbered: Numbered) -> int:
+def _samples(numbered: Numbered) -> int:
     row = numbered[1]
-    return 0 if row.codec == "raw" else (row.height or 0) * (row.width or 0)
+    pixels = (row.height or 0) * (row.width or 0)
+    return {"raw": 0, "latent": pixels, "exact": pixels if row.grey else 3 * pixels}[row.codec]
 
 
 def decode_pictures(batch: Sequence[Numbered], codec: Codec | None) -> tuple[list[Pixels], dict[int, str]]:
@@ -71,19 +72,17 @@ def stored_files(batch: Sequence[Numbered], coders: Coders) -> list[bytes | str]
     """Files of exact or raw rows, or what is wrong with them."""
     if batch[0][1].codec == "raw":
         return [row.payload for _, row in batch]
-    found = decode_files([(row.jpeg_header or b"", row.payload) for _, row in batch], coders.exact)
-    return [_of_right_size(row, file) for (_, row), file in zip(batch, found, strict=True)]
+    return decode_files([_stored(row) for _, row in batch], coders.exact)
+
+
+def _stored(row: Row) -> StoredFile:
+    header, size = row.jpeg_header or b"", (row.height or 0, row.width or 0)
+    return StoredFile(header, row.payload, *size, row.grey, row.source_bytes)
 
 
 def is_verbatim(row: Row) -> bool:
     """Whether the row comes back as the very file that was archived."""
     return row.codec != "latent"
-
-
-def _of_right_size(row: Row, file: bytes | str) -> bytes | str:
-    if isinstance(file, bytes) and len(file) != row.source_bytes:
-        return f"it comes back with {len(file)} bytes instead of {row.source_bytes}"
-    return file
 
 
 def facts_of(row: Row) -> Facts:
