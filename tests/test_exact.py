@@ -162,12 +162,17 @@ def test_ends() -> None:
 
 
 def _intervals(
-    accumulated: NDArray[np.float32], ends: NDArray[np.int64], first: int, how: mixture.Quantisers, values: Any
+    accumulated: NDArray[np.float32],
+    shift: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    first: int,
+    how: mixture.Quantisers,
+    values: Any,
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     start, frequency = np.zeros(values.shape, np.uint16), np.zeros(values.shape, np.uint16)
     image = np.repeat(np.arange(len(how.step)), len(values) // len(how.step))
-    quantisers = (how.shift, how.step, how.octaves, how.unit)
-    mixture.intervals(accumulated, image, ends, first, *quantisers, values, start, frequency)
+    quantisers = (how.step, how.octaves, how.unit)
+    mixture.intervals(accumulated, image, ends, first, shift, *quantisers, values, start, frequency)
     return start, frequency
 
 
@@ -179,11 +184,11 @@ def test_kernels_agree_with_the_definition() -> None:
     accumulated = rng.integers(-(1 << 15), 1 << 15, (rows, PARAMETERS * size)).astype(np.float32)
     accumulated[:20] *= 500
     steps = rng.choice([1, 2, 3, 7, 16, 99, 255, 65535], (2, size))
-    how = mixture.Quantisers.of(steps, np.array([0, 4, 10]), shift)
+    how = mixture.Quantisers.of(steps, np.array([0, 4, 10]))
     values = rng.integers(-60, 61, (rows, size)).astype(np.int16)
     values[values == 0] = 1
     ends = rng.integers(first, first + size + 3, rows)
-    start, frequency = _intervals(accumulated, ends, first, how, values)
+    start, frequency = _intervals(accumulated, shift, ends, first, how, values)
     for r in range(rows):
         n = r // (rows // 2)
         for j in range(size):
@@ -232,12 +237,12 @@ def test_integer_frequencies_are_those_of_the_float_mixture(last: bool) -> None:
     unit, steps = np.array([3, 5, 2, 4]), rng.integers(2, 40, (1, size))
     bits = np.repeat([mixture.MEAN_BITS] * MIXTURE + [mixture.SCALE_BITS] * MIXTURE + [mixture.LOGIT_BITS] * 2, size)
     accumulated = np.rint(o * 2.0 ** (bits + 3)).astype(np.float32)
-    how = mixture.Quantisers.of(steps, unit, np.full(PARAMETERS * size, 3))
+    how, shift = mixture.Quantisers.of(steps, unit), np.full(PARAMETERS * size, 3)
     values = np.rint(rng.normal(0, 2, (rows, size))).astype(np.int16)
     values[values == 0] = 1 if last else 0
     for j in range(size):
         ends = np.full(rows, first + j if last else 63)
-        _, frequency = _intervals(accumulated, ends, first, how, values)
+        _, frequency = _intervals(accumulated, shift, ends, first, how, values)
         one = _mixture_bits(
             torch.from_numpy(o[:, j::size]).float(),
             torch.from_numpy(values[:, j : j + 1].astype(np.float32)),

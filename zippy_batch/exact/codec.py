@@ -175,12 +175,13 @@ class _Recorder:
         ends: Indices,
         first: int,
         accumulated: NDArray[np.float32],
+        shift: Indices,
         how: Quantisers,
     ) -> NDArray[np.int16]:
         values = self._planes[plane][rows, first : first + how.step.shape[1]]
         start, frequency = np.empty(values.shape, np.uint16), np.empty(values.shape, np.uint16)
-        quantisers = (how.shift, how.step, how.octaves, how.unit)
-        mixture.intervals(accumulated, image, ends, first, *quantisers, values, start, frequency)
+        quantisers = (how.step, how.octaves, how.unit)
+        mixture.intervals(accumulated, image, ends, first, shift, *quantisers, values, start, frequency)
         self._records.append((image, values, start, frequency, ESCAPE))
         return values
 
@@ -224,11 +225,12 @@ class _Player:
         ends: Indices,
         first: int,
         accumulated: NDArray[np.float32],
+        shift: Indices,
         how: Quantisers,
     ) -> NDArray[np.int16]:
         values = np.zeros((len(rows), how.step.shape[1]), np.int16)
         mixture.pop(
-            accumulated, image, ends, first, how.shift, how.step, how.octaves, how.unit,
+            accumulated, image, ends, first, shift, how.step, how.octaves, how.unit,
             self._data, self._begin, self._end, self._state, values,
         )  # fmt: skip
         return values

@@ -62,6 +62,7 @@ class Coder(Protocol):
         ends: Indices,
         first: int,
         accumulated: NDArray[np.float32],
+        shift: Indices,
         how: Quantisers,
     ) -> NDArray[np.int16]:
         """(len(rows), G) the coefficients first..first+G-1 of these blocks, up to their ends, coded or decoded."""
@@ -76,6 +77,35 @@ class _Layers:
     out: IntegerSum
     shift: Indices
     """Of the last layer's outputs: the kernels rescale them."""
+
+
+class _Visit:
+    """A traversal on its way: what is known of every block, and the state of those that have more to come."""
+
+    def __init__(self, blocks: Blocks, coder: Coder, rows: Indices, state: Tensor) -> None:
+        self.blocks, self.coder, self.rows, self.state = blocks, coder, rows, state
+        self.ends = np.zeros(len(rows), np.int64)
+        self.coefficients = np.zeros((len(rows), 64), np.int16)
+
+    def keep(self, wanted: NDArray[np.bool_]) -> None:
+        """Of the rows."""
+        some = np.flatnonzero(wanted)
+        self.rows, self.state = self.rows[some], _take(self.state, some)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Ends or a group of coefficients, as `_code_stages` codes them."""
+
+    taps: str
+    """Name of the weights by which they are seen from the blocks around."""
+    inputs: int
+    """Of one block."""
+    steps: Sequence[_Layers]
+    code: Callable[[Indices, NDArray[np.float32], Indices], None]
+    """Rows, accumulated outputs, shifts: codes them and keeps what is found."""
+    show: Callable[[Indices, NDArray[np.float32]], None]
+    """Rows, canvas: writes the inputs that they make."""
 
 
 class IntegerPlane:
@@ -117,92 +147,66 @@ class IntegerPlane:
     def traverse(self, blocks: Blocks, seen: Mapping[str, Tensor], coder: Coder) -> NDArray[np.int16]:
         """Visit all steps in coding order; seen: of the planes coded before, what `inputs_of` makes of them. Returns
         the coefficients (R, 64)."""
-        rows = np.arange(len(blocks.image))
-        state = self._begin(blocks, seen)
-        ends = self._code_ends(blocks, state, coder)
-        coefficients = np.zeros((len(ends), 64), np.int16)
+        visit = _Visit(blocks, coder, np.arange(len(blocks.image)), self._begin(blocks, seen))
+        self._code_ends(visit)
         for g, (start, stop, _) in enumerate(self._shape.spans()):
-            more = np.flatnonzero(ends[rows] >= start)
-            rows, state = rows[more], _take(state, more)
-            if not len(rows):
+            visit.keep(visit.ends[visit.rows] >= start)
+            if not len(visit.rows):
                 break
-            self._code_group(g, start, stop, blocks, rows, state, ends, coefficients, coder)
-        return coefficients
+            self._code_group(visit, g, start, stop)
+        return visit.coefficients
 
-    def _code_ends(self, blocks: Blocks, state: Tensor, coder: Coder) -> Indices:
-        """The ends (R,); adds to the state what they say."""
-        ends = np.zeros(len(blocks.image), np.int64)
-
-        def code(at: Indices, accumulated: NDArray[np.float32], shift: Indices) -> None:
-            ends[at] = coder.code_ends(self._name, at, blocks.image[at], accumulated, shift)
-
-        def show(at: Indices, canvas: NDArray[np.float32]) -> None:
-            write_ends(ends[at], blocks.centre[at], canvas)
-
-        rows = np.arange(len(ends))
-        self._code_stages("ends", self._ends, END_FEATURES, blocks, rows, rows >= 0, state, code, show)
-        return ends
-
-    def _code_group(
-        self,
-        g: int,
-        start: int,
-        stop: int,
-        blocks: Blocks,
-        rows: Indices,
-        state: Tensor,
-        ends: Indices,
-        coefficients: NDArray[np.int16],
-        coder: Coder,
-    ) -> None:
-        """Fills in the coefficients of a group; adds to the state what they say."""
-        how = Quantisers.of(blocks.steps[:, start:stop], self._unit[start:stop], np.zeros(0, np.int64))
+    def _code_ends(self, visit: _Visit) -> None:
+        blocks = visit.blocks
 
         def code(at: Indices, accumulated: NDArray[np.float32], shift: Indices) -> None:
-            quantisers = Quantisers(how.step, how.octaves, how.unit, shift)
-            found = coder.code(self._name, at, blocks.image[at], ends[at], start, accumulated, quantisers)
-            coefficients[at, start:stop] = found
+            visit.ends[at] = visit.coder.code_ends(self._name, at, blocks.image[at], accumulated, shift)
 
         def show(at: Indices, canvas: NDArray[np.float32]) -> None:
-            found = coefficients[at, start:stop]
+            write_ends(visit.ends[at], blocks.centre[at], canvas)
+
+        self._code_stages(visit, _Stage("ends", END_FEATURES, self._ends, code, show), 0)
+
+    def _code_group(self, visit: _Visit, g: int, start: int, stop: int) -> None:
+        blocks, ends = visit.blocks, visit.ends
+        how = Quantisers.of(blocks.steps[:, start:stop], self._unit[start:stop])
+
+        def code(at: Indices, accumulated: NDArray[np.float32], shift: Indices) -> None:
+            image = blocks.image[at]
+            found = visit.coder.code(self._name, at, image, ends[at], start, accumulated, shift, how)
+            visit.coefficients[at, start:stop] = found
+
+        def show(at: Indices, canvas: NDArray[np.float32]) -> None:
+            found = visit.coefficients[at, start:stop]
             write_coefficients(found, start, blocks.image[at], blocks.steps, blocks.centre[at], canvas)
 
-        more = ends[rows] >= stop
-        self._code_stages(f"taps.{g}", self._steps[g], group_inputs(start, stop), blocks, rows, more, state, code, show)
+        stage = _Stage(f"taps.{g}", group_inputs(start, stop), self._steps[g], code, show)
+        self._code_stages(visit, stage, stop)
 
-    def _code_stages(
-        self,
-        taps: str,
-        steps: Sequence[_Layers],
-        width: int,
-        blocks: Blocks,
-        rows: Indices,
-        more: NDArray[np.bool_],
-        state: Tensor,
-        code: Callable[[Indices, NDArray[np.float32], Indices], None],
-        show: Callable[[Indices, NDArray[np.float32]], None],
-    ) -> None:
-        """Code something of these blocks, stage after stage, and add to the state of those that have more to come, by
-        the weights `taps`, what `show` puts of it on a canvas of this width."""
-        stages = len(steps)
+    def _code_stages(self, visit: _Visit, what: _Stage, stop: int) -> None:
+        """Code ends or a group of these blocks, stage after stage, and add what it says to the state of those that have
+        a coefficient `stop`."""
+        blocks, rows, state = visit.blocks, visit.rows, visit.state
+        stages = len(what.steps)
         stage = blocks.stage(stages)[rows]
-        canvas = np.zeros((blocks.canvas, width), np.float32)
+        canvas = np.zeros((blocks.canvas, what.inputs), np.float32)
         members = [np.flatnonzero(stage == k) for k in range(stages)]
-        for k, layers in enumerate(steps):
+        for k, layers in enumerate(what.steps):
             mine = members[k]
             at = rows[mine]
             now = state if stages == 1 else _take(state, mine)
             if k:
-                now += self._taps(taps, EARLIER[stages][k], canvas, blocks, at)
+                now += self._taps(what.taps, EARLIER[stages][k], canvas, blocks, at)
                 state.index_copy_(0, torch.from_numpy(mine).to(self._device), now)
             for part in _chunks(len(at)):
-                code(at[part], self._accumulate(layers, now[part]), layers.shift)
-            show(at, canvas)
+                what.code(at[part], self._accumulate(layers, now[part]), layers.shift)
+            what.show(at, canvas)
+        going_on = visit.ends[rows] >= stop
         for known, mine in zip(EARLIER[stages], members, strict=True):
-            left = mine[more[mine]]
+            left = mine[going_on[mine]]
             if len(left):
                 rest = tuple(n for n in range(9) if n not in known)
-                added = self._taps(taps, rest, canvas, blocks, rows[left])
+                added = self._taps(what.taps, rest, canvas, blocks, rows[left])
                 state.index_add_(0, torch.from_numpy(left).to(self._device), added)
 
     def _begin(self, blocks: Blocks, seen: Mapping[str, Tensor]) -> Tensor:

@@ -78,14 +78,12 @@ class Quantisers:
     """(N, G) 128 * log2(unit / step)."""
     unit: NDArray[np.int64]
     """(G,) log2 of the units."""
-    shift: NDArray[np.int64]
-    """(PARAMETERS * G,) the powers of two that the accumulated outputs are divided by."""
 
     @staticmethod
-    def of(steps: NDArray[np.integer], unit: NDArray[np.integer], shift: NDArray[np.integer]) -> Quantisers:
+    def of(steps: NDArray[np.integer], unit: NDArray[np.integer]) -> Quantisers:
         step: NDArray[np.int64] = np.array(steps, np.int64, order="C")
         units: NDArray[np.int64] = np.asarray(unit, np.int64)
-        return Quantisers(step, (units << SCALE_BITS) - log2_steps(step), units, np.asarray(shift, np.int64))
+        return Quantisers(step, (units << SCALE_BITS) - log2_steps(step), units)
 
 
 def distribution(
@@ -196,7 +194,8 @@ def _zero(lo, hi, mu, slope, weight):  # type: ignore[no-untyped-def]
 def intervals(accumulated, image, ends, first, shift, step, octaves, unit, values, start, frequency):  # type: ignore[no-untyped-def]
     """Frequency intervals of known values.
 
-    accumulated (R, PARAMETERS * G) float32 integers of the coefficients first..first+G-1; image (R,) numbers of the
+    accumulated (R, PARAMETERS * G) float32 integers of the coefficients first..first+G-1, and shift (PARAMETERS * G,)
+    the powers of two that they are divided by; step, octaves and unit those of `Quantisers`; image (R,) numbers of the
     rows' images and ends (R,) of their blocks; values (R, G). Fills start (uint16) and frequency (uint16), both (R, G).
     What lies behind a block's end has a frequency of 0, and an escape the start ESCAPE.
     """
