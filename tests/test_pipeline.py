@@ -612,3 +612,17 @@ def test_odd_files_come_back(exact: str, shared: Path, output: Path, tmp_path: P
     for row in rows:
         if row.codec != "latent":
             assert restored[row.path] == (shared / "odd" / os.fsdecode(row.path)).read_bytes()
+
+
+@pytest.mark.parametrize("folder", ["odd", "faces/test/celebF", "faces/test/utk"])
+def test_real_files_come_back_bit_for_bit_from_the_built_in_model(folder: str, shared: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for i, path in enumerate(sorted(path for path in (shared / folder).rglob("*") if path.is_file())[:80]):
+        (source / f"{i:03d}-{path.name}").write_bytes(path.read_bytes())
+    report = archive(source, tmp_path / "out.parquet", ArchiveOptions(exact="always", device="cpu"))
+    restore(tmp_path / "out.parquet", tmp_path / "back")
+    assert files_of(tmp_path / "back") == files_of(source)
+    if folder != "odd":
+        assert report.total.exact_images == 80
+        assert report.total.archive_bytes < 0.6 * report.total.source_bytes
