@@ -1,19 +1,15 @@
 # `make` alone prints what there is. The first target that needs Python builds .venv from constraints.txt.
 #
 #   SRC=, OUT=   what to read and what to write       ARGS=   more flags, passed on as they are
-#   FACES=       a directory of images for demo and bench (default: faces drawn on the spot)
+#   FACES=       a directory of images for demo, bench and compare (default: faces drawn on the spot)
 #   PYTHON=      the interpreter that .venv is made from (3.11 or newer)
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# a run's model is written beside its checkpoint: archives made with the built-in model need that one unchanged
-RUN ?= .train/faces
-MINUTES ?= 100
-MODEL ?= $(RUN)/faces.safetensors
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench train archive restore stats verify clean
+.PHONY: help setup demo test lint format bench train archive restore stats verify compare clean
 
 help:  ## print this list
 	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*  ## (.*)/  make \1 | \2/' | column -t -s '|' 2>/dev/null \
@@ -56,11 +52,10 @@ bench: $(STAMP)  ## size, speed and start-up beside AVIF and WebP [FACES=dir]
 	$(BIN)/python benchmarks/throughput.py $(if $(FACES),"$(FACES)") $(ARGS)
 	$(BIN)/python benchmarks/startup.py $(if $(FACES),"$(FACES)")
 
-train: $(STAMP)  ## fit a model; goes on where it stopped DATA="dir dir" [RUN=.train/faces MINUTES=100 MODEL=file]
-	@test -n "$(DATA)" || { echo 'usage: make train DATA="faces photographs" [RUN=$(RUN) MINUTES=$(MINUTES) MODEL=$(MODEL)]' >&2; exit 2; }
-	$(BIN)/python -m zippy_batch.training.latent fit "$(RUN)" $(foreach dir,$(DATA),--data "$(dir)") --minutes $(MINUTES) $(ARGS)
-	$(BIN)/python -m zippy_batch.training.latent export "$(RUN)" "$(MODEL)"
-	@echo "use it: zippy-batch archive ./faces out.parquet --model $(MODEL)"
+train: $(STAMP)  ## fit a model to images; goes on where it stopped SRC=faces OUT=mine.safetensors [ARGS="--from faces"]
+	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make train SRC=faces OUT=mine.safetensors [ARGS="--from faces"]' >&2; exit 2; }
+	$(BIN)/zippy-batch train $(SRC) -o "$(OUT)" $(ARGS)
+	@echo "use it: zippy-batch archive ./faces out.parquet --model $(OUT)"
 
 archive: $(STAMP)  ## SRC=faces OUT=out.parquet [ARGS="--quality 80"]
 	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make archive SRC=faces OUT=out.parquet [ARGS="--quality 80"]' >&2; exit 2; }
@@ -77,6 +72,10 @@ stats: $(STAMP)  ## OUT=out.parquet [ARGS=--json]
 verify: $(STAMP)  ## OUT=out.parquet [SRC=faces]
 	@test -n "$(OUT)" || { echo 'usage: make verify OUT=out.parquet [SRC=faces]' >&2; exit 2; }
 	$(BIN)/zippy-batch verify "$(OUT)" $(if $(SRC),--against "$(SRC)") $(ARGS)
+
+compare: $(STAMP)  ## beside JPEG, WebP, AVIF and others on your images FACES=dir [ARGS="--plot curves.png"]
+	@test -n "$(FACES)" || { echo 'usage: make compare FACES=dir [ARGS="--plot curves.png --sheet faces.png"]' >&2; exit 2; }
+	$(BIN)/zippy-batch compare "$(FACES)" $(ARGS)
 
 clean:  ## remove demo output and caches (not .venv)
 	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

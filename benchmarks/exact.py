@@ -20,7 +20,6 @@ has loaded the model and compiled the coder. Peak memory is that of the command,
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import lzma
 import os
@@ -32,6 +31,8 @@ from pathlib import Path
 from startup import timed
 from throughput import drawn, linked, size_of
 
+from zippy_batch.compare.codecs import TRANSCODE, missing, transcoded
+from zippy_batch.compare.measure import parquet_bytes
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.pipeline import archive, restore
 
@@ -91,42 +92,11 @@ class Speeds:
         return f"{self.directory:12} {self.size:>8}  {'   '.join(cells)}"
 
 
-def in_parquet(names: list[str], blobs: list[bytes]) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = io.BytesIO()
-    table = pa.table({"path": names, "image": pa.array(blobs, pa.binary())})
-    pq.write_table(table, sink, compression="zstd", compression_level=19)
-    return sink.tell()
-
-
-def transcoded(blobs: list[bytes]) -> list[bytes] | None:
-    """JPEG XL files that hold these JPEG files; None without the plugin."""
-    try:
-        import pillow_jxl  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
-    except ImportError:
-        return None
-    from PIL import Image
-
-    out = []
-    with tempfile.TemporaryDirectory() as folder:
-        for blob in blobs:
-            # the plugin transcodes what it can open by name
-            path = Path(folder) / "one.jpg"
-            path.write_bytes(blob)
-            sink = io.BytesIO()
-            with Image.open(path) as image:
-                image.save(sink, "JXL", lossless_jpeg=True, effort=9)
-            out.append(sink.getvalue())
-    return out
-
-
 def sizes_of(source: Path) -> Sizes:
     files = sorted(path for path in source.rglob("*") if path.is_file())
     blobs = [path.read_bytes() for path in files]
-    names = [path.name for path in files]
-    jxl = transcoded(blobs)
+    names = [os.fsencode(path.name) for path in files]
+    jxl = None if missing(TRANSCODE) else [transcoded(blob) for blob in blobs]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out.parquet"
         report = archive(source, output, OPTIONS, IN_PROCESS)
@@ -141,9 +111,9 @@ def sizes_of(source: Path) -> Sizes:
             size=size_of(source),
             files=n,
             source=sum(map(len, blobs)) / n,
-            parquet_zstd=in_parquet(names, blobs) / n,
+            parquet_zstd=parquet_bytes(names, blobs) / n,
             xz=len(lzma.compress(b"".join(blobs), preset=9 | lzma.PRESET_EXTREME)) / n,
-            jpeg_xl=None if jxl is None else in_parquet(names, jxl) / n,
+            jpeg_xl=None if jxl is None else parquet_bytes(names, jxl) / n,
             zippy=output.stat().st_size / n,
             payload=total.exact_bytes / n,
             exact_files=total.exact_images,

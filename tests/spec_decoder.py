@@ -36,6 +36,7 @@ class SpecModel:
     arrays: Mapping[str, NDArray]
     groups: tuple[int, ...]
     blocks: int
+    magnitudes: bool
 
     @property
     def latents(self) -> int:
@@ -59,7 +60,14 @@ def read_model(data: bytes) -> SpecModel:
     head = json.loads(header["__metadata__"]["zippy_batch"])
     require(head["format"] == 1, "format")
     architecture = head["architecture"]
-    model = SpecModel(load(data), tuple(architecture["groups"]), architecture["blocks"])
+    magnitudes = architecture.get("magnitudes", False)
+    require(isinstance(magnitudes, bool), "magnitudes")
+    model = SpecModel(
+        load(data),
+        tuple(architecture["groups"]),
+        architecture.get("synthesis_blocks", architecture["blocks"]),
+        magnitudes,
+    )
     require(model.latents == architecture["latents"], "groups")
     check_arrays(model, architecture["width"], architecture["context_width"])
     check_sums(model)
@@ -91,11 +99,15 @@ def check_arrays(model: SpecModel, w: int, c: int) -> None:
         wanted |= {f"{base}.bias": ("int32", (c,)), f"{base}.shift": ("int8", (c,))}
         if neighbours:
             wanted[f"{base}.neighbours"] = ("int16", (c, len(neighbours) * m))
+        if neighbours and model.magnitudes:
+            wanted[f"{base}.neighbour_sizes"] = ("int16", (c, m))
         for number, g in enumerate(model.groups):
             step = f"context.{k}.{number}"
             wanted[f"{step}.own.bias"] = ("int32", (c,))
             if number:
                 wanted[f"{step}.own.weight"] = ("int16", (c, sum(model.groups[:number])))
+            if number and model.magnitudes:
+                wanted[f"{step}.own.sizes"] = ("int16", (c, sum(model.groups[:number])))
             for layer, outputs in (("hidden", c), ("out", 2 * g)):
                 wanted[f"{step}.{layer}.weight"] = ("int16", (outputs, c))
                 wanted[f"{step}.{layer}.bias"] = ("int32", (outputs,))
@@ -134,11 +146,15 @@ def check_sums(model: SpecModel) -> None:
         base = np.abs(model.ints(f"{name}.bias")) + magnitude(f"{name}.spatial", 256) + magnitude(f"{name}.level", 256)
         if neighbours:
             base += magnitude(f"{name}.neighbours", 511)
+        if neighbours and model.magnitudes:
+            base += magnitude(f"{name}.neighbour_sizes", 511 * len(neighbours))
         for group in range(len(model.groups)):
             step = f"context.{k}.{group}"
             own = np.abs(model.ints(f"{step}.own.bias"))
             if group:
                 own += magnitude(f"{step}.own.weight", 511)
+            if group and model.magnitudes:
+                own += magnitude(f"{step}.own.sizes", 511)
             check(f"{step}.own", base + own, model.ints(f"{name}.shift"))
             for layer in ("hidden", "out"):
                 total = magnitude(f"{step}.{layer}.weight", 2047) + np.abs(model.ints(f"{step}.{layer}.bias"))
@@ -302,12 +318,16 @@ def decode(data: bytes, payload: bytes, height: int, width: int, grey: bool, qua
         if NEIGHBOURS[parity]:
             around = [canvas[np.ix_(rows + 1 + dy, columns + 1 + dx)] for dy, dx in NEIGHBOURS[parity]]
             base += np.concatenate(around, -1) @ model.ints(f"context.{parity}.base.neighbours").T
+            if model.magnitudes:
+                base += np.abs(around).sum(0) @ model.ints(f"context.{parity}.base.neighbour_sizes").T
         first = 0
         for group, size in enumerate(model.groups):
             name = f"context.{parity}.{group}"
             own = model.ints(f"{name}.own.bias")
             if group:
                 own = canvas[inside][..., :first] @ model.ints(f"{name}.own.weight").T + own
+            if group and model.magnitudes:
+                own = np.abs(canvas[inside][..., :first]) @ model.ints(f"{name}.own.sizes").T + own
             a = resc(base + own, model.ints(f"context.{parity}.base.shift"), 0, 2047)
             for layer, low, high in (("hidden", 0, 2047), ("out", -8191, 8191)):
                 a = a @ model.ints(f"{name}.{layer}.weight").T + model.ints(f"{name}.{layer}.bias")

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from zippy_batch import pipeline
 from zippy_batch.cli import app
-from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions, combine, load_preset
+from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions, TrainOptions, combine, load_preset
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.progress import LineWriter, duration_text, facts, showing
 from zippy_batch.report import ArchiveReport, Finding, Line, Progress, VerifyReport
@@ -72,7 +72,7 @@ def failing(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-COMMANDS = ("archive", "restore", "stats", "verify", "models")
+COMMANDS = ("archive", "restore", "stats", "verify", "compare", "train", "models")
 
 
 # help
@@ -253,13 +253,14 @@ def test_an_unreadable_preset_is_a_usage_error(tmp_path: Path, content: bytes | 
 
 def test_shipped_presets_load_and_differ_from_the_defaults(root: Path) -> None:
     paths = sorted((root / "configs").glob("*.toml"))
-    assert [path.stem for path in paths] == ["cluster", "gpu", "laptop"]
+    assert [path.stem for path in paths] == ["cluster", "gpu", "laptop", "train"]
     for path in paths:
         loaded = load_preset(path)
         for options, given in (
             (ArchiveOptions(), loaded.archive),
             (RunOptions(), loaded.run),
             (RestoreOptions(), loaded.restore),
+            (TrainOptions(), loaded.train),
         ):
             for key, value in given.items():
                 assert getattr(options, key) != value, f"{path.name}: {key} = {value!r} is the default already"

@@ -166,7 +166,11 @@ def test_both_readers_draw_the_line_at_the_same_sum(layer: str) -> None:
         used += abs(arrays[f"{base}.bias"][0])
         for name, limit in (("spatial", 256), ("level", 256), ("neighbours", 511)):
             used += limit * np.abs(arrays[f"{base}.{name}"][0]).sum()
-        used += 511 * np.abs(arrays[f"{layer}.weight"][0]).sum() if group != "0" else 0
+        if parity != "0":
+            neighbours = {"1": 4, "2": 4, "3": 8}[parity]
+            used += 511 * neighbours * np.abs(arrays[f"{base}.neighbour_sizes"][0]).sum()
+        for name in ("weight", "sizes") if group != "0" else ():
+            used += 511 * np.abs(arrays[f"{layer}.{name}"][0]).sum()
     else:
         used += 2047 * np.abs(arrays[f"{layer}.weight"][0]).sum()
     for total, refused in ((2**24 - 1, False), (2**24, True)):

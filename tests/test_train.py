@@ -1,20 +1,34 @@
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, pictures, tiny_network
+from tiny import TINY, pictures, tiny_exact_model, tiny_model, tiny_network
 
-from zippy_batch.errors import ModelError, UsageError
+from zippy_batch import pipeline
+from zippy_batch.config import ArchiveOptions, RunOptions, TrainOptions
+from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageError
+from zippy_batch.exact.export import model_arrays
 from zippy_batch.latent.codec import LatentCodec, LatentItem
+from zippy_batch.latent.export import export_arrays
 from zippy_batch.latent.features import LEVEL_MAX
-from zippy_batch.training.latent import export, loss_parts, train
-from zippy_batch.training.pictures import PoolSpec, batches, build_pools, cached_pools, list_images
-from zippy_batch.training.run import TrainOptions
-from zippy_batch.weights import model_from_bytes
+from zippy_batch.latent.network import Network
+from zippy_batch.metrics import ssim
+from zippy_batch.training.gain import Gain
+from zippy_batch.training.job import train
+from zippy_batch.training.latent import LatentTask, _ssim, export, loss_parts
+from zippy_batch.training.pictures import Pool, PoolSpec, batches, build_pools, cached_pools, chosen_specs
+from zippy_batch.training.run import Schedule, fit
+from zippy_batch.training.sources import gather, list_images
+from zippy_batch.training.warm_start import exact_network, latent_network
+from zippy_batch.weights import Model, load_model, model_from_bytes, serialise
 
 SPECS = [PoolSpec(24, 24, 48, 0.7), PoolSpec(30, 40, 16, 0.2, jpeg=0.0), PoolSpec(16, 16, 12, 0.1, drawn=True)]
 
@@ -28,8 +42,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def options(minutes: float) -> TrainOptions:
-    return TrainOptions(minutes=minutes, positions=72, threads=1, checkpoint_minutes=10)
+def options(minutes: float) -> Schedule:
+    return Schedule(minutes=minutes, positions=72, checkpoint_minutes=10)
 
 
 def test_pools_have_the_sizes_asked_for_and_skip_what_is_no_image(photographs: Path, tmp_path: Path) -> None:
@@ -37,11 +51,11 @@ def test_pools_have_the_sizes_asked_for_and_skip_what_is_no_image(photographs: P
     pools = build_pools(paths, SPECS, workers=1)
     assert [p.shape[1:] for p in pools] == [(24, 24, 3), (30, 40, 3), (16, 16, 3)]
     assert all(len(p) >= s.count * 0.8 for p, s in zip(pools, SPECS, strict=True))
-    again = cached_pools([photographs], SPECS, tmp_path, workers=1)
+    again = cached_pools(paths, SPECS, tmp_path, workers=1)
     assert all(np.array_equal(a, b) for a, b in zip(pools, again, strict=True))
     (tmp_path / "pool-00.npy").unlink()
     with pytest.raises(FileNotFoundError):  # the second call reads the cache rather than cutting again
-        cached_pools([photographs], SPECS, tmp_path, workers=1)
+        cached_pools(paths, SPECS, tmp_path, workers=1)
 
 
 def test_batches_fill_their_positions_with_one_size() -> None:
@@ -50,14 +64,24 @@ def test_batches_fill_their_positions_with_one_size() -> None:
     assert {next(stream).shape for _ in range(20)} == {(10, 24, 24, 3)}
 
 
-def test_training_lowers_the_loss_resumes_and_exports_a_model(photographs: Path, tmp_path: Path) -> None:
-    train([photographs], tmp_path, TINY, options(0.05), SPECS)
+def pools_of(folder: Path) -> list[Pool]:
+    return build_pools(list_images([folder]), SPECS, workers=1)
+
+
+def task_on(pools: list[Pool]) -> LatentTask:
+    torch.manual_seed(0)
+    return LatentTask(Network(TINY), pools, SPECS, positions=72)
+
+
+def test_training_lowers_the_loss_and_resumes(photographs: Path, tmp_path: Path) -> None:
+    pools = pools_of(photographs)
+    fit(task_on(pools), tmp_path, options(0.05))
     first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    train([photographs], tmp_path, TINY, options(0.1), SPECS)
+    fit(task_on(pools), tmp_path, options(0.1))
     second = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert second["step"] > first["step"] > 10
-    assert 3 < first["seconds"] < second["seconds"]
-    train([photographs], tmp_path, TINY, options(0.1), SPECS)
+    assert 3 <= first["seconds"] < second["seconds"]
+    fit(task_on(pools), tmp_path, options(0.1))
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == second["step"]
 
     images = pictures(16, 40, 40, seed=5)
@@ -72,22 +96,16 @@ def test_training_lowers_the_loss_resumes_and_exports_a_model(photographs: Path,
         out.extend((bpp + 0.01 * mse).tolist())
     assert np.mean(after) < np.mean(before)
 
-    model = model_from_bytes(export(tmp_path, "mine", batches_of_samples=8, specs=SPECS))
-    assert model.name == "mine"
-    assert model.card["training"]["steps"] == second["step"]
-    codec = LatentCodec(model)
-    payload = codec.encode([images[0]], [75])[0]
-    assert codec.decode([LatentItem(payload, 40, 40, False, 75)])[0].shape == (40, 40, 3)
-    assert export(tmp_path, "mine", batches_of_samples=8, specs=SPECS) == model.data
-
 
 def test_the_integer_model_costs_little_more_than_the_float_one(photographs: Path, tmp_path: Path) -> None:
-    train([photographs], tmp_path, TINY, options(0.05), SPECS)
-    codec = LatentCodec(model_from_bytes(export(tmp_path, "mine", strength=0.0, batches_of_samples=16, specs=SPECS)))
-    images = build_pools(list_images([photographs]), SPECS, 1, seed=3)[0]
+    pools = pools_of(photographs)
+    fit(task_on(pools), tmp_path, options(0.05))
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     network = tiny_network()
     network.load_state_dict(state["average"])
+    model = model_from_bytes(export(network, pools, SPECS, {"name": "mine"}, batches_of_samples=16, strength=0.0))
+    codec = LatentCodec(model)
+    images = build_pools(list_images([photographs]), SPECS, 1, seed=3)[0]
     quality = 70
     with torch.no_grad():
         level = torch.full((len(images),), float(codec.level_of(quality)))
@@ -97,12 +115,202 @@ def test_the_integer_model_costs_little_more_than_the_float_one(photographs: Pat
     assert codec.book.bits(residuals, tables) / 8 < 1.03 * ideal
 
 
-def test_too_few_images_are_refused(tmp_path: Path) -> None:
+def test_too_few_images_are_refused(photographs: Path) -> None:
     with pytest.raises(UsageError, match="training images"):
-        train([tmp_path], tmp_path / "run", TINY, options(0.01), SPECS)
+        task_on([pool[:4] for pool in pools_of(photographs)])
 
 
 def test_divergence_ends_with_a_clear_error(photographs: Path, tmp_path: Path) -> None:
-    wild = TrainOptions(minutes=5, positions=72, threads=1, rate_adam=1e30)
+    wild = Schedule(minutes=5, positions=72, rate_adam=1e30)
     with pytest.raises(ModelError, match="diverged"):
-        train([photographs], tmp_path, TINY, wild, SPECS)
+        fit(task_on(pools_of(photographs)), tmp_path, wild)
+
+
+def test_a_damaged_checkpoint_is_named(photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
+    with pytest.raises(ModelError, match=r"checkpoint.pt is no checkpoint.*--restart"):
+        fit(task_on(pools_of(photographs)), tmp_path, options(0.01))
+
+
+def test_a_run_that_is_stopped_leaves_a_checkpoint(photographs: Path, tmp_path: Path) -> None:
+    steps = iter([False, False, True])
+    progress = fit(task_on(pools_of(photographs)), tmp_path, options(5), is_stopped=lambda: next(steps))
+    assert progress.step == torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+def test_the_loss_measures_ssim_as_the_archive_does() -> None:
+    a, b = pictures(1, 30, 26)[0], pictures(1, 30, 26, seed=1)[0]
+    tensors = [torch.from_numpy(x.copy()).permute(2, 0, 1)[None].double() / 255 for x in (a, b)]
+    assert _ssim(*tensors).item() == pytest.approx(ssim(a, b), abs=1e-3)
+
+
+# ---- sources ----
+
+
+def test_sources_are_directories_lists_and_archives(photographs: Path, tmp_path: Path) -> None:
+    found = gather([photographs], tmp_path)
+    assert (len(found.training), len(found.held_out), found.skipped) == (22, 2, 1)
+    assert found.sizes == {(96, 80): 22}
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(str(path) for path in photographs.iterdir()))
+    assert gather([listed], tmp_path) == found
+    pipeline.archive(photographs, tmp_path / "out.parquet", ArchiveOptions(exact="always", device="cpu"))
+    again = gather([tmp_path / "out.parquet"], tmp_path)
+    assert sorted(p.name for p in again.training) == sorted(p.name for p in found.training)
+
+
+def test_sources_that_are_not_there_are_named(photographs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such directory, list or archive"):
+        gather([tmp_path / "faces"], tmp_path)
+    (tmp_path / "list.txt").write_text("absent.jpg\n")
+    with pytest.raises(UsageError, match=r"1 of 1 paths are no files, the first: .*absent.jpg"):
+        gather([tmp_path / "list.txt"], tmp_path)
+    with pytest.raises(UsageError, match="0 images that can be read, and training needs 16"):
+        gather([tmp_path], tmp_path)
+
+
+def test_pools_follow_the_images_sizes() -> None:
+    specs = chosen_specs({(42, 42): 900, (112, 96): 100, (50, 50): 3, (400, 300): 20}, True, [])
+    assert [(s.height, s.width, s.whole) for s in specs if not s.drawn] == [
+        (42, 42, True),
+        (112, 96, True),
+        (160, 160, False),
+        (48, 48, False),
+    ]
+    assert sum(s.weight for s in specs) == pytest.approx(1)
+    both = chosen_specs({(42, 42): 900}, True, [(24, 30)])
+    assert [(s.height, s.width) for s in both if not s.drawn] == [(42, 42), (24, 30)]
+    assert [s.weight for s in both] == pytest.approx([0.48, 0.48, 0.04])
+
+
+# ---- the command's job ----
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> str:
+    (tmp_path / "tiny.safetensors").write_bytes(tiny_model().data)
+    return str(tmp_path / "tiny.safetensors")
+
+
+def quick(model: str, **more: object) -> TrainOptions:
+    return TrainOptions(**{"start": model, "minutes": 0.02, "device": "cpu", "sizes": "32x24", **more})  # type: ignore[arg-type]
+
+
+def test_a_model_is_adapted_and_archives_with_it_open_anywhere(photographs: Path, tmp_path: Path, start: str) -> None:
+    said: list[str] = []
+    report = train([photographs], tmp_path / "mine.safetensors", quick(start), watch=said.append)
+    model = load_model(str(tmp_path / "mine.safetensors"))
+    assert (report.model_id, report.codec, report.images, report.held_out, report.skipped) == (
+        *(model.id, "latent", 22, 2, 1),
+    )
+    assert report.steps == model.card["training"]["steps"] > 0
+    assert model.card["training"]["from"] == tiny_model().id
+    assert model.card["sources"] == [photographs.name]
+    assert 0 < model.card["exactness"]["largest_sum"] < model.card["exactness"]["limit"] == 1 << 24
+    assert "22 images to train on, 2 held out, 1 skipped" in said[0]
+    assert report.gain is not None
+    assert report.gain.images == 2
+    pipeline.archive(photographs, tmp_path / "out.parquet", ArchiveOptions(model=str(tmp_path / "mine.safetensors")))
+    (tmp_path / "mine.safetensors").unlink()
+    restored = pipeline.restore(tmp_path / "out.parquet", tmp_path / "back")
+    assert restored.total.images == 25
+
+
+def test_a_finished_run_goes_on_with_more_minutes(photographs: Path, tmp_path: Path, start: str) -> None:
+    output = tmp_path / "mine.safetensors"
+    first = train([photographs], output, quick(start))
+    same = train([photographs], output, quick(start))
+    assert (same.steps, same.model_id) == (first.steps, first.model_id)
+    assert train([photographs], output, quick(start, minutes=0.06)).steps > first.steps
+    with pytest.raises(StagingMismatch, match=r"other sizes; --restart"):
+        train([photographs], output, quick(start, sizes="own"))
+    train([photographs], output, quick(start, sizes="own"), restart=True)
+    assert load_model(str(output)).card["training"]["sizes"] == "own"
+
+
+def test_the_exact_codec_is_adapted_likewise(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for i, picture in enumerate(pictures(30, 32, 40)):
+        Image.fromarray(picture).save(folder / f"{i}.jpg")
+    (tmp_path / "tiny.safetensors").write_bytes(tiny_exact_model().data)
+    options = quick(str(tmp_path / "tiny.safetensors"), codec="exact", minutes=0.2, sizes="own")
+    report = train([folder], tmp_path / "mine.safetensors", options)
+    assert report.gain is not None
+    assert report.gain.images == 3
+    assert report.gain.after_bytes < report.gain.before_bytes
+    assert load_model(str(tmp_path / "mine.safetensors")).codec == "exact"
+
+
+def test_an_interrupted_run_keeps_the_best_so_far(photographs: Path, tmp_path: Path, start: str) -> None:
+    def interrupt() -> None:
+        while not (tmp_path / "mine.training" / "pools" / "pools.json").exists():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        train([photographs], tmp_path / "mine.safetensors", quick(start, minutes=30))
+    assert load_model(str(tmp_path / "mine.safetensors")).card["training"]["steps"] > 0
+    assert (tmp_path / "mine.training" / "checkpoint.pt").exists()
+
+
+def test_workers_on_ray_train_one_network(photographs: Path, tmp_path: Path, start: str) -> None:
+    report = train([photographs], tmp_path / "mine.safetensors", quick(start, minutes=0.1), RunOptions(workers=2))
+    assert report.steps > 0
+    assert load_model(str(tmp_path / "mine.safetensors")).id == report.model_id
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("mine.pt", {}, "ends in .safetensors"),
+        ("no/mine.safetensors", {}, "no such directory; make it first"),
+        ("mine.safetensors", {"codec": "exact"}, "of the codec latent, not exact"),
+        ("mine.safetensors", {"start": "nobody"}, "no such file, and no built-in model"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    photographs: Path, tmp_path: Path, start: str, output: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        train([photographs], tmp_path / output, quick(start, **options))
+
+
+def test_a_model_that_is_there_is_not_replaced_unasked(photographs: Path, tmp_path: Path, start: str) -> None:
+    (tmp_path / "mine.safetensors").write_bytes(b"precious")
+    with pytest.raises(OutputExists, match="--overwrite"):
+        train([photographs], tmp_path / "mine.safetensors", quick(start))
+    assert (tmp_path / "mine.safetensors").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sizes", "own,4x4"), ("sizes", "big"), ("minutes", 0.0), ("rate", -1.0), ("loss", "l1"), ("codec", "jpeg")],
+)
+def test_options_that_make_no_sense_are_refused(field: str, value: object) -> None:
+    with pytest.raises(UsageError, match=field):
+        TrainOptions(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_model_pays_when_it_saves() -> None:
+    assert Gain(5, 100.0, 90.0, 30.0).pays_from(1000) == 101
+    assert Gain(5, 100.0, 100.0, 30.0).pays_from(1000) is None
+
+
+def test_a_network_taken_from_a_model_is_that_model(start: str) -> None:
+    before: Model = load_model(start)
+    images = pictures(12, 40, 48, seed=7)
+    network = latent_network(before)
+    arrays = export_arrays(network, [images])
+    after = model_from_bytes(serialise(arrays, {"name": "again", "architecture": network.architecture.to_dict()}))
+    sizes = [sum(map(len, LatentCodec(model).encode(list(images), [60] * 12))) for model in (before, after)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+    item = [LatentItem(LatentCodec(after).encode([images[0]], [60])[0], 40, 48, False, 60)]
+    assert LatentCodec(after).decode(item)[0].shape == (40, 48, 3)
+
+    exact = tiny_exact_model()
+    again = model_arrays(exact_network(exact))
+    same = [np.array_equal(again[name], exact.arrays[name]) for name in again]
+    assert np.mean(same) > 0.9

@@ -10,16 +10,18 @@ from tiny import TINY_EXACT, pictures, tiny_exact_network
 
 from zippy_batch.errors import UsageError
 from zippy_batch.exact.codec import ExactCodec, ExactItem
+from zippy_batch.exact.network import Architecture, Network
 from zippy_batch.jpeg.file import parse
 from zippy_batch.training.coefficients import (
+    CoefficientPool,
     CoefficientSpecs,
     ThumbnailSpec,
     build_pools,
     cached_pools,
 )
-from zippy_batch.training.exact import bits_of, export, train
-from zippy_batch.training.pictures import list_images
-from zippy_batch.training.run import TrainOptions
+from zippy_batch.training.exact import ExactTask, bits_of, export, set_units
+from zippy_batch.training.run import Schedule, fit
+from zippy_batch.training.sources import list_images
 from zippy_batch.weights import model_from_bytes
 
 SPECS = CoefficientSpecs(
@@ -43,8 +45,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def options(minutes: float) -> TrainOptions:
-    return TrainOptions(minutes=minutes, positions=72, threads=1, checkpoint_minutes=10)
+def options(minutes: float) -> Schedule:
+    return Schedule(minutes=minutes, positions=72, checkpoint_minutes=10)
 
 
 def test_pools_hold_thumbnails_and_the_sources_own_coefficients(photographs: Path, tmp_path: Path) -> None:
@@ -57,8 +59,9 @@ def test_pools_hold_thumbnails_and_the_sources_own_coefficients(photographs: Pat
     assert sum(p.weight for p in pools) == pytest.approx(1.0)
     whole = parse((photographs / "odd.jpg").read_bytes())
     assert all(np.array_equal(a, b[0]) for a, b in zip(whole.coefficients, pools[-1].coefficients, strict=True))
-    again = cached_pools([photographs], SPECS, tmp_path, workers=1)
-    stored = cached_pools([photographs], SPECS, tmp_path, workers=1)
+    paths = list_images([photographs])
+    again = cached_pools(paths, SPECS, tmp_path, workers=1)
+    stored = cached_pools(paths, SPECS, tmp_path, workers=1)
     for one, other in ((pools, again), (again, stored)):
         for a, b in zip(one, other, strict=True):
             assert (a.geometry, a.weight) == (b.geometry, b.weight)
@@ -66,21 +69,29 @@ def test_pools_hold_thumbnails_and_the_sources_own_coefficients(photographs: Pat
             assert all(np.array_equal(x, y) for x, y in zip(a.tables, b.tables, strict=True))
 
 
+def task_on(pools: list[CoefficientPool], architecture: Architecture = TINY_EXACT) -> ExactTask:
+    torch.manual_seed(0)
+    network = Network(architecture)
+    set_units(network, pools)
+    return ExactTask(network, pools, positions=72)
+
+
 def test_training_lowers_the_bits_resumes_and_exports_a_model(photographs: Path, tmp_path: Path) -> None:
-    train([photographs], tmp_path, TINY_EXACT, options(0.1), SPECS)
+    pools = build_pools(list_images([photographs]), SPECS, workers=1)
+    fit(task_on(pools), tmp_path, options(0.1))
     first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    train([photographs], tmp_path, TINY_EXACT, options(0.2), SPECS)
+    fit(task_on(pools), tmp_path, options(0.2))
     second = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert second["step"] > first["step"] > 10
-    pool = cached_pools([photographs], SPECS, tmp_path / "pools", 1)[0]
+    pool = pools[0]
     network = tiny_exact_network()
     before = sum(b.sum().item() for b in bits_of(network, pool, np.arange(40)).values())
     network.load_state_dict(second["average"])
     after = sum(b.sum().item() for b in bits_of(network, pool, np.arange(40)).values())
     assert after < before
 
-    model = model_from_bytes(export(tmp_path, "mine"))
-    assert (model.name, model.card["codec"], model.card["training"]["steps"]) == ("mine", "exact", second["step"])
+    model = model_from_bytes(export(network, {"name": "mine"}))
+    assert (model.name, model.codec) == ("mine", "exact")
     codec = ExactCodec(model)
     images = [(pool.frame(i), tuple(c[i] for c in pool.coefficients)) for i in range(40)]
     payloads = codec.encode(images)
@@ -94,13 +105,13 @@ def test_training_lowers_the_bits_resumes_and_exports_a_model(photographs: Path,
     assert coded == pytest.approx(after / 8, rel=0.02)
 
 
-def test_too_few_images_are_refused(tmp_path: Path) -> None:
+def test_too_few_images_are_refused() -> None:
     with pytest.raises(UsageError, match="to train on"):
-        train([tmp_path], tmp_path / "run", TINY_EXACT, options(0.01), SPECS)
+        ExactTask(tiny_exact_network(), [])
 
 
 def test_a_run_of_another_network_is_refused(photographs: Path, tmp_path: Path) -> None:
-    train([photographs], tmp_path, TINY_EXACT, options(0.02), SPECS)
-    other = type(TINY_EXACT)(TINY_EXACT.luma, TINY_EXACT.luma)
+    pools = build_pools(list_images([photographs]), SPECS, workers=1)
+    fit(task_on(pools), tmp_path, options(0.02))
     with pytest.raises(UsageError, match="another network"):
-        train([photographs], tmp_path, other, options(0.04), SPECS)
+        fit(task_on(pools, Architecture(TINY_EXACT.luma, TINY_EXACT.luma)), tmp_path, options(0.04))

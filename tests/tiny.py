@@ -13,7 +13,7 @@ from zippy_batch.latent.export import export_arrays
 from zippy_batch.latent.network import Architecture, Network
 from zippy_batch.weights import Model, model_from_bytes, serialise
 
-TINY = Architecture(width=24, blocks=1, latents=24, groups=(8, 16), context_width=16)
+TINY = Architecture(width=24, blocks=1, synthesis_blocks=2, latents=24, groups=(8, 16), context_width=16)
 
 
 def tiny_network(seed: int = 0) -> Network:

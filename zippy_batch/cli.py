@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 import sys
-import textwrap
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,19 +23,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zippy_batch.config import (
+    CODECS,
     DEVICES,
     FORMATS,
+    LOSSES,
     ArchiveOptions,
     Preset,
     RestoreOptions,
     RunOptions,
+    TrainOptions,
     combine,
     load_preset,
 )
-from zippy_batch.errors import ZippyError
+from zippy_batch.errors import OutputExists, UsageError, ZippyError
 
 if TYPE_CHECKING:
     from zippy_batch.report import Report
+    from zippy_batch.training.job import TrainReport
 
 INTERRUPTED = 130
 
@@ -51,6 +54,7 @@ app = typer.Typer(
 
 _ARCHIVE = ArchiveOptions()
 _RESTORE = RestoreOptions()
+_TRAIN = TrainOptions()
 
 
 def _flag(*names: str, help: str, default: object = None, metavar: str | None = None) -> Any:
@@ -352,27 +356,180 @@ def verify(
 
 
 @app.command()
-def models(ctx: typer.Context, as_json: Json = False) -> None:
-    """List the built-in models.
+def compare(
+    ctx: typer.Context,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Directory of images; nothing in it is changed.")],
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", help="Files to look at, spread evenly over SOURCE; 0 takes all.")
+    ] = 200,
+    qualities: Annotated[
+        str | None,
+        _flag("--qualities", metavar="Q,Q", help="Of zippy-batch, 1..100.", default="25,40,55,65,75,85,95"),
+    ] = None,
+    only: Annotated[
+        str | None, _flag("--only", metavar="NAME,NAME", help="Only these contenders, by their names in the table.")
+    ] = None,
+    skip: Annotated[str | None, _flag("--skip", metavar="NAME,NAME", help="All contenders but these.")] = None,
+    model: Annotated[
+        str,
+        typer.Option("--model", metavar="NAME|FILE", help="Of the lossy codec."),
+    ] = _ARCHIVE.model,
+    device: Device = None,
+    json_file: Annotated[Path | None, _flag("--json", metavar="FILE", help="Write all figures as JSON.")] = None,
+    plot: Annotated[Path | None, _flag("--plot", metavar="FILE.png", help="Draw quality over bytes.")] = None,
+    sheet: Annotated[
+        Path | None,
+        _flag("--sheet", metavar="FILE.png", help="Lay faces side by side, as each gives them back at equal bytes."),
+    ] = None,
+    overwrite: Overwrite = None,
+) -> None:
+    """Compare with JPEG, WebP, AVIF and others, on your own images.
+
+    Each is charged for loose files and for one Parquet file under zstd; an archive is charged whole. Without --json,
+    --plot and --sheet nothing is written but the table.
+
+    Examples:
+
+    \b
+      zippy-batch compare ./faces
+      zippy-batch compare ./faces --only jpeg,avif,zippy-batch --qualities 40,60,75
+      zippy-batch compare ./faces --limit 500 --plot curves.png --sheet faces.png --json figures.json
+    """
+    with _outcome(ctx, "nothing was written"):
+        from zippy_batch.compare import charts
+        from zippy_batch.compare.measure import QUALITIES, CompareOptions
+        from zippy_batch.compare.measure import compare as measured
+        from zippy_batch.progress import showing
+
+        options = CompareOptions(
+            limit=limit,
+            qualities=_numbers(qualities) if qualities else QUALITIES,
+            only=_words(only),
+            skip=_words(skip),
+            model=model,
+            device=device or _ARCHIVE.device,
+            faces=5 if sheet else 0,
+        )
+        _refuse_unwritable([path for path in (json_file, plot, sheet) if path], bool(overwrite))
+        if plot:
+            charts.require_matplotlib()
+        with showing("compare") as watch:
+            found = measured(source, options, watch)
+        _print("\n".join(found.lines()))
+        if json_file:
+            json_file.write_text(_json(found.to_dict()) + "\n")
+        if plot:
+            plot.write_bytes(charts.plot(found))
+        if sheet:
+            sheet.write_bytes(charts.sheet(found))
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE...", help="Directories of images, lists of paths (a line each), or archives."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Model to write, NAME.safetensors.")],
+    codec: Annotated[
+        str | None,
+        _flag("--codec", metavar="|".join(CODECS), help="Lossy, or exact for JPEG files.", default=_TRAIN.codec),
+    ] = None,
+    start: Annotated[
+        str | None,
+        _flag("--from", metavar="NAME|FILE", help="Model to adapt; that takes minutes, where a new one takes hours."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        _flag("--minutes", metavar="M", help="Of training, interrupted parts included.", default=_TRAIN.minutes),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        _flag(
+            "--sizes",
+            metavar="own,WxH,...|mixed",
+            help="What for: the images as they are (own), shrunk to sizes in pixels, both, or the mix that the "
+            "built-in models were trained on.",
+            default=_TRAIN.sizes,
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        _flag("--loss", metavar="|".join(LOSSES), help="Distortion of the lossy codec.", default=_TRAIN.loss),
+    ] = None,
+    rate: Annotated[
+        float | None, _flag("--rate", metavar="X", help="Factor on the learning rates.", default=_TRAIN.rate)
+    ] = None,
+    fast: Annotated[
+        bool | None, _flag("--fast", help="A lossy model that decodes faster, for a few per cent more bytes.")
+    ] = None,
+    seed: Annotated[int | None, _flag("--seed", metavar="N", help="Of everything random.", default=_TRAIN.seed)] = None,
+    notice: Annotated[
+        str | None,
+        _flag("--notice", metavar="TEXT", help="For the model's card: its images' licence, what it may be used for."),
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget the run that is there and begin anew.")] = False,
+    device: Device = None,
+    workers: Annotated[
+        int | None,
+        _flag("--workers", metavar="N", help="Processes that train together, through Ray Train.", default=1),
+    ] = None,
+    address: Address = None,
+    overwrite: Overwrite = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a model to your own images, and say what it saves.
+
+    The best model so far is written early and again as it gets better; an interrupted run goes on when the same command
+    is given again, and a finished one with more --minutes.
+
+    Examples:
+
+    \b
+      zippy-batch train ./faces -o mine.safetensors --from faces --minutes 20
+      zippy-batch train ./faces -o mine-exact.safetensors --codec exact --from exact --minutes 20
+      zippy-batch train ./photos ./more -o new.safetensors --sizes own,64x64 --minutes 600
+      zippy-batch archive ./faces out.parquet --model mine.safetensors
+    """
+    with _outcome(ctx, "the same command goes on where it stopped"):
+        preset = _preset(config)
+        given = {"codec": codec, "start": start, "minutes": minutes, "sizes": sizes, "loss": loss, "rate": rate}
+        given |= {"fast": fast, "seed": seed, "notice": notice, "device": device}
+        options = combine(TrainOptions, preset.train, given)
+        run = _run_options(preset, workers, address, overwrite)
+        from zippy_batch.training import job
+
+        report = job.train(sources, output, options, run, lambda line: typer.echo(line, err=True), restart)
+        _print_report(report, as_json)
+
+
+@app.command()
+def models(
+    ctx: typer.Context,
+    wanted: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME|FILE]...", help="Only these, among them model files of yours.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the built-in models, or say what is in model files.
 
     Examples:
 
     \b
       zippy-batch models
+      zippy-batch models mine.safetensors --json
       zippy-batch archive ./faces out.parquet --model faces
     """
     with _outcome(ctx, "nothing was changed"):
         from zippy_batch import weights
 
-        summaries = weights.list_models()
+        summaries = weights.list_models(wanted or weights.builtin_names())
         if as_json:
             _print_json([asdict(summary) for summary in summaries])
-            return
-        for summary in summaries:
-            _print(f"{summary.name}  {summary.codec} codec  {summary.size_bytes / 1e6:.1f} MB  {summary.id}")
-            notice = str(summary.card.get("notice", ""))
-            if notice:
-                _print(textwrap.indent(textwrap.fill(notice, 98, break_on_hyphens=False), "  "))
+        else:
+            _print("\n".join(line for summary in summaries for line in summary.lines()))
 
 
 def main() -> None:
@@ -425,7 +582,7 @@ def _run_options(preset: Preset, workers: int | None, address: str | None, overw
     return combine(RunOptions, preset.run, {"workers": workers, "address": address, "overwrite": overwrite})
 
 
-def _print_report(report: Report, as_json: bool) -> None:
+def _print_report(report: Report | TrainReport, as_json: bool) -> None:
     if as_json:
         _print_json(report.to_dict())
     else:
@@ -435,7 +592,35 @@ def _print_report(report: Report, as_json: bool) -> None:
 
 
 def _print_json(value: object) -> None:
-    _print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    _print(_json(value))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip()) if text else ()
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise UsageError(f"expected numbers with commas between them, such as 40,60,75, not {text!r}") from None
+
+
+def _refuse_unwritable(paths: list[Path], overwrite: bool) -> None:
+    """Raises UsageError for files that could not be written at the end of a long run, or would replace another."""
+    for i, path in enumerate(paths):
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: there is no directory {path.parent}")
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UsageError(f"{path}: {'is a directory' if path.is_dir() else f'{path.parent} cannot be written to'}")
+        if path in paths[:i]:
+            raise UsageError(f"{path}: named twice as an output")
+        if path.exists() and not overwrite:
+            raise OutputExists(f"{path} exists; choose another name, or replace it with --overwrite")
 
 
 def _print(text: str) -> None:

@@ -76,7 +76,7 @@ def settle_device(device: str, address: str | None) -> str:
     if device == "cpu":
         return device
     if address is not None:
-        with _connected(address, cpus=None):
+        with connected(address, cpus=None):
             there = _cluster_total("GPU") >= 1
     else:
         import torch
@@ -113,7 +113,7 @@ def run_units(job: Job[Unit, Result], units: Iterable[Unit], crew: Crew, tick: T
         for unit in units:
             yield work(unit, tick)
         return
-    with _connected(crew.address, cpus=crew.workers * max(1, crew.threads)):
+    with connected(crew.address, cpus=crew.workers * max(1, crew.threads)):
         foreman = _Foreman(job, iter(units), _fit(crew))
         try:
             for result in foreman.results():
@@ -279,7 +279,7 @@ def _gpus_here() -> int:
 
 
 @contextmanager
-def _connected(address: str | None, cpus: int | None) -> Iterator[None]:
+def connected(address: str | None, cpus: int | None) -> Iterator[None]:
     """A connection to Ray: the one this process has, the named cluster, or one started here and stopped at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

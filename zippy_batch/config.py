@@ -1,7 +1,7 @@
 """Every knob, its unit and its default.
 
 What changes the archive's bytes is in `ArchiveOptions` and is part of a run's fingerprint; what only changes how fast
-they are made is in `RunOptions` and is not. Presets are TOML files with one table for each of the three classes below;
+they are made is in `RunOptions` and is not. Presets are TOML files with one table for each of the classes below;
 a table or a key that none of them has is an error, so that a misspelt knob never goes unnoticed.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 import types
 import typing
@@ -22,7 +23,9 @@ from zippy_batch.errors import UsageError
 DEVICES = ("auto", "cpu", "cuda")
 FORMATS = ("jpeg", "png", "webp")
 EXACT = ("auto", "always", "never")
-CHOICES = {"device": DEVICES, "format": FORMATS, "exact": EXACT}
+CODECS = ("latent", "exact")
+LOSSES = ("mse", "ssim", "mix")
+CHOICES = {"device": DEVICES, "format": FORMATS, "exact": EXACT, "codec": CODECS, "loss": LOSSES}
 """Words that a knob may be, by its name."""
 
 
@@ -104,20 +107,84 @@ class RestoreOptions:
 
 
 @dataclass(frozen=True)
+class TrainOptions:
+    """What a model is trained for, and how."""
+
+    codec: str = "latent"
+    """latent (lossy) or exact."""
+    start: str | None = None
+    """Model to go on from: a name or a file; None starts from nothing."""
+    minutes: float = 60.0
+    """Of training, over all resumed parts of the run."""
+    sizes: str = "own"
+    """What it is trained for: own (the images as they are), WIDTHxHEIGHT to shrink them to, several of these with
+    commas between, or mixed, which the built-in models were trained on."""
+    loss: str = "mse"
+    """Distortion of the lossy codec: mse, ssim, or half of each (mix)."""
+    rate: float = 1.0
+    """Factor on the learning rates."""
+    fast: bool = False
+    """Of the lossy codec: decode with one block of layers instead of four."""
+    seed: int = 0
+    name: str = ""
+    """In the model's card; the output's name where empty."""
+    notice: str = ""
+    """In the model's card: where the images come from, and what the model may be used for."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("codec", self.codec, CODECS)
+        _one_of("loss", self.loss, LOSSES)
+        _one_of("device", self.device, DEVICES)
+        if not (math.isfinite(self.minutes) and self.minutes > 0):
+            raise UsageError(f"minutes must be above 0, not {self.minutes}")
+        _in_range("seed", self.seed, 0, None)
+        if not 0 < self.rate <= 100:
+            raise UsageError(f"rate must be above 0 and at most 100, not {self.rate}")
+        if self.codec == "exact" and self.loss != "mse":
+            raise UsageError("the exact codec has no distortion: loss is for the lossy codec alone")
+        if self.codec == "exact" and self.fast:
+            raise UsageError("the exact codec has no faster form: fast is for the lossy codec alone")
+        self.shrunk_sizes()
+
+    def is_mixed(self) -> bool:
+        return self.sizes == "mixed"
+
+    def takes_own(self) -> bool:
+        return "own" in self.sizes.split(",")
+
+    def shrunk_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) in pixels. Raises UsageError."""
+        if self.is_mixed():
+            return []
+        found = []
+        for word in self.sizes.split(","):
+            if word == "own":
+                continue
+            match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", word)
+            if match is None or not all(8 <= int(side) <= 512 for side in match.groups()):
+                raise UsageError(f"sizes must be mixed, or own and WIDTHxHEIGHT of 8 to 512 px, not {word!r}")
+            found.append((int(match[2]), int(match[1])))
+        return found
+
+
+@dataclass(frozen=True)
 class Preset:
     """What a preset file sets, by table; whatever it leaves out keeps its default."""
 
     archive: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
     restore: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
 
 
-Options = TypeVar("Options", ArchiveOptions, RunOptions, RestoreOptions)
+Options = TypeVar("Options", ArchiveOptions, RunOptions, RestoreOptions, TrainOptions)
 
-TABLES: Mapping[str, type[ArchiveOptions] | type[RunOptions] | type[RestoreOptions]] = {
+TABLES: Mapping[str, type[ArchiveOptions] | type[RunOptions] | type[RestoreOptions] | type[TrainOptions]] = {
     "archive": ArchiveOptions,
     "run": RunOptions,
     "restore": RestoreOptions,
+    "train": TrainOptions,
 }
 
 

@@ -48,6 +48,7 @@ __all__ = [
     "Unsuitable",
     "decode_written",
     "display_path",
+    "find_files",
     "is_below",
     "list_files",
     "read_file",
@@ -98,21 +99,33 @@ _SHOWN = 10
 def list_files(root: Path) -> Listing:
     """Every file below a directory, links inside the tree followed.
 
-    Raises UsageError naming everything that could not be archived, before anything is read: files over
-    `MAX_FILE_BYTES`, links that are broken, circular or lead outside, sockets, pipes and devices, what may not be
-    read, and names that `safe_relative_path` would refuse on restore.
+    Raises UsageError naming everything that could not be archived (see `find_files`), before anything is read.
+    """
+    listing, refused = find_files(root)
+    if refused:
+        shown = "\n".join(f"  {display_path(path) or '.'}: {why}" for path, why in refused[:_SHOWN])
+        more = f"\n  and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+        count = f"{len(refused)} entries" if len(refused) > 1 else "one entry"
+        raise UsageError(
+            f"{display_path(os.fsencode(root))}: {count} cannot be archived; remove or rename:\n{shown}{more}"
+        )
+    return listing
+
+
+def find_files(root: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
+    """Every file below a directory, and what is no such file: its path and the reason, sorted.
+
+    Refused are files over `MAX_FILE_BYTES`, links that are broken, circular or lead outside, sockets, pipes and
+    devices, what may not be read, and names that `safe_relative_path` would refuse on restore. Raises UsageError where
+    `root` is no directory.
     """
     top = os.fsencode(root)
     if not os.path.isdir(top):
         raise UsageError(f"{display_path(top)}: not a directory")
     walk = _TreeWalk(os.path.realpath(top))
     walk.visit(b"", ())
-    if walk.refused:
-        shown = "\n".join(f"  {display_path(path) or '.'}: {why}" for path, why in sorted(walk.refused)[:_SHOWN])
-        more = f"\n  and {len(walk.refused) - _SHOWN} more" if len(walk.refused) > _SHOWN else ""
-        count = f"{len(walk.refused)} entries" if len(walk.refused) > 1 else "one entry"
-        raise UsageError(f"{display_path(top)}: {count} cannot be archived; remove or rename:\n{shown}{more}")
-    return Listing(tuple(sorted(walk.files, key=lambda file: file.path)), walk.empty_directories)
+    files = tuple(sorted(walk.files, key=lambda file: file.path))
+    return Listing(files, walk.empty_directories), sorted(walk.refused)
 
 
 class _TreeWalk:

@@ -15,8 +15,9 @@ Source: Balle, Johnston, Minnen 2019, "Integer networks for data compression wit
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -72,15 +73,26 @@ class RoundedSum:
 
     weights: Mapping[str, Tensor]
     bias: Tensor
+    _joined: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(layer: IntegerSum) -> RoundedSum:
+    def of(layer: IntegerSum, half: float = 0.5) -> RoundedSum:
+        """half: 0 for a summand of a sum that has it already."""
         weights = {k: w * layer.factor[:, None] for k, w in layer.weights.items()}
-        return RoundedSum(weights, layer.bias * layer.factor + 0.5)
+        return RoundedSum(weights, layer.bias * layer.factor + half)
 
-    def accumulate(self, name: str, value: Tensor) -> Tensor:
-        """value (..., inputs) -> (..., outputs): bias and one summand; others are added to it."""
-        return torch.nn.functional.linear(value, self.weights[name], self.bias)
+    def accumulate(self, names: tuple[str, ...], values: Sequence[Tensor]) -> Tensor:
+        """values (..., inputs) of the named inputs -> (..., outputs): bias and these summands."""
+        value = values[0] if len(values) == 1 else torch.cat(list(values), -1)
+        return torch.nn.functional.linear(value, self.joined(names), self.bias)
+
+    def joined(self, names: tuple[str, ...]) -> Tensor:
+        """Weights of several inputs side by side, for one product over all of them."""
+        if len(names) == 1:
+            return self.weights[names[0]]
+        if names not in self._joined:
+            self._joined[names] = torch.cat([self.weights[name] for name in names], 1)
+        return self._joined[names]
 
     @staticmethod
     def settle(accumulated: Tensor, low: float, high: float) -> Tensor:
@@ -99,6 +111,20 @@ def bound(
     for name, weight in weights.items():
         total = total + np.abs(weight).sum(1) * limits[name]
     return total
+
+
+_bounds: ContextVar[dict[str, int] | None] = ContextVar("_bounds", default=None)
+
+
+@contextlib.contextmanager
+def recording_bounds() -> Iterator[dict[str, int]]:
+    """Collects what `prove` finds inside: the largest magnitude that any sum of each layer may reach."""
+    found: dict[str, int] = {}
+    token = _bounds.set(found)
+    try:
+        yield found
+    finally:
+        _bounds.reset(token)
 
 
 def prove(
@@ -122,6 +148,9 @@ def prove(
         raise ModelError(
             f"layer {name} is not exact: a sum may reach {largest.max()}, and float32 is exact below {EXACT}"
         )
+    recorded = _bounds.get()
+    if recorded is not None and len(largest):
+        recorded[name] = max(recorded.get(name, 0), int(largest.max()))
     tensors = {k: torch.from_numpy(w.astype(np.float32)) for k, w in wide.items()}
     factor = torch.from_numpy(np.exp2(-shift.astype(np.float64)).astype(np.float32))
     return IntegerSum(tensors, torch.from_numpy(np.asarray(bias, np.float32)), factor)

@@ -331,7 +331,7 @@ class ArchiveReport:
 
     def lines(self) -> list[str]:
         """The table of shards, then what it does not show."""
-        out = _table(_ARCHIVE_HEAD, [_archive_cells(line) for line in (*self.shards, self.total)])
+        out = table(_ARCHIVE_HEAD, [_archive_cells(line) for line in (*self.shards, self.total)])
         out += _by_codec(self.total)
         out += _reasons(self.total.kept_raw)
         unproved = self.total.exact_images and self.options.get("verify") is False
@@ -445,7 +445,7 @@ class RestoreReport:
     def lines(self) -> list[str]:
         head = _RESTORE_HEAD + (_QUALITY_HEAD if self.with_reference else ())
         rows = [_restore_cells(line, self.with_reference) for line in (*self.shards, self.total)]
-        out = _table(head, rows)
+        out = table(head, rows)
         if self.total.unmatched:
             out.append(f"{self.total.unmatched} restored images have no picture of the same size under --reference")
         out += _findings(f"{len(self.total.damaged)} rows are damaged and were not restored:", self.total.damaged)
@@ -594,11 +594,12 @@ def _quality_cells(quality: Quality) -> list[str]:
     ]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns aligned right, those that say nothing in any row left out."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 0) -> list[str]:
+    """Columns aligned right, but the first `names` of them left; those that say nothing in any row are left out."""
     keep = [i for i in range(len(head)) if any(row[i] != "-" for row in rows)]
     widths = {i: max(len(head[i]), *(len(row[i]) for row in rows)) for i in keep}
-    return ["  ".join(row[i].rjust(widths[i]) for i in keep) for row in (head, *rows)]
+    align = [str.ljust if i < names else str.rjust for i in range(len(head))]
+    return ["  ".join(align[i](row[i], widths[i]) for i in keep) for row in (head, *rows)]
 
 
 def _by_codec(total: Line) -> list[str]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -56,6 +57,28 @@ class ModelSummary:
     id: str
     size_bytes: int
     card: Mapping[str, Any]
+
+    def lines(self) -> list[str]:
+        """For a terminal: what the model is, how it was trained, what is proved of it, and its notice."""
+        out = [f"{self.name}  {self.codec} codec  {self.size_bytes / 1e6:.1f} MB  {self.id}"]
+        training = self.card.get("training")
+        if isinstance(training, dict):
+            counts = ("minutes", "steps", "images")
+            facts = [f"{training[k]} {k}" for k in counts if isinstance(training.get(k), int | float)]
+            facts += [f"from {training['from'][:12]}"] if training.get("from") else []
+            facts += [f"sizes {training['sizes']}"] if training.get("sizes") else []
+            out.append(f"  trained: {', '.join(facts)}")
+        sources = self.card.get("sources")
+        if sources:
+            out.append(f"  on: {', '.join(map(str, sources))}")
+        proof = self.card.get("exactness")
+        if isinstance(proof, dict):
+            out.append(
+                f"  exact: no sum of its {proof.get('layers')} integer layers exceeds {proof.get('largest_sum')}, and "
+                f"float32 is exact up to {proof.get('limit')}; proved again whenever it is loaded"
+            )
+        notice = str(self.card.get("notice", ""))
+        return out + [f"  {line}" for line in textwrap.wrap(notice, 98, break_on_hyphens=False)]
 
 
 def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -132,5 +155,6 @@ def builtin_model_by_id(model_id: str) -> Model | None:
     return next((m for m in map(_builtin, builtin_names()) if m.id == model_id), None)
 
 
-def list_models() -> list[ModelSummary]:
-    return [ModelSummary(m.name, m.codec, m.id, len(m.data), m.card) for m in map(_builtin, builtin_names())]
+def list_models(names: Iterable[str]) -> list[ModelSummary]:
+    """Of built-in models and model files; raises what `load_model` does."""
+    return [ModelSummary(m.name, m.codec, m.id, len(m.data), m.card) for m in map(load_model, names)]

@@ -132,12 +132,12 @@ class Seen:
     def of(c: Tensor, steps: Tensor) -> Seen:
         """Of coefficients (N, h, w, 64), float32 integers, with steps (N, 64)."""
         value = (c * steps[:, None, None]).clamp(1 - len(_COMPANDING), len(_COMPANDING) - 1)
-        size = _COMPANDING[value.abs().long()] / ONE
+        size = _COMPANDING.to(c.device)[value.abs().long()] / ONE
         linear = (value[..., :LINEAR] / 4).floor().clamp(-INPUT_LIMIT, INPUT_LIMIT) / ONE
         there = c != 0
         there[..., 0] = True
         ends = 63 - there.flip(-1).to(torch.uint8).argmax(-1)
-        return Seen(value.sign() * size, size, linear, ends, _END_TABLE[ends] / ONE)
+        return Seen(value.sign() * size, size, linear, ends, _END_TABLE.to(c.device)[ends] / ONE)
 
     def group(self, start: int, stop: int) -> Tensor:
         """(N, h, w, `group_inputs`)"""
@@ -226,11 +226,12 @@ class Plane(nn.Module):
         row, column = (v.reshape(-1) for v in np.indices((h, w)))
 
         def stages(count: int) -> list[Tensor]:
-            return [torch.from_numpy(np.flatnonzero(stages_of(row, column, count) == k)) for k in range(count)]
+            numbers = [np.flatnonzero(stages_of(row, column, count) == k) for k in range(count)]
+            return [torch.from_numpy(at).to(c.device) for at in numbers]
 
         def earlier(taps: nn.Module, inputs: Tensor, coded: list[Tensor], at: Tensor) -> Tensor:
             """What the stages coded so far add to the state at `at`."""
-            mask = torch.zeros(h * w)
+            mask = c.new_zeros(h * w)
             mask[torch.cat(coded)] = 1
             return taps(_neighbourhood(inputs * mask.view(1, h, w, 1))[:, at])
 
@@ -262,7 +263,7 @@ class Plane(nn.Module):
                     layers(rows[image, place]),
                     flat[image, here, start:stop],
                     self.unit[start:stop] / steps[image, start:stop],
-                    ends[image, here, None] - torch.arange(start, stop),
+                    ends[image, here, None] - torch.arange(start, stop, device=c.device),
                     start,
                 )
                 spent = spent.index_add(0, image, each)
@@ -299,7 +300,9 @@ def _mixture_bits(o: Tensor, c: Tensor, relative: Tensor, left: Tensor, start: i
 
     bits = -torch.log2(mass(c[:, None], slice(None)) + 2.0**-16) * (left >= 0)
     # the last coefficient of a block is known not to be 0, unless it is DC
-    row, column = torch.nonzero((left == 0) & (torch.arange(start, start + c.shape[1]) > 0), as_tuple=True)
+    row, column = torch.nonzero(
+        (left == 0) & (torch.arange(start, start + c.shape[1], device=c.device) > 0), as_tuple=True
+    )
     known = torch.log2((1 - mass(0.0, (row, column))).clamp(min=2.0**-14))
     return bits.index_put((row, column), known, accumulate=True).sum(1)
 

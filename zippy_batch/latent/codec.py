@@ -256,7 +256,7 @@ def _transform(
     kind: type[Transform], a: Architecture, arrays: Mapping[str, NDArray], prefix: str, device: torch.device
 ) -> Transform:
     # before networks of these sizes take any memory, the file must have arrays of them
-    for block in range(a.blocks):
+    for block in range(a.blocks if kind is Analysis else a.synthesis_blocks):
         fetch(arrays, f"{prefix}blocks.{block}.expand.weight", "float32", 2 * a.width, a.width)
     fetch(arrays, f"{prefix}first.bias", "float32", a.width)
     module = kind(a)

@@ -5,6 +5,7 @@ groups. A step sees the static features, the coded neighbours and its own positi
 
     static, neighbours -> base --+--> rescale -> hidden -> rescale -> out -> mean, scale per channel
     own earlier groups -> own  --+
+                                       (of neighbours, also the sum of magnitudes; of own groups, the magnitudes)
     mean  -> mu in sixteenths of a quantisation step
     scale -> table index 0..63 (0: the residual is certainly 0)
     y_hat = mu + 16 * residual, in sixteenths;   and, scaled to +-CONTEXT_LIMIT, what later steps see
@@ -15,7 +16,7 @@ exactness is proved whenever one is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zippy_batch.errors import ModelError
-from zippy_batch.integer import Arrays, IntegerSum, fetch, load_layer, multiply, probe, prove
+from zippy_batch.integer import Arrays, RoundedSum, fetch, load_layer, multiply, probe, prove
 from zippy_batch.latent.features import LEVEL_FEATURES, ONE, SPATIAL_FEATURES
 from zippy_batch.latent.network import NEIGHBOURS, PARITIES, SCALES, Architecture
 
@@ -36,28 +37,54 @@ VALUE_LIMIT = 8191
 MANTISSA_LIMIT = 1023
 QUALITIES = 100
 
+OWN_ARRAYS = {"own": "own.weight", "own_sizes": "own.sizes"}
+"""Array of each input of a step's own part."""
+
 CodeStep = Callable[[int, slice, Tensor, Tensor], Tensor]
 """(parity, channels, mu in sixteenths (N, h', w', G), table index (N, h', w', G)) -> residuals (N, h', w', G),
 float32 integers.
 """
 
 
-def input_limits(parity: int, group: int) -> dict[str, int]:
+def input_limits(a: Architecture, parity: int, group: int) -> dict[str, int]:
     """Largest magnitude of each input of a step's first layer."""
     limits = {"spatial": ONE, "level": ONE}
-    if NEIGHBOURS[parity]:
+    count = len(NEIGHBOURS[parity])
+    if count:
         limits["neighbours"] = CONTEXT_LIMIT
+    if count and a.magnitudes:
+        limits["neighbour_sizes"] = count * CONTEXT_LIMIT
     if group:
         limits["own"] = CONTEXT_LIMIT
+    if group and a.magnitudes:
+        limits["own_sizes"] = CONTEXT_LIMIT
     return limits
 
 
 @dataclass(frozen=True)
 class _Step:
-    own: IntegerSum
-    """Adds the own channels to the base sum; for the first group only a zero bias."""
-    hidden: IntegerSum
-    out: IntegerSum
+    """The layers of one step."""
+
+    own: RoundedSum
+    """Of the own channels, added to the parity's base."""
+    hidden: RoundedSum
+    out: RoundedSum
+
+    def predict(self, base: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """base (N, h', w', C), own earlier channels (N, h', w', e) -> mean and scale (N, h', w', G), integers."""
+        if own.shape[-1]:
+            parts = [own, own.abs()] if "own_sizes" in self.own.weights else [own]
+            total = self.own.accumulate(tuple(self.own.weights), parts).add_(base)
+        else:
+            total = base + self.own.bias
+        a = RoundedSum.settle(total, 0, ACTIVATION_LIMIT)
+        for layer, limits in ((self.hidden, (0, ACTIVATION_LIMIT)), (self.out, (-VALUE_LIMIT, VALUE_LIMIT))):
+            a = layer.settle(layer.accumulate(("a",), [a]), *limits)
+        mean, scale = a.chunk(2, -1)
+        return mean, scale
+
+    def to(self, device: torch.device) -> _Step:
+        return _Step(self.own.to(device), self.hidden.to(device), self.out.to(device))
 
 
 class IntegerContext:
@@ -67,12 +94,12 @@ class IntegerContext:
         probe(device)
         a = self._architecture = architecture
         self._device = device
-        self._bases: list[IntegerSum] = []
+        self._bases: list[RoundedSum] = []
         self._steps: list[list[_Step]] = []
         for k in range(len(PARITIES)):
             base, steps = _load_parity(a, arrays, k)
             self._bases.append(base.to(device))
-            self._steps.append([_Step(s.own.to(device), s.hidden.to(device), s.out.to(device)) for s in steps])
+            self._steps.append([step.to(device) for step in steps])
         self._to_context = _multiplier(arrays, "to_context", a.latents, device)
         self._from_context = _multiplier(arrays, "from_context", a.latents, device)
         offset = fetch(arrays, "level.scale_offset", "int16", QUALITIES, a.latents)
@@ -97,16 +124,12 @@ class IntegerContext:
             hk, wk = here.shape[1:3]
             if hk == 0 or wk == 0:
                 continue
-            inputs = {"spatial": here, "level": level[:, None, None]}
-            if NEIGHBOURS[k]:
-                seen = [canvas[:, 1 + i + dy :: 2, 1 + j + dx :: 2][:, :hk, :wk] for dy, dx in NEIGHBOURS[k]]
-                inputs["neighbours"] = torch.cat(seen, -1)
-            base = self._bases[k].accumulate(inputs)
+            base = self._base(k, here, level, canvas[:, i:, j:])
             own = torch.empty(n, hk, wk, m, device=self._device)
             start = 0
             for step, size in zip(self._steps[k], self._architecture.groups, strict=True):
                 channels = slice(start, start + size)
-                mean, scale = _predict(step, base, own[..., :start])
+                mean, scale = step.predict(base, own[..., :start])
                 mu = multiply(mean, from_mantissa[..., channels], from_factor[..., channels], VALUE_LIMIT)
                 index = ((scale + scale_offset[..., channels] + 8) * (1 / 16)).floor_().clamp_(0, SCALES - 1)
                 value = mu + SIXTEENTHS * code(k, channels, mu, index)
@@ -119,20 +142,36 @@ class IntegerContext:
             canvas[:, 1 + i : 1 + h : 2, 1 + j : 1 + w : 2] = own
         return y_hat
 
+    def _base(self, k: int, spatial: Tensor, level: Tensor, canvas: Tensor) -> Tensor:
+        """What all groups of parity k share; of the canvas, what lies from the parity's first position's upper left
+        neighbour on."""
+        layer = self._bases[k]
+        base = layer.accumulate(("spatial",), [spatial])
+        base = base + torch.nn.functional.linear(level, layer.weights["level"])[:, None, None]
+        if NEIGHBOURS[k]:
+            h, w = spatial.shape[1:3]
+            seen = [canvas[:, 1 + dy :: 2, 1 + dx :: 2][:, :h, :w] for dy, dx in NEIGHBOURS[k]]
+            parts, names = list(seen), ["neighbours"]
+            if self._architecture.magnitudes:
+                parts.append(_sum_of_magnitudes(seen))
+                names.append("neighbour_sizes")
+            base += torch.nn.functional.linear(torch.cat(parts, -1), layer.joined(tuple(names)))
+        return base
 
-def _predict(step: _Step, base: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    total = base + step.own.accumulate({"own": own} if own.shape[-1] else {})
-    a = step.own.rescale(total, 0, ACTIVATION_LIMIT)
-    a = step.hidden.rescale(step.hidden.accumulate({"a": a}), 0, ACTIVATION_LIMIT)
-    mean, scale = step.out.rescale(step.out.accumulate({"a": a}), -VALUE_LIMIT, VALUE_LIMIT).chunk(2, -1)
-    return mean, scale
+
+def _sum_of_magnitudes(seen: Sequence[Tensor]) -> Tensor:
+    total = seen[0].abs()
+    for other in seen[1:]:
+        total += other.abs()
+    return total
 
 
-def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[IntegerSum, list[_Step]]:
+def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[RoundedSum, list[_Step]]:
     """The layers of one parity, their exactness proved over every sum that the coder forms."""
     width = a.context_width
-    limits = input_limits(k, 0)
+    limits = input_limits(a, k, 0)
     inputs = {"spatial": SPATIAL_FEATURES, "level": LEVEL_FEATURES, "neighbours": len(NEIGHBOURS[k]) * a.latents}
+    inputs["neighbour_sizes"] = a.latents
     weights = {name: fetch(arrays, f"context.{k}.base.{name}", "int16", width, inputs[name]) for name in limits}
     bias = fetch(arrays, f"context.{k}.base.bias", "int32", width).astype(np.int64)
     shift = fetch(arrays, f"context.{k}.base.shift", "int8", width)
@@ -140,16 +179,19 @@ def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[IntegerSum, l
     steps, start = [], 0
     for g, size in enumerate(a.groups):
         p = f"context.{k}.{g}"
-        own_weights = {"own": fetch(arrays, f"{p}.own.weight", "int16", width, start)} if g else {}
+        everything = input_limits(a, k, g)
+        own_names = [name for name in everything if name in OWN_ARRAYS]
+        own_weights = {n: fetch(arrays, f"{p}.{OWN_ARRAYS[n]}", "int16", width, start) for n in own_names}
         own_bias = fetch(arrays, f"{p}.own.bias", "int32", width).astype(np.int64)
         # the coder adds the own sum to the base sum: the proof is over both together
-        prove(f"{p}.own", weights | own_weights, np.abs(bias) + np.abs(own_bias), shift, input_limits(k, g))
-        own = prove(f"{p}.own", own_weights, own_bias, shift, input_limits(k, g))
+        prove(f"{p}.own", weights | own_weights, np.abs(bias) + np.abs(own_bias), shift, everything)
+        own = prove(f"{p}.own", own_weights, own_bias, shift, everything)
         outputs = (("hidden", width), ("out", 2 * size))
-        hidden, out = (load_layer(arrays, f"{p}.{n}", o, width, ACTIVATION_LIMIT) for n, o in outputs)
-        steps.append(_Step(own, hidden, out))
+        layers = [load_layer(arrays, f"{p}.{n}", o, width, ACTIVATION_LIMIT) for n, o in outputs]
+        # the half that rounding needs comes with the base
+        steps.append(_Step(RoundedSum.of(own, half=0.0), *map(RoundedSum.of, layers)))
         start += size
-    return base, steps
+    return RoundedSum.of(base), steps
 
 
 def _multiplier(arrays: Arrays, name: str, latents: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from zippy_batch.integer import quantise_rows
 from zippy_batch.latent.context import (
     ACTIVATION_LIMIT,
     CONTEXT_LIMIT,
+    OWN_ARRAYS,
     QUALITIES,
     SIXTEENTHS,
     VALUE_LIMIT,
@@ -33,6 +34,7 @@ from zippy_batch.latent.network import (
     SCALES,
     SIGMA_MIN,
     SIGMA_STEP,
+    Context,
     Network,
     as_float,
     interpolate_knots,
@@ -110,16 +112,19 @@ def _context_arrays(network: Network, ranges: Ranges) -> Arrays:
         weights = {"spatial": _array(static.spatial.weight) / ONE, "level": _array(static.level.weight) / ONE}
         if neighbours is not None:
             weights["neighbours"] = _array(neighbours.weight) / np.tile(scale, len(NEIGHBOURS[k]))
+        around, _ = context.size_layers(k, 0)
+        if around is not None:
+            weights["neighbour_sizes"] = _array(around.weight) / scale
         bias = _array(static.spatial.bias)
         layers = [context.step_layers(k, g) for g in range(len(context.groups))]
-        owns = {g: _array(own.weight) / scale[: starts[g]] for g, (own, _, _) in enumerate(layers) if own is not None}
+        owns = {g: _own_weights(context, k, g, scale[: starts[g]]) for g in range(len(layers))}
         own_biases = {g: _array(own.bias) for g, (own, _, _) in enumerate(layers) if own is not None}
         # one exponent per row for the base and all groups' own parts, because their sums are added
         exponent = np.full(len(bias), 20, np.int64)
         for g in range(len(context.groups)):
-            whole = {**weights, "own": owns[g]} if g else weights
             total = np.abs(bias) + (np.abs(own_biases[g]) if g else 0)
-            exponent = np.minimum(exponent, quantise_rows(whole, total, input_limits(k, g))[2])
+            limits = input_limits(network.architecture, k, g)
+            exponent = np.minimum(exponent, quantise_rows(weights | owns[g], total, limits)[2])
         unit = np.exp2(exponent.astype(np.float64))[:, None]
         power = np.clip(_power(ACTIVATION_LIMIT, ranges.first[k].max(0)), exponent - 22, exponent - 1)
         for name, w in weights.items():
@@ -129,7 +134,8 @@ def _context_arrays(network: Network, ranges: Ranges) -> Arrays:
         for g, size in enumerate(context.groups):
             q = f"{p}.{g}"
             if g:
-                out[f"{q}.own.weight"] = np.rint(owns[g] * unit).astype(np.int16)
+                for name, w in owns[g].items():
+                    out[f"{q}.{OWN_ARRAYS[name]}"] = np.rint(w * unit).astype(np.int16)
                 out[f"{q}.own.bias"] = np.rint(own_biases[g] * unit[:, 0]).astype(np.int32)
             else:
                 out[f"{q}.own.bias"] = np.zeros(len(bias), np.int32)
@@ -141,6 +147,13 @@ def _context_arrays(network: Network, ranges: Ranges) -> Arrays:
             if (got != wanted).any():
                 raise ValueError(f"{q}.out: weights leave too little room for the outputs' precision")
     return out | _level_arrays(network, scale, mean_power)
+
+
+def _own_weights(context: Context, k: int, g: int, scale: NDArray[np.float64]) -> Arrays:
+    own, _, _ = context.step_layers(k, g)
+    _, sizes = context.size_layers(k, g)
+    layers = {"own": own, "own_sizes": sizes}
+    return {name: _array(layer.weight) / scale for name, layer in layers.items() if layer is not None}
 
 
 def _layer(

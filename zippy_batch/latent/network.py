@@ -48,15 +48,23 @@ class Architecture:
 
     width: int = 192
     blocks: int = 4
+    """Of the analysis."""
+    synthesis_blocks: int = 4
+    """Fewer make decoding faster."""
     latents: int = 128
     groups: tuple[int, ...] = (16, 32, 80)
     """Latent channels coded together at one parity; they add up to `latents`."""
     context_width: int = 160
+    magnitudes: bool = True
+    """The context also sees magnitudes: each own channel's, and the sum of the neighbours'. Scales depend on them, and
+    a linear layer cannot make them."""
 
     def __post_init__(self) -> None:
-        sizes = (self.width, self.blocks, self.latents, *self.groups, self.context_width)
+        sizes = (self.width, self.blocks, self.synthesis_blocks, self.latents, *self.groups, self.context_width)
         if any(type(size) is not int or not 1 <= size <= 4096 for size in sizes):
             raise ValueError(f"sizes must be integers from 1 to 4096, found {sizes}")
+        if type(self.magnitudes) is not bool:
+            raise ValueError(f"magnitudes must be true or false, found {self.magnitudes!r}")
         if sum(self.groups) != self.latents:
             raise ValueError(f"groups {self.groups} must add up to latents {self.latents}")
 
@@ -65,8 +73,12 @@ class Architecture:
 
     @staticmethod
     def from_dict(fields: Any) -> Architecture:
-        """Inverse of `to_dict`, also after JSON; TypeError, ValueError or KeyError on anything else."""
-        return Architecture(**{**fields, "groups": tuple(fields["groups"])})
+        """Inverse of `to_dict`, also after JSON; TypeError, ValueError or KeyError on anything else.
+
+        Cards may leave out magnitudes, for none, and synthesis_blocks, for as many as the analysis has.
+        """
+        left_out = {"magnitudes": False, "synthesis_blocks": fields["blocks"]}
+        return Architecture(**{**left_out, **fields, "groups": tuple(fields["groups"])})
 
 
 def lambda_of(level: Tensor) -> Tensor:
@@ -199,7 +211,7 @@ class Synthesis(nn.Module):
         super().__init__()
         self.first = nn.Linear(a.latents, a.width)
         self.static = Static(a.width)
-        self.blocks = nn.Sequential(*[Block(a.width) for _ in range(a.blocks)])
+        self.blocks = nn.Sequential(*[Block(a.width) for _ in range(a.synthesis_blocks)])
         self.last = nn.Linear(a.width, 3 * PATCH * PATCH)
         basis, deviation = _dct_basis()
         scale = torch.from_numpy(1.5 / np.sqrt(deviation)).float()
@@ -216,6 +228,13 @@ class Synthesis(nn.Module):
     def forward(self, y: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
         """y (N, h, w, M) -> blocks (N, h, w, 192) around -0.5..0.5, not clamped."""
         return self.last(self.blocks(self.first(y) + self.static(spatial, level)))
+
+
+def _nothing_yet(inputs: int, outputs: int) -> nn.Linear:
+    """A layer without bias that starts at 0, so that it can join a network that was trained without it."""
+    layer = nn.Linear(inputs, outputs, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
 
 
 class Context(nn.Module):
@@ -236,6 +255,10 @@ class Context(nn.Module):
         self.neighbours = nn.ModuleList(nn.Linear(max(1, len(n)) * a.latents, width, bias=False) for n in NEIGHBOURS)
         self.neighbours[0] = nn.Identity()
         starts = [sum(a.groups[:g]) for g in range(len(a.groups))]
+        if a.magnitudes:
+            self.neighbour_sizes = nn.ModuleList(_nothing_yet(a.latents if n else 1, width) for n in NEIGHBOURS)
+            self.own_sizes = nn.ModuleList(nn.ModuleList(_nothing_yet(s or 1, width) for s in starts) for _ in PARITIES)
+        self.magnitudes = a.magnitudes
         self.own = nn.ModuleList(nn.ModuleList(nn.Linear(s or 1, width) for s in starts) for _ in PARITIES)
         self.hidden = nn.ModuleList(nn.ModuleList(nn.Linear(width, width) for _ in starts) for _ in PARITIES)
         self.out = nn.ModuleList(nn.ModuleList(nn.Linear(width, 2 * g) for g in a.groups) for _ in PARITIES)
@@ -263,6 +286,14 @@ class Context(nn.Module):
         own, hidden, out = (cast(nn.ModuleList, layers[k])[g] for layers in (self.own, self.hidden, self.out))
         return cast(nn.Linear, own) if g else None, cast(nn.Linear, hidden), cast(nn.Linear, out)
 
+    def size_layers(self, k: int, g: int) -> tuple[nn.Linear | None, nn.Linear | None]:
+        """Layers that see magnitudes, at group g of parity k: of the neighbours, and of the own earlier groups."""
+        if not self.magnitudes:
+            return None, None
+        own = cast(nn.ModuleList, self.own_sizes[k])[g]
+        around = cast(nn.Linear, self.neighbour_sizes[k])
+        return around if NEIGHBOURS[k] else None, cast(nn.Linear, own) if g else None
+
     def begin(self, k: int, canvas: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
         """What all groups of parity k share: static features and coded neighbours. canvas is (N, h+2, w+2, M)."""
         i, j = PARITIES[k]
@@ -272,6 +303,9 @@ class Context(nn.Module):
             h, w = z.shape[1:3]
             seen = [canvas[:, 1 + i + dy :: 2, 1 + j + dx :: 2][:, :h, :w] for dy, dx in NEIGHBOURS[k]]
             z = z + neighbours(torch.cat(seen, -1))
+            around, _ = self.size_layers(k, 0)
+            if around is not None:
+                z = z + around(torch.stack(seen).abs().sum(0))
         return z
 
     def group(self, k: int, g: int, z: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -279,6 +313,9 @@ class Context(nn.Module):
         own_layer, hidden, out = self.step_layers(k, g)
         if own_layer is not None and own is not None:
             z = z + own_layer(own)
+            _, sizes = self.size_layers(k, g)
+            if sizes is not None:
+                z = z + sizes(own.abs())
         mean, scale = out(F.relu(hidden(F.relu(z)))).chunk(2, -1)
         return mean, scale
 

@@ -1,4 +1,4 @@
-"""Directories of photographs -> pools of JPEG coefficients, built once and cached.
+"""Photographs -> pools of JPEG coefficients, built once and cached.
 
 Two kinds: the sources' own coefficients, where they are JPEG files that can be rebuilt, in pools by size and sampling;
 and thumbnails shrunk from them and saved as JPEG at many qualities, as face data sets are made.
@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from zippy_batch.exact.blocks import Geometry, geometry
 from zippy_batch.jpeg.file import JpegImage, Unrebuildable, parse
 from zippy_batch.jpeg.headers import Component, Frame
-from zippy_batch.training.pictures import PoolSpec, cut, list_images
+from zippy_batch.training.pictures import PoolSpec, cut
 
 SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "grey": 0}
 """What Pillow calls them."""
@@ -70,6 +70,18 @@ def default_specs() -> CoefficientSpecs:
         specs += [ThumbnailSpec(*size, "4:2:0", 3000, 0.65 * share), ThumbnailSpec(*size, "4:4:4", 1500, 0.25 * share)]
         specs += [ThumbnailSpec(*size, "grey", 600, 0.1 * share)]
     return CoefficientSpecs(tuple(specs), 0.32)
+
+
+def chosen_specs(own: bool, sizes: Sequence[tuple[int, int]], images: int) -> CoefficientSpecs:
+    """The sources' own coefficients, images shrunk to (height, width), or both, half each."""
+    share = (0.5 if own else 1.0) / max(1, len(sizes))
+    kinds = (("4:2:0", 0.75), ("4:4:4", 0.15), ("grey", 0.1))
+    specs = [
+        ThumbnailSpec(h, w, sampling, round(min(4 * images, 30000) * part), share * part)
+        for h, w in sizes
+        for sampling, part in kinds
+    ]
+    return CoefficientSpecs(tuple(specs), 0.0 if not own else 0.5 if sizes else 1.0)
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ def _take_apart(task: tuple[list[Path], list[tuple[int, ThumbnailSpec, int]], in
             out.append((None, parse(data)))
         try:
             with Image.open(io.BytesIO(data)) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
+                image = opened.convert("RGB")
         except (OSError, ValueError, SyntaxError):
             continue
         for number, spec, copies in wanted:
@@ -177,9 +189,8 @@ def _pool(images: Sequence[JpegImage], weight: float) -> CoefficientPool:
     )
 
 
-def cached_pools(roots: Sequence[Path], specs: CoefficientSpecs, cache: Path, workers: int) -> list[CoefficientPool]:
+def cached_pools(paths: Sequence[Path], specs: CoefficientSpecs, cache: Path, workers: int) -> list[CoefficientPool]:
     """`build_pools`, kept in `cache` for the next run with the same sources and specs."""
-    paths = list_images(roots)
     key = json.dumps([[str(p) for p in paths], repr(specs)])
     cache.mkdir(parents=True, exist_ok=True)
     stamp, stored = cache / "pools.json", cache / "pools.npz"

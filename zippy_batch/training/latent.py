@@ -1,67 +1,89 @@
-"""Fit the lossy codec: rate + lambda * distortion over the whole range of quality levels.
-
-A run is one directory: cached pools, a checkpoint written every few minutes, a log. Running the same command again
-goes on from the checkpoint:
-
-    python -m zippy_batch.training.latent fit RUN --data DIR [--data DIR ...] --minutes 100
-    python -m zippy_batch.training.latent export RUN model.safetensors --name faces
+"""The lossy codec's training: rate + lambda * distortion over the whole range of quality levels, and its export.
 
 The loss of an image is
 
-    (bits / pixels + lambda(level) * MSE) / lambda(level) ** 0.4
+    (bits / pixels + lambda(level) * distortion) / lambda(level) ** 0.4
 
-with a random level per image; the division lets a relative saving count about the same at every rate.
+with a random level per image; the division lets a relative saving count about the same at every rate. The distortion is
+the mean squared error on 0..255, or SSIM's distance from 1 in a unit in which it weighs about the same.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from zippy_batch.errors import UsageError
 from zippy_batch.latent.codec import LatentCodec
 from zippy_batch.latent.context import QUALITIES
-from zippy_batch.latent.export import entropy_arrays, export_arrays, threshold_array
-from zippy_batch.latent.features import LEVEL_MAX, LEVEL_STEP, spatial_features
+from zippy_batch.latent.export import entropy_arrays, export_arrays, quality_levels, threshold_array
+from zippy_batch.latent.features import LEVEL_MAX, spatial_features
 from zippy_batch.latent.network import Architecture, Network, as_float, lambda_of, to_input
-from zippy_batch.training.pictures import Pool, PoolSpec, batches, cached_pools, default_specs, draw_batch
-from zippy_batch.training.run import TrainOptions, fit, load_checkpoint
+from zippy_batch.metrics import psnr_db
+from zippy_batch.training.pictures import Pool, PoolSpec, batches, draw_batch
+from zippy_batch.training.run import Score
 from zippy_batch.weights import model_from_bytes, serialise
 
+POSITIONS = 3456
+"""8x8 blocks per step; 96 thumbnails of 42x42."""
 MIN_IMAGES = 8
 """Below this there is nothing to train on."""
-
-NOTICE = (
-    "Weights trained on photographs from research data sets (CelebA, UTKFace, SCUT-FBP5500, All-Age-Faces, LFW "
-    "and others), some of them for non-commercial research only. "
-    "The code's Apache-2.0 licence does not cover the weights; see docs/models.md."
-)
-
-
 GREY_SHARE = 0.06
 """Of the batches: turned to grey."""
+LOSSES = {"mse": 0.0, "mix": 0.5, "ssim": 1.0}
+"""Share of SSIM in the distortion."""
+SHOWN_QUALITIES = (40, 75, 90)
+"""What the log says of the held-out images."""
+_SSIM_UNIT = 600.0
+"""Mean squared error that weighs as much as an SSIM of 0: about what the two are to each other at 30 dB."""
+_SSIM_WINDOW = 7
 
 
-def loss_parts(network: Network, images: Pool, level: Tensor, grey: bool, noise: bool = True) -> tuple[Tensor, Tensor]:
-    """Bits per pixel (N,) and mean squared error on 0..255 (N,)."""
-    target, padded = to_input(images)
+def loss_parts(
+    network: Network, images: Pool, level: Tensor, grey: bool, noise: bool = True, ssim_share: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Bits per pixel (N,) and distortion (N,): the mean squared error on 0..255, unless SSIM has a share in it."""
+    device = level.device
+    target, padded = (x.to(device) for x in to_input(images))
     h, w = target.shape[2:]
-    spatial = as_float(spatial_features(h, w, grey))[None]
+    spatial = as_float(spatial_features(h, w, grey))[None].to(device)
     out, bits = network(padded, spatial, level, noise)
     out = out[:, :, :h, :w]
     if grey:
         out, target = out.mean(1, keepdim=True), target[:, :1]
     if not noise:
         out = (out.clamp(0, 1) * 255).round() / 255
-    return bits / (h * w), 255.0**2 * ((out - target) ** 2).mean((1, 2, 3))
+    distortion = 255.0**2 * ((out - target) ** 2).mean((1, 2, 3))
+    if ssim_share:
+        distance = _SSIM_UNIT * (1 - _ssim(out, target))
+        distortion = (1 - ssim_share) * distortion + ssim_share * distance
+    return bits / (h * w), distortion
+
+
+def _ssim(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM of images (N, C, H, W) in 0..1 -> (N,), windows of 7x7 or as large as the image, with gradients.
+
+    Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity".
+    """
+    window = min(_SSIM_WINDOW, *a.shape[2:])
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, window, 1)
+
+    mean_a, mean_b = mean(a), mean(b)
+    unbiased = window**2 / max(1, window**2 - 1)
+    variance_a, variance_b = unbiased * (mean(a * a) - mean_a**2), unbiased * (mean(b * b) - mean_b**2)
+    covariance = unbiased * (mean(a * b) - mean_a * mean_b)
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (value / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))).mean((1, 2, 3))
 
 
 def to_grey(images: Pool) -> Pool:
@@ -75,35 +97,50 @@ def random_levels(n: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.where(rng.random(n) < 0.35, dense, wide).astype(np.float32)) * LEVEL_MAX
 
 
-def evaluate(network: Network, images: Pool, levels: Sequence[int]) -> list[tuple[int, float, float]]:
-    """(level, bytes per image, PSNR of the pooled error in dB) with real rounding."""
-    rows = []
-    with torch.no_grad():
-        for level in levels:
-            bpp, mse = [], []
-            for i in range(0, len(images), 64):
-                part = images[i : i + 64]
-                b, d = loss_parts(network, part, torch.full((len(part),), float(level)), False, noise=False)
-                bpp.append(b)
-                mse.append(d)
-            size = torch.cat(bpp).mean().item() * images.shape[1] * images.shape[2] / 8
-            rows.append((level, size, 10 * math.log10(255**2 / torch.cat(mse).mean().item())))
-    return rows
+def evaluate(
+    network: Network, images: Pool, qualities: Sequence[int], ssim_share: float = 0.0
+) -> tuple[list[tuple[int, float, float]], float]:
+    """(quality, bits per pixel, PSNR of the pooled error in dB) with real rounding, and the mean loss."""
+    rows, losses = [], []
+    device = network.log_gain.device
+    for quality in qualities:
+        bits, errors = [], []
+        for i in range(0, len(images), 64):
+            part = images[i : i + 64]
+            level = torch.full((len(part),), float(quality_levels()[quality - 1]), device=device)
+            bpp, mse = loss_parts(network, part, level, False, noise=False)
+            distortion = loss_parts(network, part, level, False, False, ssim_share)[1] if ssim_share else mse
+            losses.append(_weighted(bpp, distortion, level))
+            bits.append(bpp)
+            errors.append(mse)
+        rows.append((quality, torch.cat(bits).mean().item(), psnr_db(torch.cat(errors).mean().item())))
+    return rows, torch.cat(losses).mean().item()
+
+
+def _weighted(bpp: Tensor, distortion: Tensor, level: Tensor) -> Tensor:
+    lam = lambda_of(level)
+    return (bpp + lam * distortion) / lam**0.4 * 0.02**0.4
 
 
 class LatentTask:
     """Training of one network on pools of pictures (`run.Task`); the first pool is scored for the log."""
 
     def __init__(
-        self, architecture: Architecture, pools: Sequence[Pool], specs: Sequence[PoolSpec], o: TrainOptions
+        self,
+        network: Network,
+        pools: Sequence[Pool],
+        specs: Sequence[PoolSpec],
+        positions: int = POSITIONS,
+        loss: str = "mse",
     ) -> None:
         if len(pools[0]) < MIN_IMAGES:
             size = f"{specs[0].width}x{specs[0].height}"
             raise UsageError(f"{len(pools[0])} training images of {size} px, need {MIN_IMAGES}")
-        self.network = Network(architecture)
+        self.network = network
         held = min(256, len(pools[0]) // 4)
-        self._held_out = pools[0][-held:]
-        self._pools, self._specs, self._o = [pools[0][:-held], *pools[1:]], specs, o
+        self._held_out = np.array(pools[0][-held:])
+        self._pools, self._specs, self._positions = [pools[0][:-held], *pools[1:]], specs, positions
+        self._ssim_share = LOSSES[loss]
 
     def card(self) -> dict[str, Any]:
         return self.network.architecture.to_dict()
@@ -112,36 +149,18 @@ class LatentTask:
         return any(part in name for part in ("expand", "project", "hidden", "neighbours"))
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        images = draw_batch(self._pools, self._specs, self._o.positions, rng)
+        images = draw_batch(self._pools, self._specs, self._positions, rng)
         grey = rng.random() < GREY_SHARE
-        level = random_levels(len(images), rng)
-        lam = lambda_of(level)
-        bpp, mse = loss_parts(self.network, to_grey(images) if grey else images, level, grey)
-        return ((bpp + lam * mse) / lam**0.4).mean() * 0.02**0.4
+        level = random_levels(len(images), rng).to(self.network.log_gain.device)
+        bpp, distortion = loss_parts(
+            self.network, to_grey(images) if grey else images, level, grey, ssim_share=self._ssim_share
+        )
+        return _weighted(bpp, distortion, level).mean()
 
-    def evaluate(self, network: Network) -> str:
-        rows = evaluate(network, self._held_out, [k * LEVEL_STEP for k in (1, 3, 5, 7, 9, 11)])
-        return "  ".join(f"{size:.0f} B {psnr:.2f} dB" for _, size, psnr in rows)
-
-
-def train(
-    roots: Sequence[Path], run: Path, architecture: Architecture, o: TrainOptions, specs: Sequence[PoolSpec] = ()
-) -> None:
-    """Train in `run` until its minutes are used up, or go on. `specs` are the pools to cut, `default_specs()` where
-    none are given."""
-    torch.set_num_threads(o.threads)
-    torch.manual_seed(o.seed)
-    specs = specs or default_specs()
-    pools = cached_pools(roots, specs, run / "pools", o.threads)
-    fit(LatentTask(architecture, pools, specs, o), run, o)
-
-
-def load_network(run: Path) -> tuple[Network, dict[str, float]]:
-    """The averaged weights of a run's checkpoint, and how long it was trained (steps, minutes)."""
-    state = load_checkpoint(run / "checkpoint.pt")
-    network = Network(Architecture.from_dict(state["card"]))
-    network.load_state_dict(state["average"])
-    return network.eval(), {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
+    def evaluate(self, network: Network) -> Score:
+        rows, loss = evaluate(network, self._held_out, SHOWN_QUALITIES, self._ssim_share)
+        shown = "  ".join(f"q{quality} {bpp:.3f} bit/px {psnr:.2f} dB" for quality, bpp, psnr in rows)
+        return Score(loss, shown)
 
 
 def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) -> list[NDArray[np.float64]]:
@@ -161,63 +180,35 @@ def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) 
 
 
 def export(
-    run: Path, name: str, strength: float = 0.15, batches_of_samples: int = 160, specs: Sequence[PoolSpec] = ()
+    network: Network,
+    pools: Sequence[Pool],
+    specs: Sequence[PoolSpec],
+    card: dict[str, Any],
+    batches_of_samples: int = 160,
+    strength: float = 0.15,
 ) -> bytes:
-    """A run's averaged weights -> the bytes of a model file, integer layers calibrated and tables counted on its
-    pools.
+    """A network -> the bytes of a model file, integer layers calibrated and tables counted on samples of its pools.
+
+    strength: how strongly rounding trades error for bits.
     """
-    network, length = load_network(run)
-    specs = specs or default_specs()
-    pools = [np.load(run / "pools" / f"pool-{i:02d}.npy", mmap_mode="r") for i in range(len(specs))]
     stream = batches(pools, specs, 1152, np.random.default_rng(1))
     samples = [next(stream) for _ in range(batches_of_samples)]
-    arrays = export_arrays(network, samples[: batches_of_samples // 4])
+    arrays = export_arrays(network.cpu(), samples[: batches_of_samples // 4])
     arrays["encoder.threshold"] = threshold_array(arrays, strength)
-    card = {
-        "name": name,
-        "architecture": network.architecture.to_dict(),
-        "training": {**length, "images": {f"{s.height}x{s.width}": len(p) for s, p in zip(specs, pools, strict=True)}},
-        "notice": NOTICE,
-    }
-    for _ in range(
-        2
-    ):  # counted once under the prior's thresholds, then under the thresholds that follow from the counts
+    card = {**card, "codec": "latent", "architecture": network.architecture.to_dict()}
+    # counted once under the prior's thresholds, then under the thresholds that follow from the counts
+    for _ in range(2):
         codec = LatentCodec(model_from_bytes(serialise(arrays, card)))
         arrays |= entropy_arrays(count_residuals(codec, samples))
         arrays["encoder.threshold"] = threshold_array(arrays, strength)
     return serialise(arrays, card)
 
 
-app = typer.Typer(add_completion=False, help="Train the lossy codec and export it as a model file.")
+def new_network(synthesis_blocks: int | None = None) -> Network:
+    a = Architecture()
+    return Network(replace(a, synthesis_blocks=synthesis_blocks or a.synthesis_blocks))
 
 
-@app.command("fit")
-def fit_command(
-    run: Annotated[Path, typer.Argument(help="Directory of the run: pools, checkpoint, log.")],
-    data: Annotated[
-        list[Path], typer.Option(help="Directory of photographs, searched recursively; may be given again.")
-    ],
-    minutes: Annotated[float, typer.Option(help="Length of the whole run in minutes of training.")] = 100.0,
-    threads: Annotated[int, typer.Option(help="Processor threads.")] = 2,
-) -> None:
-    """Train, or go on from the run's checkpoint."""
-    train(data, run, Architecture(), TrainOptions(minutes=minutes, threads=threads))
-
-
-@app.command("export")
-def export_command(
-    run: Annotated[Path, typer.Argument(help="Directory of the run.")],
-    output: Annotated[Path, typer.Argument(help="Model file to write (.safetensors).")],
-    name: Annotated[str, typer.Option(help="Name in the model's card.")] = "faces",
-    strength: Annotated[float, typer.Option(help="How strongly rounding trades error for bits.")] = 0.15,
-) -> None:
-    """Write the averaged weights as a model file."""
-    data = export(run, name, strength)
-    temporary = output.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(output)
-    print(f"{output}: {len(data)} bytes, id {model_from_bytes(data).id}")
-
-
-if __name__ == "__main__":
-    app()
+def build(card: dict[str, Any]) -> Network:
+    """The network of a checkpoint's card, not trained."""
+    return Network(Architecture.from_dict(card))

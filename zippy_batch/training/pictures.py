@@ -1,8 +1,8 @@
-"""Directories of photographs -> pools of equally sized training images, built once and cached.
+"""Photographs -> pools of equally sized training images, built once and cached.
 
 A pool is a uint8 array (n, H, W, 3). Several sizes are mixed because a codec trained on one size is lost on others:
 thumbnails shrunk from larger faces (most of them saved as JPEG once more, since archived thumbnails are JPEGs), other
-small sizes, 112 px, and native detail.
+small sizes, 112 px, and native detail. A model for one data set trains on its images as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import concurrent.futures
 import io
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Pool = NDArray[np.uint8]
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+FEWEST = 16
+"""Images of one size that make a pool of their own."""
+MOST_BYTES = 1 << 29
+"""Of a pool."""
+LARGEST_WHOLE = 256
+"""Side in pixels; of larger images, and of sizes that are rare, pieces are cut."""
+_PIECES = (160, 96, 48, 24)
+_DRAWN = 0.04
+"""Share of the batches that are drawn patterns."""
 _FILTERS = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BOX, Image.Resampling.BILINEAR)
 
 
@@ -34,6 +43,8 @@ class PoolSpec:
     weight: float
     native: bool = False
     """Cut at the source's own resolution, on its 8x8 lattice, instead of shrinking a square to size."""
+    whole: bool = False
+    """Taken as they are, from sources of just this size."""
     jpeg: float = 0.75
     """Share of the images saved as JPEG after shrinking; the rest stay clean."""
     drawn: bool = False
@@ -41,8 +52,8 @@ class PoolSpec:
 
 
 def default_specs() -> list[PoolSpec]:
-    """Half the batches are 42 px thumbnails; the rest spread from 24 px to native 178x218 and 200x200."""
-    specs = [PoolSpec(42, 42, 36000, 0.42)]
+    """A third of the batches are 42 px thumbnails, a quarter native detail of 160x160 to 178x218."""
+    specs = [PoolSpec(42, 42, 36000, 0.36)]
     shapes = [
         (24, 24),
         (32, 32),
@@ -57,15 +68,47 @@ def default_specs() -> list[PoolSpec]:
         (80, 64),
         (96, 96),
     ]
-    specs += [PoolSpec(h, w, 1500, 0.16 / len(shapes), jpeg=0.5) for h, w in shapes]
-    specs += [PoolSpec(112, 112, 8000, 0.18, jpeg=0.3), PoolSpec(144, 128, 1500, 0.03, jpeg=0.3)]
-    specs += [PoolSpec(218, 178, 3500, 0.08, native=True), PoolSpec(200, 200, 3000, 0.07, native=True)]
-    specs += [PoolSpec(160, 160, 2500, 0.06, native=True), PoolSpec(48, 48, 4000, 0.05, jpeg=0.3, drawn=True)]
+    specs += [PoolSpec(h, w, 1500, 0.13 / len(shapes), jpeg=0.5) for h, w in shapes]
+    specs += [PoolSpec(112, 112, 8000, 0.17, jpeg=0.3), PoolSpec(144, 128, 1500, 0.03, jpeg=0.3)]
+    specs += [PoolSpec(218, 178, 3500, 0.11, native=True), PoolSpec(200, 200, 3000, 0.09, native=True)]
+    specs += [PoolSpec(160, 160, 2500, 0.07, native=True), PoolSpec(48, 48, 4000, 0.04, jpeg=0.3, drawn=True)]
     return specs
 
 
-def list_images(roots: Sequence[Path]) -> list[Path]:
-    return sorted(p for root in roots for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES)
+def chosen_specs(sizes: Mapping[tuple[int, int], int], own: bool, shrunk: Sequence[tuple[int, int]]) -> list[PoolSpec]:
+    """The images as they are, images shrunk to (height, width), or both, half each.
+
+    sizes: how many sources have each (height, width).
+    """
+    own_share = (1 - _DRAWN) * (1.0 if not shrunk else 0.5 if own else 0.0)
+    specs = _own_specs(sizes, own_share) if own else []
+    images = sum(sizes.values())
+    for h, w in shrunk:
+        count = min(4 * images, 36000, MOST_BYTES // (3 * h * w))
+        specs.append(PoolSpec(h, w, count, (1 - _DRAWN - own_share) / len(shrunk)))
+    return [*specs, PoolSpec(48, 48, 2000, _DRAWN, jpeg=0.3, drawn=True)]
+
+
+def _own_specs(sizes: Mapping[tuple[int, int], int], share: float) -> list[PoolSpec]:
+    """Images as they are; pieces of those that are large or of a rare size."""
+    total = sum(sizes.values())
+    whole = {
+        size: count
+        for size, count in sizes.items()
+        if count >= FEWEST and max(size) <= LARGEST_WHOLE and min(size) >= 8
+    }
+    specs = [
+        PoolSpec(h, w, min(count, MOST_BYTES // (3 * h * w)), share * count / total, native=True, whole=True)
+        for (h, w), count in sorted(whole.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    pieces: Counter[int] = Counter()
+    for size, count in sizes.items():
+        if size not in whole:
+            pieces[next((side for side in _PIECES if side <= min(size)), _PIECES[-1])] += count
+    return specs + [
+        PoolSpec(side, side, min(4 * count, MOST_BYTES // (3 * side * side)), share * count / total, native=True)
+        for side, count in pieces.most_common()
+    ]
 
 
 def _square(image: Image.Image, rng: random.Random) -> Image.Image:
@@ -86,6 +129,8 @@ def _resave(image: Image.Image, rng: random.Random) -> Image.Image:
 
 def cut(image: Image.Image, spec: PoolSpec, rng: random.Random) -> Image.Image | None:
     """One training image of the spec's size, or None where the source is too small for it."""
+    if spec.whole:
+        return image if image.size == (spec.width, spec.height) else None
     if spec.native:
         w, h = image.size
         if w < spec.width or h < spec.height:
@@ -134,13 +179,14 @@ def _draw_pool(spec: PoolSpec, seed: int) -> Pool:
 
 
 def _cut_many(task: tuple[list[Path], list[tuple[int, PoolSpec, int]], int]) -> list[tuple[int, Pool]]:
+    """Sources that cannot be decoded are left out."""
     paths, wanted, seed = task
     rng = random.Random(seed)
     out: list[tuple[int, Pool]] = []
     for path in paths:
         try:
             with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
+                image = opened.convert("RGB")
         except (OSError, ValueError, SyntaxError):
             continue
         for index, spec, copies in wanted:
@@ -157,7 +203,7 @@ def build_pools(paths: Sequence[Path], specs: Sequence[PoolSpec], workers: int, 
     random.Random(seed).shuffle(order)
     # thousandths of an image of each spec per source; a third more, since some sources are too small
     photographed = [(i, s) for i, s in enumerate(specs) if not s.drawn]
-    wanted = [(i, s, max(1, round(1333 * s.count / max(1, len(order))))) for i, s in photographed]
+    wanted = [(i, s, 1000 if s.whole else max(1, round(1333 * s.count / max(1, len(order))))) for i, s in photographed]
     pieces: list[list[Pool]] = [[] for _ in specs]
     tasks = [(order[i : i + 200], wanted, seed + i) for i in range(0, len(order), 200)]
     with concurrent.futures.ProcessPoolExecutor(workers) as executor:
@@ -173,9 +219,8 @@ def build_pools(paths: Sequence[Path], specs: Sequence[PoolSpec], workers: int, 
     ]
 
 
-def cached_pools(roots: Sequence[Path], specs: Sequence[PoolSpec], cache: Path, workers: int) -> list[Pool]:
-    """`build_pools`, kept in `cache` for the next run with the same sources and specs."""
-    paths = list_images(roots)
+def cached_pools(paths: Sequence[Path], specs: Sequence[PoolSpec], cache: Path, workers: int) -> list[Pool]:
+    """`build_pools`, kept in `cache` for the next run with the same sources and specs; mapped, not read, from there."""
     key = json.dumps([[str(p) for p in paths], [repr(s) for s in specs]])
     cache.mkdir(parents=True, exist_ok=True)
     stamp = cache / "pools.json"
@@ -184,7 +229,7 @@ def cached_pools(roots: Sequence[Path], specs: Sequence[PoolSpec], cache: Path, 
         for i, pool in enumerate(pools):
             np.save(cache / f"pool-{i:02d}.npy", pool)
         stamp.write_text(key)
-    return [np.load(cache / f"pool-{i:02d}.npy") for i in range(len(specs))]
+    return [np.load(cache / f"pool-{i:02d}.npy", mmap_mode="r") for i in range(len(specs))]
 
 
 def batches(

@@ -1,16 +1,22 @@
 """A training run: one directory with cached pools, a checkpoint and a log, which the same command goes on from.
 
 What is trained is a `Task`; the loop knows nothing of pictures or coefficients. The learning rates are constant for a
-part of the run and then fall, as a cosine, to 2 %; what gets exported is an exponential moving average of the weights.
+part of the run and then fall, as a cosine, to 2 %; what gets exported is an exponential moving average of the weights,
+the best of those that were scored on the held-out images.
+
+Several workers hold the same weights and average their gradients (`Team`), so that a step sees as many batches as there
+are workers; the first one keeps the time and writes the files.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +26,10 @@ from torch import Tensor, nn
 
 from zippy_batch.errors import ModelError, UsageError
 from zippy_batch.training.muon import Muon
+from zippy_batch.training.team import ALONE, Team
 
+CHECKPOINT = "checkpoint.pt"
+_KEYS = {"card", "network", "average", "best", "optimisers", "seconds", "step", "best_loss"}
 MOST_MISSES = 20
 """Losses in a row that are not finite, after which a run gives up."""
 _WARM_UP_STEPS = 200
@@ -28,20 +37,30 @@ _AVERAGE_DECAY = 0.998
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class Schedule:
+    """How long and how fast a run learns."""
+
     minutes: float = 90.0
     """Length of the whole run in minutes of training time, over all resumed parts."""
     positions: int = 3456
-    """8x8 blocks per step; 96 thumbnails of 42x42."""
+    """8x8 blocks per step and worker; 96 thumbnails of 42x42."""
     rate_adam: float = 1e-3
     rate_muon: float = 0.004
     decay_from: float = 0.4
     """Share of the run after which the learning rates fall."""
     bfloat16: bool = False
-    """Compute in bfloat16 where that is harmless: faster on processors that have its instructions."""
-    threads: int = 2
+    """Compute in bfloat16 where that is harmless: faster on devices that have its instructions."""
     checkpoint_minutes: float = 5.0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a network is on what was held out."""
+
+    loss: float
+    text: str
+    """For the log and for people."""
 
 
 class Task(Protocol):
@@ -62,9 +81,7 @@ class Task(Protocol):
         """Of one batch, the next one drawn by `rng`."""
         ...
 
-    def evaluate(self, network: Any) -> str:
-        """How good a network is on what was held out, for the log."""
-        ...
+    def evaluate(self, network: Any) -> Score: ...
 
 
 class Average:
@@ -80,53 +97,99 @@ class Average:
 
 
 @dataclass
-class _Progress:
+class Progress:
+    """Where a run stands."""
+
     seconds: float = 0.0
+    """Of training."""
     step: int = 0
+    best_loss: float = math.inf
+    """On what was held out."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """The averaged weights that had it."""
 
 
-def fit(task: Task, run: Path, o: TrainOptions) -> None:
-    """Train in `run` until its minutes are used up. Raises ModelError when it diverges."""
+@dataclass(frozen=True)
+class Standing:
+    """What a run says when it has looked at the held-out images and written its checkpoint."""
+
+    minutes: float
+    total_minutes: float
+    step: int
+    loss: float
+    """Mean over the batches since the last time."""
+    score: Score
+    is_best: bool
+
+    def line(self) -> str:
+        at = f"{self.minutes:.1f} of {self.total_minutes:g} min  step {self.step}  loss {self.loss:.4f}"
+        return f"{at}  {self.score.text}{'' if self.is_best else '  (was better before)'}"
+
+
+def _ignore(standing: Standing) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
+def fit(
+    task: Task,
+    run: Path,
+    o: Schedule,
+    watch: Callable[[Standing], None] = _ignore,
+    is_stopped: Callable[[], bool] = _never,
+    team: Team = ALONE,
+) -> Progress:
+    """Train in `run` until its minutes are used up or `is_stopped`, and leave a checkpoint either way.
+
+    Raises ModelError when it diverges, and OSError where a checkpoint cannot be written; the one before is whole then.
+    """
     network = task.network
     optimisers = _optimisers(task, o)
     average = Average(network)
-    checkpoint = run / "checkpoint.pt"
-    progress = _resume(checkpoint, network, average, optimisers) if checkpoint.exists() else _Progress()
-    rng = np.random.default_rng([o.seed, progress.step])
-    torch.manual_seed(o.seed + progress.step)
+    checkpoint = run / CHECKPOINT
+    progress = _resume(checkpoint, network, average, optimisers) if checkpoint.exists() else Progress()
+    rng = np.random.default_rng([o.seed, progress.step, team.rank])
+    torch.manual_seed((o.seed << 40) + (progress.step << 10) + team.rank)
     begun, saved, misses = time.monotonic() - progress.seconds, progress.seconds, 0
     total, recent = 60 * o.minutes, list[float]()
-    with (run / "log.txt").open("a", buffering=1) as log:
-        while progress.seconds < total:
-            factor = rate_factor(progress.seconds / total, progress.step, o.decay_from)
-            for optimiser, rate in zip(optimisers, (o.rate_adam, o.rate_muon), strict=True):
-                for group in optimiser.param_groups:
-                    group["lr"] = rate * factor
-            with _precision(o):
-                loss = task.loss(rng)
-            network.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            if torch.isfinite(norm):
-                misses = 0
-                for optimiser in optimisers:
-                    optimiser.step()
-                average.update(network, progress.step)
-            else:
-                misses += 1
-                _give_up(misses, progress.step)
-            progress.step += 1
-            recent.append(loss.item())
-            progress.seconds = time.monotonic() - begun
-            if progress.seconds - saved > 60 * o.checkpoint_minutes or progress.seconds >= total:
-                saved = progress.seconds
+    stopped = False
+    while progress.seconds < total and not stopped:
+        factor = rate_factor(progress.seconds / total, progress.step, o.decay_from)
+        for optimiser, rate in zip(optimisers, (o.rate_adam, o.rate_muon), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * factor
+        with _precision(o, network):
+            loss = task.loss(rng)
+        network.zero_grad(set_to_none=True)
+        loss.backward()
+        said = team.share(network, [time.monotonic() - begun, float(is_stopped())])
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        if torch.isfinite(norm):
+            misses = 0
+            for optimiser in optimisers:
+                optimiser.step()
+            average.update(network, progress.step)
+        else:
+            misses += 1
+            _give_up(misses, progress.step)
+        progress.step += 1
+        recent.append(loss.item())
+        progress.seconds, stopped = said[0], said[1] > 0
+        if progress.seconds - saved > 60 * o.checkpoint_minutes or progress.seconds >= total or stopped:
+            saved = progress.seconds
+            if team.rank == 0:
+                standing = _look(task, average, progress, o, float(np.mean(recent)))
                 _save(checkpoint, task, average, optimisers, progress)
-                found = _evaluate(task, average)
-                at = f"{saved / 60:.1f} min  step {progress.step}"
-                log.write(f"{at}  loss {np.mean(recent):.4f}  norm {norm:.2f}  {found}\n")
-                recent.clear()
-                # looking at the held-out images is no training
-                begun += time.monotonic() - begun - saved
+                with (run / "log.txt").open("a") as log:
+                    print(standing.line(), file=log)
+                watch(standing)
+            recent.clear()
+            # looking at the held-out images is no training
+            begun = time.monotonic() - saved
+    return progress
 
 
 def rate_factor(progress: float, step: int, decay_from: float) -> float:
@@ -137,7 +200,7 @@ def rate_factor(progress: float, step: int, decay_from: float) -> float:
     return factor
 
 
-def _optimisers(task: Task, o: TrainOptions) -> list[torch.optim.Optimizer]:
+def _optimisers(task: Task, o: Schedule) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon for the hidden matrices."""
     hidden = [p for name, p in task.network.named_parameters() if p.ndim == 2 and task.is_hidden(name)]
     ids = {id(p) for p in hidden}
@@ -145,32 +208,39 @@ def _optimisers(task: Task, o: TrainOptions) -> list[torch.optim.Optimizer]:
     return [torch.optim.AdamW(rest, o.rate_adam, betas=(0.9, 0.98), weight_decay=0.0), Muon(hidden, o.rate_muon)]
 
 
-def _precision(o: TrainOptions) -> AbstractContextManager[Any]:
-    return torch.autocast("cpu", torch.bfloat16) if o.bfloat16 else nullcontext()
+def _precision(o: Schedule, network: nn.Module) -> AbstractContextManager[Any]:
+    if not o.bfloat16:
+        return nullcontext()
+    return torch.autocast(next(network.parameters()).device.type, torch.bfloat16)
 
 
 def _give_up(misses: int, step: int) -> None:
     if misses == MOST_MISSES:
         raise ModelError(
             f"training diverged at step {step}: {misses} losses in a row are not finite; "
-            "lower the learning rates and resume"
+            "run again with a lower learning rate (--rate 0.5); --restart begins anew instead of at the last checkpoint"
         )
 
 
-def _evaluate(task: Task, average: Average) -> str:
-    """Of the averaged weights; the network's own come back."""
+def _look(task: Task, average: Average, progress: Progress, o: Schedule, loss: float) -> Standing:
+    """Score the averaged weights, and keep them if they are the best so far; the network's own come back."""
     own = {k: v.clone() for k, v in task.network.state_dict().items()}
     task.network.load_state_dict(average.weights)
     with torch.no_grad():
-        found = task.evaluate(task.network)
+        score = task.evaluate(task.network)
     task.network.load_state_dict(own)
-    return found
+    # a score that is no number, or that says nothing, is no reason to keep older weights
+    is_best = not score.loss > progress.best_loss
+    if is_best:
+        progress.best_loss = score.loss if math.isfinite(score.loss) else progress.best_loss
+        progress.best = {k: v.clone() for k, v in average.weights.items()}
+    return Standing(progress.seconds / 60, o.minutes, progress.step, loss, score, is_best)
 
 
 def _save(
-    checkpoint: Path, task: Task, average: Average, optimisers: Sequence[torch.optim.Optimizer], progress: _Progress
+    checkpoint: Path, task: Task, average: Average, optimisers: Sequence[torch.optim.Optimizer], progress: Progress
 ) -> None:
-    temporary = checkpoint.with_suffix(".tmp")
+    stream = io.BytesIO()
     torch.save(
         {
             "card": task.card(),
@@ -179,27 +249,49 @@ def _save(
             "optimisers": [p.state_dict() for p in optimisers],
             "seconds": progress.seconds,
             "step": progress.step,
+            "best_loss": progress.best_loss,
+            "best": progress.best,
         },
-        temporary,
+        stream,
     )
-    temporary.replace(checkpoint)
+    replace_file(checkpoint, stream.getvalue())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all. Raises OSError."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror}; what was there before is still whole", str(path)) from error
 
 
 def _resume(
     checkpoint: Path, network: nn.Module, average: Average, optimisers: Sequence[torch.optim.Optimizer]
-) -> _Progress:
+) -> Progress:
     state = load_checkpoint(checkpoint)
     try:
         network.load_state_dict(state["network"])
     except RuntimeError as error:
         raise UsageError(f"{checkpoint} is of another network than the one to train: {error}") from error
-    average.weights = state["average"]
+    device = next(network.parameters()).device
+    average.weights = {k: v.to(device) for k, v in state["average"].items()}
     for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
         optimiser.load_state_dict(saved)
-    return _Progress(state["seconds"], state["step"])
+    return Progress(state["seconds"], state["step"], state["best_loss"], state["best"])
 
 
 def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """card, network, average (weights), optimisers, seconds, step."""
-    state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    """card, network, average and best (weights), optimisers, seconds, step, best_loss. Raises ModelError."""
+    try:
+        state: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise ModelError(f"{checkpoint} is no checkpoint ({error}); --restart begins anew") from error
+    if not state.keys() >= _KEYS:
+        raise ModelError(f"{checkpoint} lacks {', '.join(sorted(_KEYS - state.keys()))}; --restart begins anew")
     return state

@@ -1,0 +1,21 @@
+"""Train a model on a Ray cluster.
+
+    ray job submit --working-dir . -- python jobs/train.py /mnt/faces -o /mnt/models/mine.safetensors --workers 4
+
+Arguments are those of `zippy-batch train`; below them lies the preset configs/train.toml. The sources and the directory
+of the model are those that every machine of the cluster sees. Submit the same job again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# a submitted working directory holds the package, but `python jobs/train.py` looks for modules in jobs/
+sys.path.insert(0, str(ROOT))
+
+from zippy_batch.cli import app  # noqa: E402
+
+if __name__ == "__main__":
+    app(["train", "--config", str(ROOT / "configs" / "train.toml"), *sys.argv[1:]], prog_name="zippy-batch")
