@@ -18,12 +18,12 @@ take more than an hour on two cores. More codes of 56 floats show what the idea 
 
 Without a directory, 400 faces of 42x42 are drawn. PSNR is in dB, RGB, of the squared error pooled over the held-out
 faces. The autoencoders are measured at the size they work at (--size, 40), against the shrunk faces they were given;
-zippy-batch and AVIF code the held-out files at their own size. Bytes of the 56 floats are those of a .npy file of shape
-(1, 56) (352; published as 332), of the floats alone, and of a Parquet file with one row per face (name and floats)
-under zstd level 19; those of zippy-batch and AVIF are of whole Parquet files as well. With few files the footer weighs:
-each spends more bytes per image on 67 files than on thousands. Nobody is charged for weights. Bytes "at this PSNR" are
-interpolated between settings on a logarithmic scale; "<" marks a coder whose lowest setting is already better.
-Ctrl-C prints what is known by then.
+zippy-batch (without exact rows) and AVIF code the held-out files at their own size, as `compare` does. Bytes of the
+56 floats are those of a .npy file of shape (1, 56) (352; published as 332), of the floats alone, and of a Parquet
+file with one row per face (name and floats) under zstd level 19; those of zippy-batch and AVIF are of whole Parquet
+files as well. With few files the footer weighs: each spends more bytes per image on 67 files than on thousands.
+Nobody is charged for weights. Bytes "at this PSNR" are interpolated between settings on a logarithmic scale; "<"
+marks a coder whose lowest setting is already better. Ctrl-C prints what is known by then.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import argparse
 import io
 import json
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -41,25 +42,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from zippy_batch import pipeline
-from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+from zippy_batch.compare.curves import Point, log_bytes_at
+from zippy_batch.compare.measure import CompareOptions, compare, parquet_bytes
+from zippy_batch.compare.report import LOSSY, Row
+from zippy_batch.metrics import mean_squared_error, psnr_db
 
 FLOATS = 56
 DROPOUT = 0.25
 BATCH = 32
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-OURS = "zippy-batch"
+CONTENDERS = (LOSSY, "avif", "avif-speed0")
 QUALITIES = (1, 10, 25, 40, 55, 70, 85)
-AVIF_SPEEDS = (6, 0)
-AVIF_QUALITIES = (0, 3, 8, 14, 22, 32, 44, 58)
-IN_PROCESS = RunOptions(workers=1)
 
 
 class Autoencoder(nn.Module):
@@ -142,16 +140,6 @@ class Faces:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One setting of zippy-batch or AVIF."""
-
-    name: str
-    setting: str
-    bytes_per_image: float
-    psnr_db: float
-
-
-@dataclass(frozen=True)
 class Stored:
     """The held-out faces as 56 floats each, kept in one way."""
 
@@ -168,22 +156,24 @@ class Known:
     head: str = ""
     training: dict[str, str] = field(default_factory=dict)
     codes: dict[str, list[Stored]] = field(default_factory=dict)
-    curves: dict[str, list[Point]] = field(default_factory=dict)
+    curves: dict[str, list[Row]] = field(default_factory=dict)
+    """By contender."""
 
     def lines(self) -> list[str]:
-        rivals = [name for name in self.curves if name != OURS]
+        rivals = [name for name in self.curves if name != LOSSY]
         columns = ["56 floats", "kept as", "bytes/image", "PSNR dB"]
-        columns += [f"{name}, bytes at this PSNR" for name in (OURS, *rivals)] + [f"{OURS}, PSNR at these bytes"]
-        mine = self.curves.get(OURS, [])
+        columns += [f"{name}, bytes at this PSNR" for name in (LOSSY, *rivals)] + [f"{LOSSY}, PSNR at these bytes"]
+        curves = {name: points_of(rows) for name, rows in self.curves.items()}
+        mine = curves.get(LOSSY, [])
         out = [self.head, *(f"{name}: {text}" for name, text in self.training.items()), ""]
         out += [_row(columns), _row(["---"] * len(columns))]
         for one in [one for rows in self.codes.values() for one in rows]:
             cells = [one.name, one.kept_as, f"{one.bytes_per_image:.0f}", f"{one.psnr_db:.2f}"]
-            cells += [bytes_text(self.curves.get(name, []), one.psnr_db) for name in (OURS, *rivals)]
+            cells += [bytes_text(curves.get(name, []), one.psnr_db) for name in (LOSSY, *rivals)]
             out.append(_row([*cells, psnr_text(mine, one.bytes_per_image)]))
         out += ["", _row(["coder", "setting", "bytes/image", "PSNR dB"]), _row(["---"] * 4)]
-        for point in [point for points in self.curves.values() for point in points]:
-            out.append(_row([point.name, point.setting, f"{point.bytes_per_image:.0f}", f"{point.psnr_db:.2f}"]))
+        for row in [row for rows in self.curves.values() for row in rows]:
+            out.append(_row([row.contender, row.setting, f"{row.stored_bytes:.0f}", f"{row.psnr_db:.2f}"]))
         return out
 
 
@@ -191,16 +181,18 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def points_of(rows: Sequence[Row]) -> list[Point]:
+    return [Point(row.stored_bytes, row.psnr_db) for row in rows if row.psnr_db is not None]
+
+
 def bytes_text(points: Sequence[Point], at_db: float) -> str:
     if not points:
         return "-"
-    ordered = sorted(points, key=lambda point: point.psnr_db)
-    if at_db < ordered[0].psnr_db:
-        return f"< {ordered[0].bytes_per_image:.0f} (has {ordered[0].psnr_db:.1f} dB)"
-    if at_db > ordered[-1].psnr_db:
-        return "-"
-    known = np.log([point.bytes_per_image for point in ordered])
-    return f"{math.exp(np.interp(at_db, [point.psnr_db for point in ordered], known)):.0f}"
+    lowest = min(points, key=lambda point: point.psnr_db)
+    if at_db < lowest.psnr_db:
+        return f"< {lowest.bytes_per_image:.0f} (has {lowest.psnr_db:.1f} dB)"
+    log_bytes = log_bytes_at(points, [at_db])[0]
+    return "-" if np.isnan(log_bytes) else f"{math.exp(log_bytes):.0f}"
 
 
 def psnr_text(points: Sequence[Point], at_bytes: float) -> str:
@@ -226,14 +218,6 @@ def pixels_of(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3)."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def squared_error(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    return float(np.mean((a.astype(np.float64) - b) ** 2))
-
-
-def psnr_db(mean_squared_error: float) -> float:
-    return 10 * math.log10(255**2 / max(mean_squared_error, 1e-3))
 
 
 def shrunk(path: Path, size: int) -> NDArray[np.uint8]:
@@ -303,7 +287,10 @@ def stored(name: str, net: Autoencoder, faces: Faces, gain: float = 1.0) -> list
 
     def psnr(code: NDArray) -> float:
         x_hat = net.decoder(torch.from_numpy(code.astype(np.float32))) * (255 * gain)
-        return psnr_db(squared_error(faces.held_out, x_hat.round().clamp(0, 255).byte().numpy()))
+        back = x_hat.round().clamp(0, 255).byte().numpy()
+        pairs = zip(faces.held_out.transpose(0, 2, 3, 1), back.transpose(0, 2, 3, 1), strict=True)
+        # (H, W, 3) each
+        return psnr_db(float(np.mean([mean_squared_error(a, b) for a, b in pairs])))
 
     return [
         Stored(name, form.format(code.dtype), bytes_per_image, psnr_of_code)
@@ -324,42 +311,18 @@ def npy_bytes(code: NDArray) -> int:
 
 def in_parquet(faces: Faces, blobs: Sequence[bytes]) -> float:
     """Bytes per held-out face of a Parquet file of names and `blobs`."""
-    out = io.BytesIO()
-    names = [path.name for path in faces.held_out_paths]
-    pq.write_table(
-        pa.table({"path": names, "blob": pa.array(blobs, pa.binary())}), out, compression="zstd", compression_level=19
-    )
-    return out.tell() / len(blobs)
+    return parquet_bytes([os.fsencode(path.name) for path in faces.held_out_paths], blobs) / len(blobs)
 
 
-def archive_point(faces: Faces, quality: int) -> Point:
-    paths = faces.held_out_paths
+def curves_of(faces: Faces) -> dict[str, list[Row]]:
+    """What zippy-batch and AVIF make of the held-out files, by contender."""
     with tempfile.TemporaryDirectory() as folder:
-        source, out, back = Path(folder) / "in", Path(folder) / "out.parquet", Path(folder) / "back"
-        for path in paths:
-            copy = source / path.relative_to(faces.directory)
+        for path in faces.held_out_paths:
+            copy = Path(folder) / path.relative_to(faces.directory)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, copy)
-        pipeline.archive(source, out, ArchiveOptions(quality=quality, verify=False), IN_PROCESS)
-        pipeline.restore(out, back, RestoreOptions(format="png"), IN_PROCESS)
-        errors = []
-        for path in paths:
-            same = back / path.relative_to(faces.directory)
-            # under its own name if it was a PNG or was kept as it is, else with .png appended
-            restored = same if same.exists() else same.with_name(f"{same.name}.png")
-            errors.append(squared_error(pixels_of(path), pixels_of(restored)))
-        return Point(OURS, f"q{quality}", out.stat().st_size / len(paths), psnr_db(np.mean(errors).item()))
-
-
-def avif_point(faces: Faces, quality: int, speed: int) -> Point:
-    blobs, errors = [], []
-    for path in faces.held_out_paths:
-        pixels, out = pixels_of(path), io.BytesIO()
-        Image.fromarray(pixels).save(out, "AVIF", quality=quality, speed=speed, advanced={"tune": "psnr"})
-        with Image.open(out) as back:
-            errors.append(squared_error(pixels, np.asarray(back.convert("RGB"))))
-        blobs.append(out.getvalue())
-    return Point(f"AVIF speed {speed}", f"q{quality}", in_parquet(faces, blobs), psnr_db(np.mean(errors).item()))
+        found = compare(Path(folder), CompareOptions(limit=0, only=CONTENDERS, qualities=QUALITIES, verify=False))
+    return {name: found.curve(name) for name in CONTENDERS}
 
 
 def measure(faces: Faces, options: argparse.Namespace, known: Known) -> None:
@@ -370,11 +333,7 @@ def measure(faces: Faces, options: argparse.Namespace, known: Known) -> None:
         f"autoencoders at {options.size}x{options.size}"
     )
     print(known.head, flush=True)
-    for quality in QUALITIES:
-        known.curves.setdefault(OURS, []).append(archive_point(faces, quality))
-    for speed in AVIF_SPEEDS:
-        for quality in AVIF_QUALITIES:
-            known.curves.setdefault(f"AVIF speed {speed}", []).append(avif_point(faces, quality, speed))
+    known.curves = curves_of(faces)
     known.codes["linear"] = stored("linear", linear(faces.train), faces)
     torch.manual_seed(options.seed)
     net = published(options.size)

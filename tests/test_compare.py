@@ -23,6 +23,7 @@ from zippy_batch.compare.measure import CompareOptions, compare
 from zippy_batch.compare.report import CONTENDERS, EXACT, LOSSY, SOURCE, Comparison
 from zippy_batch.drawn import draw_faces
 from zippy_batch.errors import UsageError
+from zippy_batch.plan import spread
 from zippy_batch.report import Progress
 
 FORMATS = ("jpeg", "jpeg2000", "webp", "avif")
@@ -146,8 +147,8 @@ def test_progress_comes_to_its_total(faces: Path) -> None:
 
 
 def test_a_limit_spreads_over_the_directory(faces: Path) -> None:
-    assert measure._spread(range(10), 3) == [0, 3, 6]
-    assert measure._spread(range(3), 0) == measure._spread(range(3), 9) == [0, 1, 2]
+    assert spread(range(10), 3) == [0, 3, 6]
+    assert spread(range(3), 0) == spread(range(3), 9) == [0, 1, 2]
     found = few(faces, "jpeg", limit=5)
     assert (found.images, found.files) == (5, 12)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from zippy_batch.container import (
     read_tables,
     seal,
 )
+from zippy_batch.durable import replacing
 from zippy_batch.errors import ArchiveError, UsageError
 from zippy_batch.globs import compile_glob
 from zippy_batch.salvage import LOST, Lost, salvage
@@ -230,24 +230,8 @@ def _new_file(path: Path) -> Iterator[pa.NativeFile]:
     """A file that becomes `path`, whole and on disk, when the body is done."""
     import pyarrow as pa
 
-    new = path.with_name(f"{path.name}.new-{uuid.uuid4().hex}")
-    try:
-        with pa.OSFile(str(new), "wb") as sink:
-            yield sink
-        _flush(new)
-        os.replace(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(path) as new, pa.OSFile(str(new), "wb") as sink:
+        yield sink
 
 
 def _cut_groups(fields: Sequence[dict[str, Value]]) -> Iterator[Sequence[dict[str, Value]]]:

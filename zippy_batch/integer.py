@@ -15,9 +15,9 @@ Source: Balle, Johnston, Minnen 2019, "Integer networks for data compression wit
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,12 @@ class IntegerSum:
         """floor(accumulated * 2^-shift + 1/2), clamped to low..high."""
         return accumulated.mul(self.factor).add_(0.5).floor_().clamp_(low, high)
 
+    def joined(self, first: str, second: str) -> IntegerSum:
+        """The same sum with two of its inputs side by side as one, under the first one's name."""
+        weights = dict(self.weights)
+        weights[first] = torch.cat([weights[first], weights.pop(second)], 1)
+        return IntegerSum(weights, self.bias, self.factor)
+
     def to(self, device: torch.device) -> IntegerSum:
         moved = {k: v.to(device) for k, v in self.weights.items()}
         return IntegerSum(moved, self.bias.to(device), self.factor.to(device))
@@ -73,7 +79,6 @@ class RoundedSum:
 
     weights: Mapping[str, Tensor]
     bias: Tensor
-    _joined: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(layer: IntegerSum, half: float = 0.5) -> RoundedSum:
@@ -81,18 +86,9 @@ class RoundedSum:
         weights = {k: w * layer.factor[:, None] for k, w in layer.weights.items()}
         return RoundedSum(weights, layer.bias * layer.factor + half)
 
-    def accumulate(self, names: tuple[str, ...], values: Sequence[Tensor]) -> Tensor:
-        """values (..., inputs) of the named inputs -> (..., outputs): bias and these summands."""
-        value = values[0] if len(values) == 1 else torch.cat(list(values), -1)
-        return torch.nn.functional.linear(value, self.joined(names), self.bias)
-
-    def joined(self, names: tuple[str, ...]) -> Tensor:
-        """Weights of several inputs side by side, for one product over all of them."""
-        if len(names) == 1:
-            return self.weights[names[0]]
-        if names not in self._joined:
-            self._joined[names] = torch.cat([self.weights[name] for name in names], 1)
-        return self._joined[names]
+    def accumulate(self, name: str, value: Tensor) -> Tensor:
+        """value (..., inputs) -> (..., outputs): bias and one summand; others are added to it."""
+        return torch.nn.functional.linear(value, self.weights[name], self.bias)
 
     @staticmethod
     def settle(accumulated: Tensor, low: float, high: float) -> Tensor:

@@ -190,6 +190,12 @@ def cut_batches(
         yield held.items
 
 
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of them at even distances, or all where there are not more or count is 0."""
+    taken = min(count or len(items), len(items))
+    return [items[i * len(items) // taken] for i in range(taken)]
+
+
 def _files_digest(files: Iterable[SourceFile]) -> str:
     digest = hashlib.sha256()
     for file in files:

@@ -143,11 +143,11 @@ class Quality:
     def to_dict(self) -> dict[str, Any]:
         return {
             "measured_images": self.images,
-            "psnr_mean_db": _rounded(self.psnr_mean_db, 3),
-            "psnr_p5_db": _rounded(self.psnr_p5_db, 2),
-            "psnr_worst_db": _rounded(self.psnr_worst_db, 3),
-            "ssim_mean": _rounded(self.ssim_mean, 5),
-            "ssim_worst": _rounded(self.ssim_worst, 5),
+            "psnr_mean_db": rounded(self.psnr_mean_db, 3),
+            "psnr_p5_db": rounded(self.psnr_p5_db, 2),
+            "psnr_worst_db": rounded(self.psnr_worst_db, 3),
+            "ssim_mean": rounded(self.ssim_mean, 5),
+            "ssim_worst": rounded(self.ssim_worst, 5),
         }
 
 
@@ -223,11 +223,11 @@ class Line:
             "images": self.images,
             "source_bytes": self.source_bytes,
             "archive_bytes": self.archive_bytes,
-            "ratio": _rounded(self.ratio, 4),
+            "ratio": rounded(self.ratio, 4),
             "lossy_images": self.lossy_images,
             "lossy_source_bytes": self.lossy_source_bytes,
             "lossy_bytes": self.lossy_bytes,
-            "bits_per_pixel": _rounded(self.bits_per_pixel, 4),
+            "bits_per_pixel": rounded(self.bits_per_pixel, 4),
             **self.quality.to_dict(),
             "exact_images": self.exact_images,
             "exact_source_bytes": self.exact_source_bytes,
@@ -236,8 +236,8 @@ class Line:
             "raw_bytes": self.raw_bytes,
             "raw_reasons": dict(sorted(self.kept_raw.items())),
             "quality_raised": self.raised,
-            "seconds": _rounded(self.seconds, 3),
-            "images_per_s": _rounded(self.images_per_s, 1),
+            "seconds": rounded(self.seconds, 3),
+            "images_per_s": rounded(self.images_per_s, 1),
         }
 
 
@@ -410,8 +410,8 @@ class RestoreLine:
             **self.quality.to_dict(),
             "unmatched": self.unmatched,
             "damaged": len(self.damaged),
-            "seconds": _rounded(self.seconds, 3),
-            "images_per_s": _rounded(self.images_per_s, 1),
+            "seconds": rounded(self.seconds, 3),
+            "images_per_s": rounded(self.images_per_s, 1),
         }
 
 
@@ -642,7 +642,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _rounded(value: float | None, digits: int) -> float | None:
+def rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from zippy_batch.archive import MANIFEST_NAME, part_name
 from zippy_batch.container import OLD_MODEL_NAME, model_name
+from zippy_batch.durable import flush, replacing
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
 from zippy_batch.images import display_path
 from zippy_batch.schema import CODED
@@ -84,12 +85,12 @@ class Staging:
 
     def publish(self) -> None:
         """Rename `finished`, a whole file or directory, to the output."""
-        _write_flushed(self.root / "publishing", b"")
-        _flush_directory(self.root)
+        (self.root / "publishing").write_bytes(b"")
+        flush(self.root)
         if os.path.lexists(self.output) and (self.output.is_dir() or self.finished.is_dir()):
             os.replace(self.output, self.root / f"replaced-{uuid.uuid4().hex}")
         os.replace(self.finished, self.output)
-        _flush_directory(self.output.parent)
+        flush(self.output.parent)
 
 
 def staging_path(output: Path) -> Path:
@@ -173,8 +174,8 @@ def _take_up(staging: Staging, facts: Mapping[str, Any], overwrite: bool) -> Non
     staging.parts.mkdir(exist_ok=True)
     staging.sweep_attempts()
     text = json.dumps({"fingerprint": staging.fingerprint, "facts": dict(facts)}, indent=1, sort_keys=True)
-    _write_flushed(staging.root / "new-plan", text.encode())
-    os.replace(staging.root / "new-plan", staging.root / PLAN_FILE)
+    with replacing(staging.root / PLAN_FILE) as new:
+        new.write_text(text)
 
 
 def _holds_work(root: Path) -> bool:
@@ -247,19 +248,4 @@ def _lock(root: Path) -> int:
             raise UsageError(f"another run is writing here ({root} is locked); wait for it, or stop it") from error
         except FileNotFoundError:
             pass
-        os.close(descriptor)
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
         os.close(descriptor)

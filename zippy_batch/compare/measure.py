@@ -38,6 +38,7 @@ from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.images import Picture, display_path, find_files, read_file, read_picture
 from zippy_batch.metrics import mean_squared_error, psnr_db, ssim
+from zippy_batch.plan import spread
 from zippy_batch.report import Progress, Quality
 from zippy_batch.weights import load_model
 
@@ -129,7 +130,7 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="zippy-batch-compare-") as folder:
         listing, refused = find_files(source)
         skipped.update(reason for _, reason in refused)
-        sample = _take(source, _spread(listing.files, options.limit), Path(folder) / "sample", skipped)
+        sample = _take(source, spread(listing.files, options.limit), Path(folder) / "sample", skipped)
         if not sample:
             why = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
             raise UsageError(f"{source}: no images to compare{f' ({why})' if why else ''}")
@@ -183,12 +184,6 @@ def _take(source: Path, files: Sequence[Any], folder: Path, skipped: Counter[str
     return _Sample(folder, names, sizes)
 
 
-def _spread(items: Sequence[Item], count: int) -> list[Item]:
-    """`count` of them at even distances, or all."""
-    taken = min(count or len(items), len(items))
-    return [items[i * len(items) // taken] for i in range(taken)]
-
-
 def _sizes_text(sizes: Sequence[tuple[int, int]]) -> str:
     low, high = np.min(sizes, axis=0), np.max(sizes, axis=0)
     smallest, largest = (f"{width}x{height}" for width, height in (low, high))
@@ -233,7 +228,7 @@ class _Bench:
         self._sample, self._options, self._folder, self._cores, self._pool = sample, options, folder, cores, pool
         self._paths = sample.paths
         self._mean_bytes = sum(path.stat().st_size for path in self._paths) // len(sample)
-        self._shown = _spread(range(len(sample)), options.faces) if options.faces else []
+        self._shown = spread(range(len(sample)), options.faces) if options.faces else []
         self._archived: dict[int, tuple[NDArray[np.uint8], ...]] = {}
         """By quality, how the shown images came back."""
         self._progress, self._started, self._done = progress, time.monotonic(), 0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zippy_batch.compare.codecs import CODECS, TRANSCODE
 from zippy_batch.compare.curves import EqualPsnr, Point, mean_ratio
-from zippy_batch.report import Quality, table
+from zippy_batch.report import Quality, rounded, table
 
 SOURCE = "source"
 LOSSY = "zippy-batch"
@@ -57,14 +57,14 @@ class Row:
         return {
             "contender": self.contender,
             "setting": self.setting,
-            "loose_bytes_per_image": _rounded(self.loose_bytes, 2),
+            "loose_bytes_per_image": rounded(self.loose_bytes, 2),
             "stored_bytes_per_image": round(self.stored_bytes, 2),
             "exact": self.quality is None,
-            "psnr_db": _rounded(self.psnr_db, 3),
-            "ssim": _rounded(self.ssim, 5),
+            "psnr_db": rounded(self.psnr_db, 3),
+            "ssim": rounded(self.ssim, 5),
             "jpeg_quality": self.jpeg_quality,
-            "encode_images_per_s": _rounded(self.encode_per_s, 1),
-            "decode_images_per_s": _rounded(self.decode_per_s, 1),
+            "encode_images_per_s": rounded(self.encode_per_s, 1),
+            "decode_images_per_s": rounded(self.decode_per_s, 1),
         }
 
 
@@ -183,7 +183,3 @@ _IN_WORDS = {SOURCE: "the files in Parquet + zstd", TRANSCODE: "JPEG XL in Parqu
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)

@@ -212,7 +212,7 @@ class IntegerPlane:
     def _begin(self, blocks: Blocks, seen: Mapping[str, Tensor]) -> Tensor:
         """(R, S) the state before anything of this plane is coded."""
         features = torch.from_numpy(blocks.features).to(self._device)
-        state = _take(self._state.accumulate(("static",), [features]), blocks.feature_row)
+        state = _take(self._state.accumulate("static", features), blocks.feature_row)
         for name, inputs in seen.items():
             part = torch.nn.functional.linear(inputs, self._state.weights[f"seen.{name}"])
             # blocks of images without that plane take the row of zeros
@@ -236,7 +236,7 @@ class IntegerPlane:
         """(R, outputs) the last layer's sums."""
         a = rows.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT + 0.5).floor_()
         for layer in step.hidden:
-            a = layer.settle(layer.accumulate(("a",), [a]), 0, ACTIVATION_LIMIT)
+            a = layer.settle(layer.accumulate("a", a), 0, ACTIVATION_LIMIT)
         return torch.nn.functional.linear(a, step.out.weights["a"], step.out.bias).cpu().numpy()
 
     def inputs_of(self, coefficients: NDArray[np.int16], ends: Indices, blocks: Blocks) -> Tensor:

@@ -70,19 +70,6 @@ class _Step:
     hidden: RoundedSum
     out: RoundedSum
 
-    def predict(self, base: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """base (N, h', w', C), own earlier channels (N, h', w', e) -> mean and scale (N, h', w', G), integers."""
-        if own.shape[-1]:
-            parts = [own, own.abs()] if "own_sizes" in self.own.weights else [own]
-            total = self.own.accumulate(tuple(self.own.weights), parts).add_(base)
-        else:
-            total = base + self.own.bias
-        a = RoundedSum.settle(total, 0, ACTIVATION_LIMIT)
-        for layer, limits in ((self.hidden, (0, ACTIVATION_LIMIT)), (self.out, (-VALUE_LIMIT, VALUE_LIMIT))):
-            a = layer.settle(layer.accumulate(("a",), [a]), *limits)
-        mean, scale = a.chunk(2, -1)
-        return mean, scale
-
     def to(self, device: torch.device) -> _Step:
         return _Step(self.own.to(device), self.hidden.to(device), self.out.to(device))
 
@@ -129,7 +116,7 @@ class IntegerContext:
             start = 0
             for step, size in zip(self._steps[k], self._architecture.groups, strict=True):
                 channels = slice(start, start + size)
-                mean, scale = step.predict(base, own[..., :start])
+                mean, scale = self._predict(step, base, own[..., :start])
                 mu = multiply(mean, from_mantissa[..., channels], from_factor[..., channels], VALUE_LIMIT)
                 index = ((scale + scale_offset[..., channels] + 8) * (1 / 16)).floor_().clamp_(0, SCALES - 1)
                 value = mu + SIXTEENTHS * code(k, channels, mu, index)
@@ -146,17 +133,27 @@ class IntegerContext:
         """What all groups of parity k share; of the canvas, what lies from the parity's first position's upper left
         neighbour on."""
         layer = self._bases[k]
-        base = layer.accumulate(("spatial",), [spatial])
+        base = layer.accumulate("spatial", spatial)
         base = base + torch.nn.functional.linear(level, layer.weights["level"])[:, None, None]
         if NEIGHBOURS[k]:
             h, w = spatial.shape[1:3]
             seen = [canvas[:, 1 + dy :: 2, 1 + dx :: 2][:, :h, :w] for dy, dx in NEIGHBOURS[k]]
-            parts, names = list(seen), ["neighbours"]
             if self._architecture.magnitudes:
-                parts.append(_sum_of_magnitudes(seen))
-                names.append("neighbour_sizes")
-            base += torch.nn.functional.linear(torch.cat(parts, -1), layer.joined(tuple(names)))
+                seen.append(_sum_of_magnitudes(seen))
+            base += torch.nn.functional.linear(torch.cat(seen, -1), layer.weights["neighbours"])
         return base
+
+    def _predict(self, step: _Step, base: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """base (N, h', w', C), own earlier channels (N, h', w', e) -> mean and scale (N, h', w', G), integers."""
+        if own.shape[-1]:
+            seen = torch.cat([own, own.abs()], -1) if self._architecture.magnitudes else own
+            total = step.own.accumulate("own", seen).add_(base)
+        else:
+            total = base + step.own.bias
+        a = RoundedSum.settle(total, 0, ACTIVATION_LIMIT)
+        a = step.hidden.settle(step.hidden.accumulate("a", a), 0, ACTIVATION_LIMIT)
+        mean, scale = step.out.settle(step.out.accumulate("a", a), -VALUE_LIMIT, VALUE_LIMIT).chunk(2, -1)
+        return mean, scale
 
 
 def _sum_of_magnitudes(seen: Sequence[Tensor]) -> Tensor:
@@ -188,9 +185,13 @@ def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[RoundedSum, l
         own = prove(f"{p}.own", own_weights, own_bias, shift, everything)
         outputs = (("hidden", width), ("out", 2 * size))
         layers = [load_layer(arrays, f"{p}.{n}", o, width, ACTIVATION_LIMIT) for n, o in outputs]
+        if "own_sizes" in own_weights:
+            own = own.joined("own", "own_sizes")
         # the half that rounding needs comes with the base
         steps.append(_Step(RoundedSum.of(own, half=0.0), *map(RoundedSum.of, layers)))
         start += size
+    if "neighbour_sizes" in weights:
+        base = base.joined("neighbours", "neighbour_sizes")
     return RoundedSum.of(base), steps
 
 

@@ -24,12 +24,10 @@ from PIL import Image
 from zippy_batch.exact.blocks import Geometry, geometry
 from zippy_batch.jpeg.file import JpegImage, Unrebuildable, parse
 from zippy_batch.jpeg.headers import Component, Frame
-from zippy_batch.training.pictures import PoolSpec, cut
+from zippy_batch.training.pictures import FEWEST, PoolSpec, cut, decode
 
 SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "grey": 0}
 """What Pillow calls them."""
-FEWEST = 16
-"""Sources of one geometry that make a pool of their own; the others make one together."""
 MOST = 6000
 """Images of a pool of sources."""
 
@@ -134,10 +132,8 @@ def _take_apart(task: tuple[list[Path], list[tuple[int, ThumbnailSpec, int]], in
         data = path.read_bytes()
         with contextlib.suppress(Unrebuildable):
             out.append((None, parse(data)))
-        try:
-            with Image.open(io.BytesIO(data)) as opened:
-                image = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError):
+        image = decode(io.BytesIO(data))
+        if image is None:
             continue
         for number, spec, copies in wanted:
             for _ in range(copies // 1000 + (rng.randrange(1000) < copies % 1000)):
@@ -172,6 +168,7 @@ def build_pools(paths: Sequence[Path], specs: CoefficientSpecs, workers: int, se
         for found, spec in zip(thumbnails, specs.thumbnails, strict=True)
         if found
     ]
+    # geometries that are rarer make one pool together
     many = sorted((found for found in sources.values() if len(found) >= FEWEST), key=len, reverse=True)
     few = [[image] for found in sources.values() if len(found) < FEWEST for image in found]
     total = sum(len(found) ** 0.5 for found in many) + len(few) ** 0.5

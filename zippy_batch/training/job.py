@@ -65,8 +65,6 @@ class TrainReport:
     held_out: int
     skipped: int
     """Files that are no images that can be read."""
-    score: str
-    """On what was held out, by the training's own measure."""
     against: str
     """The model that it was compared with."""
     gain: Gain | None
@@ -116,10 +114,12 @@ class TrainJob:
     workers: int
     device: str
 
-    def work(self, watch: Callable[[Standing], None], is_stopped: Callable[[], bool], team: Team = ALONE) -> None:
+    def work(
+        self, task: Task, watch: Callable[[Standing], None], is_stopped: Callable[[], bool], team: Team = ALONE
+    ) -> None:
         """Train until the minutes are used up, or go on; the checkpoint holds the outcome."""
         o = self.options
-        torch.manual_seed(o.seed)
+        task.network.to(self.device)
         schedule = Schedule(
             minutes=o.minutes,
             positions=latent.POSITIONS if o.codec == "latent" else exact.POSITIONS,
@@ -131,17 +131,20 @@ class TrainJob:
             checkpoint_minutes=float(np.clip(o.minutes / 10, *_CHECKPOINT_MINUTES)),
             seed=o.seed,
         )
-        fit(self._task(), self.run, schedule, watch, is_stopped, team)
+        fit(task, self.run, schedule, watch, is_stopped, team)
 
-    def _task(self) -> Task:
+    def task(self) -> Task:
+        """The network before the first step, and what it is trained on, from the run's cache once it is there. Raises
+        UsageError where there is too little."""
+        torch.manual_seed(self.options.seed)
         if self.options.codec == "exact":
             pools = self.coefficients()
             coefficients = exact_network(self.start) if self.start else exact.new_network(pools)
-            return exact.ExactTask(coefficients.to(self.device), pools)
+            return exact.ExactTask(coefficients, pools)
         specs, pictures = self.pictures()
         blocks = FAST_BLOCKS if self.options.fast else None
         network = latent_network(self.start, blocks) if self.start else latent.new_network(blocks)
-        return latent.LatentTask(network.to(self.device), pictures, specs, loss=self.options.loss)
+        return latent.LatentTask(network, pictures, specs, loss=self.options.loss)
 
     def pictures(self) -> tuple[list[PoolSpec], list[Pool]]:
         o = self.options
@@ -156,13 +159,6 @@ class TrainJob:
             else chosen_coefficients(o.takes_own(), o.shrunk_sizes(), sum(self.sizes.values()))
         )
         return cached_coefficients(self.paths, specs, self.run / "pools", usable_cpus())
-
-    def prepare(self) -> None:
-        """Fill the caches, before several workers look for them. Raises UsageError where there is too little."""
-        if self.options.codec == "exact":
-            self.coefficients()
-        else:
-            self.pictures()
 
     def export(self, sources: Sequence[str]) -> bytes:
         """The best weights of the run's checkpoint -> the bytes of a model file."""
@@ -195,16 +191,9 @@ def with_proof(data: bytes) -> bytes:
     """A model file with what loading it proves in its card: no sum of its integer layers can reach 2^24."""
     model = model_from_bytes(data)
     with recording_bounds() as bounds:
-        _load_codec(model)
+        ExactCodec(model) if model.codec == "exact" else LatentCodec(model)
     proof = {"layers": len(bounds), "largest_sum": max(bounds.values()), "limit": EXACT}
     return serialise(model.arrays, {**model.card, "exactness": proof})
-
-
-def _load_codec(model: Model) -> None:
-    if model.codec == "exact":
-        ExactCodec(model)
-    else:
-        LatentCodec(model)
 
 
 def train(
@@ -244,19 +233,18 @@ def train(
     if restart and is_run:
         shutil.rmtree(run)
     _claim(run, roots, options, start)
-    job = _job(options, run, sources, start, run_options)
-    names = [root.resolve().name for root in roots]
+    device = settle_device(options.device, run_options.address)
+    job = TrainJob(options, run, sources.training, dict(sources.sizes), start, run_options.workers or 1, device)
+    names = [root.name for root in roots]
     watch(
         f"{len(sources.training)} images to train on, {len(sources.held_out)} held out, {sources.skipped} skipped; "
         f"{options.codec} codec from {start.name if start else 'nothing'}, on {job.device}"
     )
-    job.prepare()
-    last: list[Standing] = []
+    task = job.task()
     exported = [0.0]
 
     def look(standing: Standing) -> None:
         watch(standing.line())
-        last.append(standing)
         is_due = standing.minutes - exported[0] >= max(_EARLY_SHARE * options.minutes, _LEAST_EARLY_MINUTES)
         if is_due and standing.is_best and standing.minutes < options.minutes:
             exported[0] = standing.minutes
@@ -273,16 +261,16 @@ def train(
 
             work_on_ray(job, run_options.address, watch)
         else:
-            job.work(look, is_stopped)
+            job.work(task, look, is_stopped)
         replace_file(output, job.export(names))
         if is_stopped():
             watch(f"{output}: the best so far")
             raise KeyboardInterrupt
     watch("measuring what it saves on the held-out images")
-    return _report(job, output, sources, last[-1].score.text if last else "", start)
+    return _report(job, output, sources, start)
 
 
-def _report(job: TrainJob, output: Path, sources: Sources, score: str, start: Model | None) -> TrainReport:
+def _report(job: TrainJob, output: Path, sources: Sources, start: Model | None) -> TrainReport:
     data = output.read_bytes()
     model = model_from_bytes(data)
     before = start or load_model(_BUILT_IN[job.options.codec])
@@ -297,16 +285,9 @@ def _report(job: TrainJob, output: Path, sources: Sources, score: str, start: Mo
         images=len(sources.training),
         held_out=len(sources.held_out),
         skipped=sources.skipped,
-        score=score,
         against=before.name,
         gain=measure_gain(before, model, sources.held_out),
     )
-
-
-def _job(options: TrainOptions, run: Path, sources: Sources, start: Model | None, run_options: RunOptions) -> TrainJob:
-    device = settle_device(options.device, run_options.address)
-    workers = run_options.workers or 1
-    return TrainJob(options, run, sources.training, dict(sources.sizes), start, workers, device)
 
 
 def _claim(run: Path, roots: Sequence[Path], options: TrainOptions, start: Model | None) -> None:
@@ -315,11 +296,12 @@ def _claim(run: Path, roots: Sequence[Path], options: TrainOptions, start: Model
     ours = {
         k: v for k, v in asdict(options).items() if k not in ("minutes", "rate", "device", "start", "notice", "name")
     }
-    ours |= {"sources": [str(root.resolve()) for root in roots], "from": start.id if start else None}
+    ours |= {"sources": [str(root) for root in roots], "from": start.id if start else None}
     stamp = run / _STAMP
     if stamp.exists():
         try:
-            theirs = json.loads(stamp.read_text())
+            # what the version that began the run did not know yet, it did as is done by default
+            theirs = asdict(TrainOptions()) | json.loads(stamp.read_text())
         except ValueError as error:
             raise StagingMismatch(f"{stamp} cannot be read ({error}); --restart begins anew") from error
         differing = sorted(k for k in ours if ours[k] != theirs.get(k))

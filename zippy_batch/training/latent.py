@@ -46,25 +46,37 @@ _SSIM_UNIT = 600.0
 _SSIM_WINDOW = 7
 
 
-def loss_parts(
-    network: Network, images: Pool, level: Tensor, grey: bool, noise: bool = True, ssim_share: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Bits per pixel (N,) and distortion (N,): the mean squared error on 0..255, unless SSIM has a share in it."""
-    device = level.device
-    target, padded = (x.to(device) for x in to_input(images))
+def loss_parts(network: Network, images: Pool, level: Tensor, grey: bool, noise: bool = True) -> tuple[Tensor, Tensor]:
+    """Bits per pixel (N,) and mean squared error on 0..255 (N,)."""
+    bpp, out, target = reconstruct(network, images, level, grey, noise)
+    return bpp, mean_squared_errors(out, target)
+
+
+def reconstruct(
+    network: Network, images: Pool, level: Tensor, grey: bool, noise: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bits per pixel (N,), what comes back and the images, (N, 3 or 1, H, W) in 0..1; without noise, whole levels."""
+    target, padded = (x.to(level.device) for x in to_input(images))
     h, w = target.shape[2:]
-    spatial = as_float(spatial_features(h, w, grey))[None].to(device)
+    spatial = as_float(spatial_features(h, w, grey))[None].to(level.device)
     out, bits = network(padded, spatial, level, noise)
     out = out[:, :, :h, :w]
     if grey:
         out, target = out.mean(1, keepdim=True), target[:, :1]
     if not noise:
         out = (out.clamp(0, 1) * 255).round() / 255
-    distortion = 255.0**2 * ((out - target) ** 2).mean((1, 2, 3))
-    if ssim_share:
-        distance = _SSIM_UNIT * (1 - _ssim(out, target))
-        distortion = (1 - ssim_share) * distortion + ssim_share * distance
-    return bits / (h * w), distortion
+    return bits / (h * w), out, target
+
+
+def mean_squared_errors(out: Tensor, target: Tensor) -> Tensor:
+    """(N,) on 0..255, of images (N, C, H, W) in 0..1."""
+    return 255.0**2 * ((out - target) ** 2).mean((1, 2, 3))
+
+
+def _distortion(out: Tensor, target: Tensor, ssim_share: float) -> Tensor:
+    """(N,) the mean squared error on 0..255, unless SSIM has a share in it."""
+    mse = mean_squared_errors(out, target)
+    return (1 - ssim_share) * mse + ssim_share * _SSIM_UNIT * (1 - _ssim(out, target)) if ssim_share else mse
 
 
 def _ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -108,11 +120,10 @@ def evaluate(
         for i in range(0, len(images), 64):
             part = images[i : i + 64]
             level = torch.full((len(part),), float(quality_levels()[quality - 1]), device=device)
-            bpp, mse = loss_parts(network, part, level, False, noise=False)
-            distortion = loss_parts(network, part, level, False, False, ssim_share)[1] if ssim_share else mse
-            losses.append(_weighted(bpp, distortion, level))
+            bpp, out, target = reconstruct(network, part, level, False, noise=False)
+            losses.append(_weighted(bpp, _distortion(out, target, ssim_share), level))
             bits.append(bpp)
-            errors.append(mse)
+            errors.append(mean_squared_errors(out, target))
         rows.append((quality, torch.cat(bits).mean().item(), psnr_db(torch.cat(errors).mean().item())))
     return rows, torch.cat(losses).mean().item()
 
@@ -152,10 +163,8 @@ class LatentTask:
         images = draw_batch(self._pools, self._specs, self._positions, rng)
         grey = rng.random() < GREY_SHARE
         level = random_levels(len(images), rng).to(self.network.log_gain.device)
-        bpp, distortion = loss_parts(
-            self.network, to_grey(images) if grey else images, level, grey, ssim_share=self._ssim_share
-        )
-        return _weighted(bpp, distortion, level).mean()
+        bpp, out, target = reconstruct(self.network, to_grey(images) if grey else images, level, grey, noise=True)
+        return _weighted(bpp, _distortion(out, target, self._ssim_share), level).mean()
 
     def evaluate(self, network: Network) -> Score:
         rows, loss = evaluate(network, self._held_out, SHOWN_QUALITIES, self._ssim_share)

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 Pool = NDArray[np.uint8]
 FEWEST = 16
-"""Images of one size that make a pool of their own."""
+"""Images of one size, or sources of one geometry, that make a pool of their own."""
 MOST_BYTES = 1 << 29
 """Of a pool."""
 LARGEST_WHOLE = 256
@@ -127,6 +127,15 @@ def _resave(image: Image.Image, rng: random.Random) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
+def decode(file: Path | io.BytesIO) -> Image.Image | None:
+    """In RGB, and not turned, as the archive codes it; None for what cannot be decoded."""
+    try:
+        with Image.open(file) as opened:
+            return opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
 def cut(image: Image.Image, spec: PoolSpec, rng: random.Random) -> Image.Image | None:
     """One training image of the spec's size, or None where the source is too small for it."""
     if spec.whole:
@@ -184,10 +193,8 @@ def _cut_many(task: tuple[list[Path], list[tuple[int, PoolSpec, int]], int]) -> 
     rng = random.Random(seed)
     out: list[tuple[int, Pool]] = []
     for path in paths:
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError):
+        image = decode(path)
+        if image is None:
             continue
         for index, spec, copies in wanted:
             for _ in range(copies // 1000 + (rng.randrange(1000) < copies % 1000)):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zippy_batch.durable import replacing
 from zippy_batch.errors import ModelError, UsageError
 from zippy_batch.training.muon import Muon
 from zippy_batch.training.team import ALONE, Team
@@ -259,15 +259,10 @@ def _save(
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all. Raises OSError."""
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as new:
+            new.write_bytes(data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(error.errno, f"{error.strerror}; what was there before is still whole", str(path)) from error
 
 

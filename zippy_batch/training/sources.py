@@ -17,6 +17,7 @@ from pathlib import Path
 from zippy_batch.archive import MANIFEST_NAME
 from zippy_batch.errors import UsageError
 from zippy_batch.headers import Refused, read_header
+from zippy_batch.plan import spread
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 MOST_FILES = 60_000
@@ -46,9 +47,7 @@ def gather(roots: Sequence[Path], run: Path) -> Sources:
         # what an earlier part of this run restored from an archive is no source of its own
         if _is_archive(root) or not path.resolve().is_relative_to(run)
     }
-    paths = sorted(found)
-    if len(paths) > MOST_FILES:
-        paths = [paths[i * len(paths) // MOST_FILES] for i in range(MOST_FILES)]
+    paths = spread(sorted(found), MOST_FILES)
     readable: list[tuple[Path, tuple[int, int]]] = []
     for path in paths:
         size = _size_of(path)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from zippy_batch.errors import ModelError, UsageError
+from zippy_batch.errors import ModelError
 from zippy_batch.exact.context import HIDDEN_BITS, STATE_BITS
 from zippy_batch.exact.mixture import END_BITS, LOGIT_BITS, MEAN_BITS, SCALE_BITS
 from zippy_batch.exact.network import CONTEXT_PLANES, MIXTURE, Plane, Step
@@ -40,11 +40,9 @@ _SCALE_BITS = 4
 def latent_network(model: Model, synthesis_blocks: int | None = None) -> Network:
     """The lossy codec's network of a model; where that knew no magnitudes, it may now learn to use them.
 
-    With fewer synthesis blocks than the model has, the last ones are left out. Raises UsageError for a model of another
-    codec, and ModelError for one that is not whole.
+    With fewer synthesis blocks than the model has, the last ones are left out. Raises ModelError for a model of another
+    codec, or one that is not whole.
     """
-    if model.codec != "latent":
-        raise UsageError(f"model {model.name!r} is of the codec {model.codec}, not latent")
     with _whole(model), torch.no_grad():
         own = Architecture.from_dict(model.card["architecture"])
         blocks = min(synthesis_blocks or own.synthesis_blocks, own.synthesis_blocks)
@@ -55,8 +53,6 @@ def latent_network(model: Model, synthesis_blocks: int | None = None) -> Network
 
 def exact_network(model: Model) -> ExactNetwork:
     """The exact codec's network of a model; raises as `latent_network` does."""
-    if model.codec != "exact":
-        raise UsageError(f"model {model.name!r} is of the codec {model.codec}, not exact")
     with _whole(model), torch.no_grad():
         network = ExactNetwork(ExactArchitecture.from_dict(model.card["architecture"]))
         for name in CONTEXT_PLANES:

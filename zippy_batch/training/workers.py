@@ -26,7 +26,7 @@ def work_on_ray(job: TrainJob, address: str | None, watch: Callable[[str], None]
             _work,
             train_loop_config={"job": job},
             scaling_config=ray.train.ScalingConfig(num_workers=job.workers, use_gpu=job.device == "cuda"),
-            run_config=ray.train.RunConfig(name="ray", storage_path=str(job.run.resolve())),
+            run_config=ray.train.RunConfig(name="ray", storage_path=str(job.run)),
         )
         watch(f"training on {job.workers} Ray workers; {job.run / 'log.txt'} says where it stands")
         try:
@@ -46,4 +46,5 @@ def _work(config: dict[str, Any]) -> None:
     def watch(standing: Standing) -> None:
         print(standing.line(), flush=True)
 
-    config["job"].work(watch, lambda: False, team)
+    job: TrainJob = config["job"]
+    job.work(job.task(), watch, lambda: False, team)
