@@ -39,8 +39,6 @@ from zippy_batch.training.team import ALONE, Team
 from zippy_batch.training.warm_start import exact_network, latent_network
 from zippy_batch.weights import Model, load_model, model_from_bytes, serialise
 
-FAST_BLOCKS = 1
-"""Of the synthesis of a model that decodes fast."""
 _STAMP = "run.json"
 _BUILT_IN = {"latent": "faces", "exact": "exact"}
 _EARLY_SHARE = 0.2
@@ -142,8 +140,8 @@ class TrainJob:
             coefficients = exact_network(self.start) if self.start else exact.new_network(pools)
             return exact.ExactTask(coefficients, pools)
         specs, pictures = self.pictures()
-        blocks = FAST_BLOCKS if self.options.fast else None
-        network = latent_network(self.start, blocks) if self.start else latent.new_network(blocks)
+        fast = self.options.fast
+        network = latent_network(self.start, fast) if self.start else latent.new_network(fast)
         return latent.LatentTask(network, pictures, specs, loss=self.options.loss)
 
     def pictures(self) -> tuple[list[PoolSpec], list[Pool]]:

@@ -11,7 +11,6 @@ the mean squared error on 0..255, or SSIM's distance from 1 in a unit in which i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -213,9 +212,8 @@ def export(
     return serialise(arrays, card)
 
 
-def new_network(synthesis_blocks: int | None = None) -> Network:
-    a = Architecture()
-    return Network(replace(a, synthesis_blocks=synthesis_blocks or a.synthesis_blocks))
+def new_network(fast: bool = False) -> Network:
+    return Network(Architecture().fast() if fast else Architecture())
 
 
 def build(card: dict[str, Any]) -> Network:

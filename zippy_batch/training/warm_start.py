@@ -26,7 +26,7 @@ from zippy_batch.exact.network import Network as ExactNetwork
 from zippy_batch.latent.context import SIXTEENTHS
 from zippy_batch.latent.export import quality_levels
 from zippy_batch.latent.features import LEVEL_KNOTS, LEVEL_STEP, ONE
-from zippy_batch.latent.network import NEIGHBOURS, PARITIES, SIGMA_STEP, Architecture, Context, Network
+from zippy_batch.latent.network import NEIGHBOURS, PARITIES, SIGMA_STEP, Architecture, Context, Network, channel_units
 from zippy_batch.weights import Model
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -37,16 +37,17 @@ _SCALE_BITS = 4
 """Of the context's scales: sixteenths of an index."""
 
 
-def latent_network(model: Model, synthesis_blocks: int | None = None) -> Network:
+def latent_network(model: Model, fast: bool = False) -> Network:
     """The lossy codec's network of a model; where that knew no magnitudes, it may now learn to use them.
 
-    With fewer synthesis blocks than the model has, the last ones are left out. Raises ModelError for a model of another
-    codec, or one that is not whole.
+    If it is to be `fast`, and the model is not yet, the last blocks of the synthesis are left out, and so are the
+    latents that say least; a context of another shape begins anew. Raises ModelError for a model of another codec, or
+    one that is not whole.
     """
     with _whole(model), torch.no_grad():
         own = Architecture.from_dict(model.card["architecture"])
-        blocks = min(synthesis_blocks or own.synthesis_blocks, own.synthesis_blocks)
-        network = Network(replace(own, magnitudes=True, synthesis_blocks=blocks))
+        shape = replace(own.fast() if fast else own, magnitudes=True)
+        network = Network(shape)
         _fill_latent(network, model.arrays, own)
     return network
 
@@ -83,13 +84,24 @@ def _unit(shift: NDArray[Any], bits: int | NDArray[np.int64]) -> NDArray[np.floa
 
 
 def _fill_latent(network: Network, arrays: Arrays, model: Architecture) -> None:
+    shape = network.architecture
+    # latents are in the order of their frequencies, and stay so
+    kept = np.sort(np.argsort(-arrays["level.scale_offset"].mean(0), kind="stable")[: shape.latents])
     for side, module in (("analysis", network.analysis), ("synthesis", network.synthesis)):
         for name, value in module.state_dict().items():
-            value.copy_(torch.from_numpy(arrays[f"{side}.{name}"].copy()))
-    _set(network.log_gain, _knots(np.log(arrays["gain.analysis"].astype(np.float64))))
-    _set(network.log_inverse_gain, _knots(np.log(arrays["gain.synthesis"].astype(np.float64))))
-    log_gain = np.log(arrays["gain.analysis"].astype(np.float64))
-    _set(network.scale_offset, (arrays["level.scale_offset"] / 16 - log_gain / SIGMA_STEP).mean(0))
+            array = arrays[f"{side}.{name}"]
+            if name.startswith("last.") and module is network.analysis:
+                array = array[kept]
+            elif name == "first.weight" and module is network.synthesis:
+                array = array[:, kept]
+            value.copy_(torch.from_numpy(array.copy()))
+    log_gain = np.log(arrays["gain.analysis"].astype(np.float64))[:, kept]
+    _set(network.log_gain, _knots(log_gain))
+    _set(network.log_inverse_gain, _knots(np.log(arrays["gain.synthesis"].astype(np.float64))[:, kept]))
+    _set(network.scale_offset, (arrays["level.scale_offset"][:, kept] / 16 - log_gain / SIGMA_STEP).mean(0))
+    _set(network.context.unit, channel_units(model.latents)[kept])
+    if (shape.groups, shape.context_width) != (model.groups, model.context_width):
+        return
     natural = np.exp(log_gain) * network.context.unit.double().numpy()
     scale = np.exp(np.log(_real(arrays, "to_context") * SIXTEENTHS * natural).mean(0))
     mean_bits = np.rint(np.log2(SIXTEENTHS * natural / _real(arrays, "from_context")).mean(0))
