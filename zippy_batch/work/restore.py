@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zippy_batch.archive import Archive
@@ -78,32 +79,42 @@ class RestoreJob:
         return work
 
 
-@dataclass(frozen=True)
 class FileWriter:
-    """Writes files below one directory, each whole or not at all. Shared by the threads of a worker."""
+    """Writes files below one directory, each whole or not at all. Shared by the threads of a worker.
 
-    destination: Path
-    temporary: Path
-    _real: bytes = field(init=False)
+    `temporary` is a directory on the same file system for files that are being written.
+    """
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_real", os.path.realpath(os.fsencode(self.destination)))
+    def __init__(self, destination: Path, temporary: Path) -> None:
+        self._destination, self._temporary = destination, os.fsencode(temporary)
+        self._real = os.path.realpath(os.fsencode(destination))
+        self._name, self._numbers = uuid.uuid4().hex, itertools.count()
+        self._last_parent: bytes | None = None
 
     def write(self, path: bytes, data: bytes, mtime_s: int) -> None:
         """Raises ArchiveError for a path that leads out of the destination, by itself or through a link there."""
         safe_relative_path(path)
         target = os.path.join(self._real, path)
-        parent = os.path.dirname(target)
+        self._make_parent(os.path.dirname(target), path)
+        new = os.path.join(self._temporary, b"%s-%d" % (self._name.encode(), next(self._numbers)))
+        with open(new, "xb", buffering=0) as file:
+            # without a buffer a write may take a part of what it is given
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+            os.utime(file.fileno(), (mtime_s, mtime_s))
+        os.replace(new, target)
+
+    def _make_parent(self, parent: bytes, path: bytes) -> None:
+        # nothing here makes links, and rows of a directory follow each other
+        if parent == self._last_parent:
+            return
         if not is_below(os.path.realpath(parent), self._real):
             raise ArchiveError(
-                f"{display_path(path)} would leave {self.destination} through a link; take the link away"
+                f"{display_path(path)} would leave {self._destination} through a link; take the link away"
             )
         os.makedirs(parent, exist_ok=True)
-        new = os.path.join(os.fsencode(self.temporary), uuid.uuid4().hex.encode())
-        with open(new, "wb") as file:
-            file.write(data)
-        os.utime(new, (mtime_s, mtime_s))
-        os.replace(new, target)
+        self._last_parent = parent
 
 
 def restore_shard(
