@@ -6,8 +6,9 @@ import itertools
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zippy_batch.archive import Archive
@@ -155,28 +156,60 @@ def _restore_batch(
     if is_verbatim(batch[0][1]):
         return _restore_files(batch, shard, writer, coders)
     pictures, damage = decode_pictures(batch, coders.latent)
-    line = RestoreLine(shard)
+    tally = _Tally()
     for i, (place, row) in enumerate(batch):
         made = damage.get(i) or _written(row, pictures[i], options)
         if isinstance(made, str):
-            line += RestoreLine(shard, damaged=(Finding(display_path(row.path), made, shard, place),))
-        else:
-            writer.write(restored_path(row.path, row.source_format or "", options.format), made, row.mtime_s)
-            line += _restored_line(row, pictures[i], made, options.reference)
-    return line
+            tally.damaged.append(Finding(display_path(row.path), made, shard, place))
+            continue
+        writer.write(restored_path(row.path, row.source_format or "", options.format), made, row.mtime_s)
+        tally.add(row, made)
+        if options.reference is not None:
+            tally.measured.append(_measured(row, pictures[i], made, options.reference))
+    return tally.line(shard)
 
 
 def _restore_files(batch: Sequence[Numbered], shard: int, writer: FileWriter, coders: Coders) -> RestoreLine:
     """Exact or raw rows: the source's own bytes."""
-    line = RestoreLine(shard)
+    tally = _Tally()
     for (place, row), file in zip(batch, stored_files(batch, coders), strict=True):
         if isinstance(file, str):
-            line += RestoreLine(shard, damaged=(Finding(display_path(row.path), file, shard, place),))
+            tally.damaged.append(Finding(display_path(row.path), file, shard, place))
         else:
             writer.write(row.path, file, row.mtime_s)
-            raw, size = int(row.codec == "raw"), len(file)
-            line += RestoreLine(shard, 1, size, size, raw_images=raw, exact_images=1 - raw)
-    return line
+            tally.add(row, file)
+    return tally.line(shard)
+
+
+@dataclass
+class _Tally:
+    """A batch's line while it grows: adding up lines takes longer than writing a thumbnail's pixels."""
+
+    written: Counter[str] = field(default_factory=Counter)
+    """By codec."""
+    source_bytes: int = 0
+    restored_bytes: int = 0
+    measured: list[tuple[float, float] | None] = field(default_factory=list)
+    """PSNR and SSIM; None where the reference has no such picture."""
+    damaged: list[Finding] = field(default_factory=list)
+
+    def add(self, row: Row, file: bytes) -> None:
+        self.written[row.codec] += 1
+        self.source_bytes += row.source_bytes
+        self.restored_bytes += len(file)
+
+    def line(self, shard: int) -> RestoreLine:
+        return RestoreLine(
+            shard,
+            self.written.total(),
+            self.source_bytes,
+            self.restored_bytes,
+            raw_images=self.written["raw"],
+            exact_images=self.written["exact"],
+            quality=Quality.of(one for one in self.measured if one is not None),
+            unmatched=self.measured.count(None),
+            damaged=tuple(self.damaged),
+        )
 
 
 def _written(row: Row, pixels: Pixels, options: RestoreOptions) -> bytes | str:
@@ -187,14 +220,11 @@ def _written(row: Row, pixels: Pixels, options: RestoreOptions) -> bytes | str:
         return f"it cannot be written as {options.format}: {error}"
 
 
-def _restored_line(row: Row, pixels: Pixels, data: bytes, reference: Path | None) -> RestoreLine:
-    line = RestoreLine(None, 1, row.source_bytes, len(data))
-    if reference is None:
-        return line
+def _measured(row: Row, pixels: Pixels, data: bytes, reference: Path) -> tuple[float, float] | None:
     original = _original(reference, row.path)
     if original is None or original.shape != pixels.shape:
-        return replace(line, unmatched=1)
-    return replace(line, quality=Quality.of([compare(original, decode_written(data, row.grey))]))
+        return None
+    return compare(original, decode_written(data, row.grey))
 
 
 def _original(reference: Path, path: bytes) -> Pixels | None:
