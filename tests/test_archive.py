@@ -28,6 +28,7 @@ from zippy_batch.archive import (
     write_manifest,
     write_part,
 )
+from zippy_batch.conditions import parse_condition
 from zippy_batch.container import model_name
 from zippy_batch.errors import ArchiveError, UsageError
 from zippy_batch.globs import compile_glob
@@ -417,6 +418,17 @@ def test_damaged_paths_of_one_row_group_hide_no_others(tmp_path: Path, monkeypat
     with Archive.open(path) as archive:
         assert archive.paths(0) == [None if 4 <= i < 8 else row.path for i, row in enumerate(rows)]
         assert archive.select("000001.jpg") == {0: [0, 4, 5, 6, 7]}
+
+
+def test_a_condition_on_a_damaged_column_passes_over_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zippy_batch.archive, "MAX_ROWS_PER_GROUP", 4)
+    path = single_file(tmp_path, [replace(row, quality=10 + i) for i, row in enumerate(face_rows(10))])
+    condition = parse_condition("quality >= 18")
+    with Archive.open(path) as archive:
+        assert archive.where(condition) == {0: [8, 9]}
+    damage_column(path, 1, "quality")
+    with Archive.open(path) as archive:
+        assert archive.where(condition) == {0: [4, 5, 6, 7, 8, 9]}
 
 
 def test_rows_that_come_back_have_a_path_whatever_is_damaged(tmp_path: Path) -> None:

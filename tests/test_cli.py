@@ -153,8 +153,8 @@ def test_without_flags_the_defaults_apply(run: Run, calls: list[dict[str, Any]])
 
 def test_restore_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]], tmp_path: Path) -> None:
     flags = ["--select", "*.jpg", "--keep-going", "--reference", str(tmp_path), "--jpeg-quality", "90"]
-    run("restore", "a", "back", *flags)
-    assert calls[0]["options"] == RestoreOptions("jpeg", 90, "*.jpg", True, tmp_path)
+    run("restore", "a", "back", *flags, "--where", "psnr < 30")
+    assert calls[0]["options"] == RestoreOptions("jpeg", 90, "*.jpg", "psnr < 30", True, tmp_path)
 
 
 def test_verify_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:

@@ -285,6 +285,23 @@ def test_restore_selects_by_glob(faces: Path, output: Path, tmp_path: Path) -> N
         back(output, tmp_path / "other", RestoreOptions(device="cpu", select="*.gif"))
 
 
+def test_restore_selects_by_a_condition(faces: Path, output: Path, tmp_path: Path) -> None:
+    make(faces, output)
+    wanted = "source_format == 'png' and codec == 'latent'"
+    report = back(output, tmp_path / "back", RestoreOptions(device="cpu", where=wanted, format="png"))
+    pngs = {path for path in files_of(faces) if path.endswith(b".png")}
+    assert set(files_of(tmp_path / "back")) == pngs
+    assert pngs
+    assert report.selected == len(pngs)
+    both = RestoreOptions(device="cpu", where=wanted, select="sub/*", format="png")
+    back(output, tmp_path / "both", both)
+    assert set(files_of(tmp_path / "both")) == {path for path in pngs if path.startswith(b"sub/")}
+    with pytest.raises(UsageError, match=r"no row of .* matches 'sub/\*' and 'psnr < 1'"):
+        back(output, tmp_path / "other", replace(both, where="psnr < 1"))
+    with pytest.raises(UsageError, match="no column 'colour'"):
+        back(output, tmp_path / "other", RestoreOptions(device="cpu", where="colour == 1"))
+
+
 def test_restore_that_was_interrupted_goes_on(faces: Path, output: Path, tmp_path: Path) -> None:
     make(faces, output)
 

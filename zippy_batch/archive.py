@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from zippy_batch.conditions import Condition
 from zippy_batch.container import (
     File,
     Head,
@@ -404,6 +405,25 @@ class Archive:
                 found[shard] = rows
         return found
 
+    def where(self, condition: Condition) -> dict[int, list[int]]:
+        """As `select`, of the rows that a condition on their columns holds for; reads those columns alone.
+
+        Where one of them is damaged, rows are read whole, and those that cannot be read are taken in.
+        """
+        found = {}
+        for shard in self.shards():
+            try:
+                rows = condition.rows(self.read_columns(shard, condition.columns))
+            except ArchiveError:
+                rows = [
+                    place
+                    for place, row in enumerate(self.read_rows(shard))
+                    if isinstance(row, Damage) or condition.holds(as_columns(row))
+                ]
+            if rows:
+                found[shard] = rows
+        return found
+
     def check_files(self) -> list[str]:
         """Problems of the files as a whole: those found on opening, and parts whose SHA-256 is not the manifest's."""
         return [*self.problems, *self._store.check_hashes()]
@@ -584,6 +604,11 @@ def _checked_row(fields: dict[str, Value | Lost], damage: Mapping[str, str], sha
         return row_of(known)
     except ValueError as error:
         return Damage(shard, row, path, f"its fields contradict each other: {error}")
+
+
+def as_columns(row: Row) -> dict[str, Any]:
+    """What `Archive.read_columns` gives of a row, one value per column."""
+    return {name: as_text([value], name)[0] for name, value in fields_of(row).items()}
 
 
 def _path(value: Value) -> bytes | None:

@@ -249,6 +249,10 @@ def restore(
     select: Annotated[
         str | None, _flag("--select", metavar="GLOB", help="Only the paths that match, e.g. 'id_0001/*.jpg'.")
     ] = None,
+    where: Annotated[
+        str | None,
+        _flag("--where", metavar="CONDITION", help="Only the rows whose columns fulfil it, e.g. 'psnr < 30'."),
+    ] = None,
     keep_going: Annotated[
         bool | None, _flag("--keep-going", help="Restore what is whole, list what is damaged, exit 1.")
     ] = None,
@@ -274,6 +278,7 @@ def restore(
     \b
       zippy-batch restore out.parquet ./restored
       zippy-batch restore out.parquet ./restored --format png --select 'id_0001/*'
+      zippy-batch restore out.parquet ./worst --where "psnr < 29 or codec == 'raw'"
       zippy-batch restore out.parquet ./restored --reference ./faces --json
     """
     with _outcome(ctx, "run the same command again to finish it"):
@@ -285,6 +290,7 @@ def restore(
                 "format": format,
                 "jpeg_quality": jpeg_quality,
                 "select": select,
+                "where": where,
                 "keep_going": keep_going,
                 "reference": reference,
                 "batch_size": batch_size,

@@ -89,6 +89,8 @@ class RestoreOptions:
     """1..100 for every file; None takes the source's own quantisation tables, or 95 where it had none."""
     select: str | None = None
     """Glob over archived paths; None takes all."""
+    where: str | None = None
+    """Condition on columns, e.g. "psnr < 30" (see `conditions.py`); None takes all."""
     keep_going: bool = False
     """Restore what is whole, list what is damaged, exit 1."""
     reference: Path | None = None

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zippy_batch.archive import Archive
+from zippy_batch.conditions import parse_condition
 from zippy_batch.config import RestoreOptions
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.images import display_path, is_below, restored_path, safe_relative_path
@@ -47,16 +48,29 @@ def plan_targets(archive: Archive, options: RestoreOptions) -> Targets:
     Raises ArchiveError for a path that would leave the destination or that two rows share, UsageError where the
     pattern matches nothing.
     """
-    wanted = archive.select(options.select) if options.select is not None else None
+    wanted = _wanted(archive, options)
     targets = Targets()
     for shard in archive.shards():
         rows = None if wanted is None else wanted.get(shard, [])
         if rows != []:
             _add_shard(targets, archive, shard, rows, options)
     if wanted is not None and not targets.rows:
-        raise UsageError(f"no path in {archive.path} matches {options.select!r}")
+        asked = [repr(text) for text in (options.select, options.where) if text is not None]
+        raise UsageError(f"no row of {archive.path} matches {' and '.join(asked)}")
     _check_paths(targets.paths)
     return targets
+
+
+def _wanted(archive: Archive, options: RestoreOptions) -> dict[int, list[int]] | None:
+    """Rows by shard; None for all."""
+    found = []
+    if options.select is not None:
+        found.append(archive.select(options.select))
+    if options.where is not None:
+        found.append(archive.where(parse_condition(options.where)))
+    if len(found) < 2:
+        return found[0] if found else None
+    return {shard: sorted({*rows} & {*found[1][shard]}) for shard, rows in found[0].items() if shard in found[1]}
 
 
 def _add_shard(
@@ -127,7 +141,7 @@ def restoring(
         raise UsageError(f"cannot restore into {destination}: it is not a directory")
     _refuse_obstacles(destination, targets.paths)
     work = destination / os.fsdecode(_unused_name(targets.paths))
-    plan = json.dumps([_identity(archive), options.format, options.jpeg_quality, options.select])
+    plan = json.dumps([_identity(archive), options.format, options.jpeg_quality, options.select, options.where])
     if not overwrite and not _goes_on(work, plan):
         _refuse_existing(destination, targets.paths)
     try:
