@@ -8,6 +8,7 @@
     ├── ArchiveError                1: not an archive, truncated, or of an unknown version
     │   └── DamagedRow              1: one row's bytes are not what was written
     ├── ModelError                  1: a model file is damaged, unknown, inexact or not the archive's
+    ├── StorageError                1: an object store cannot be reached, refuses, or does not keep what it was given
     └── WorkerError                 1: a worker died or a shard failed for good
 
 Messages say what failed, where (path, shard, row), what was expected, what was found and what to do next. Instances
@@ -46,6 +47,10 @@ class DamagedRow(ArchiveError):
 
 
 class ModelError(ZippyError):
+    pass
+
+
+class StorageError(ZippyError):
     pass
 
 

@@ -25,7 +25,7 @@ import stat
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +51,10 @@ __all__ = [
     "find_files",
     "is_below",
     "list_files",
+    "path_problem",
     "read_file",
     "read_picture",
+    "require_none_refused",
     "restored_path",
     "safe_relative_path",
     "write_picture",
@@ -102,14 +104,17 @@ def list_files(root: Path) -> Listing:
     Raises UsageError naming everything that could not be archived (see `find_files`), before anything is read.
     """
     listing, refused = find_files(root)
+    require_none_refused(display_path(os.fsencode(root)), refused)
+    return listing
+
+
+def require_none_refused(root: str, refused: Sequence[tuple[bytes, str]]) -> None:
+    """Raises UsageError that names what could not be archived."""
     if refused:
         shown = "\n".join(f"  {display_path(path) or '.'}: {why}" for path, why in refused[:_SHOWN])
         more = f"\n  and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         count = f"{len(refused)} entries" if len(refused) > 1 else "one entry"
-        raise UsageError(
-            f"{display_path(os.fsencode(root))}: {count} cannot be archived; remove or rename:\n{shown}{more}"
-        )
-    return listing
+        raise UsageError(f"{root}: {count} cannot be archived; remove or rename:\n{shown}{more}")
 
 
 def find_files(root: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
@@ -185,7 +190,7 @@ class _TreeWalk:
         elif not os.access(entry.path, os.R_OK):
             why = "may not be read (permission)"
         else:
-            why = _path_problem(path) or ""
+            why = path_problem(path) or ""
         if why:
             self.refused.append((path, why))
         else:
@@ -237,7 +242,8 @@ _WINDOWS_ONLY = re.compile(_DEVICE + rb"[ ]*\..*|.*[<>:\"|?*\\\x01-\x1f].*|.*[ .
 """Names that are ordinary elsewhere, and that Windows cannot hold or takes for a device."""
 
 
-def _path_problem(path: bytes) -> str | None:
+def path_problem(path: bytes) -> str | None:
+    """Why joining this path to a directory might not give a file inside that directory."""
     if not path:
         return "empty path"
     if b"\0" in path:
@@ -260,7 +266,7 @@ def safe_relative_path(path: bytes) -> None:
     Refused: the empty path, absolute paths and drive letters, empty, "." and ".." parts, also between backslashes, zero
     bytes, and the bare names of Windows devices (con, nul, com1). On Windows also whatever its file names cannot hold.
     """
-    problem = _path_problem(path)
+    problem = path_problem(path)
     if problem is not None:
         raise ArchiveError(f"{display_path(path)!r}: refused to restore this path: {problem}")
 
