@@ -37,6 +37,7 @@ from zippy_batch.container import (
     parse_head,
     read_column,
     read_tables,
+    require_one_shard,
     seal,
 )
 from zippy_batch.durable import replacing
@@ -190,20 +191,42 @@ def write_manifest(directory: Path, info: ArchiveInfo) -> None:
 
     Raises ArchiveError when a part is missing or not what `info` says.
     """
-    parts: list[dict[str, Any]] = []
-    heads: list[Head] = []
-    for shard, rows in enumerate(info.shards):
-        path = directory / part_name(shard)
-        heads.append(open_part(path, rows).head)
-        parts.append({"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)})
-    head = _head(info, info.shards, *_sums(heads))
-    head["parts"] = parts
+    facts = [part_facts(directory / part_name(shard)) for shard in range(len(info.shards))]
+    text = manifest_text(info, facts)
     for codec, model in sorted(info.model_files.items()):
         with _new_file(directory / model_name(codec)) as sink:
             sink.write(model)
-        head.setdefault("model_bytes", {})[codec] = len(model)
     with _new_file(directory / MANIFEST_NAME) as sink:
-        sink.write(seal(head).encode() + b"\n")
+        sink.write(text)
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """What a manifest says of a part."""
+
+    name: str
+    head: Head
+    size_bytes: int
+    sha256: str
+
+
+def part_facts(path: Path) -> PartFacts:
+    """Raises ArchiveError for what is no part."""
+    if not path.is_file():
+        raise ArchiveError(f"{path} is missing")
+    file = open_file(path)
+    return PartFacts(path.name, file.head, file.size_bytes, _sha256(path))
+
+
+def manifest_text(info: ArchiveInfo, parts: Sequence[PartFacts]) -> bytes:
+    """Raises ArchiveError when a part is not what `info` says."""
+    for part, rows in zip(parts, info.shards, strict=True):
+        require_one_shard(part.name, part.head, rows)
+    head = _head(info, info.shards, *_sums([part.head for part in parts]))
+    head["parts"] = [{"name": part.name, "bytes": part.size_bytes, "sha256": part.sha256} for part in parts]
+    if info.model_files:
+        head["model_bytes"] = {codec: len(model) for codec, model in sorted(info.model_files.items())}
+    return seal(head).encode() + b"\n"
 
 
 def _sums(heads: Sequence[Head]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -89,7 +89,9 @@ Device = Annotated[
     str | None,
     _flag("--device", metavar="|".join(DEVICES), help="Where the networks run.", default=_ARCHIVE.device),
 ]
-ArchivePath = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .parquet file or a directory of parts.")]
+ArchivePath = Annotated[
+    str, typer.Argument(metavar="ARCHIVE", help="A .parquet file or a directory of parts; a path or an s3:// URI.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -124,10 +126,17 @@ def _program(
 def archive(
     ctx: typer.Context,
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Directory of images; every file below it is archived.")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Directory of images; every file below it is archived. A path or an s3:// URI."
+        ),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="NAME.parquet for one file; any other name is a directory of parts.")
+        str,
+        typer.Argument(
+            metavar="OUT",
+            help="NAME.parquet for one file; any other name is a directory of parts. A path or an s3:// URI.",
+        ),
     ],
     quality: Annotated[
         int | None,
@@ -199,6 +208,7 @@ def archive(
       zippy-batch archive ./faces out.parquet --exact
       zippy-batch archive ./faces out.parquet --quality 85 --min-psnr 30
       zippy-batch archive ./faces out/ --config configs/cluster.toml --workers 64
+      zippy-batch archive s3://bucket/faces s3://bucket/faces.parquet
     """
     with _outcome(ctx, "run the same command again to go on where it stopped"):
         preset = _preset(config)
@@ -221,18 +231,20 @@ def archive(
         run = _run_options(preset, workers, address, overwrite)
         from zippy_batch import pipeline
         from zippy_batch.progress import showing
+        from zippy_batch.storage import place
 
+        origin, target = place(source), place(output)
         with showing("archive") as watch:
-            report = pipeline.archive(source, output, options, run, watch)
+            report = pipeline.archive(origin, target, options, run, watch)
         _print_report(report, as_json)
-        _hint(f"before you delete the originals: zippy-batch verify {_quoted(output)} --against {_quoted(source)}")
+        _hint(f"before you delete the originals: zippy-batch verify {_quoted(target)} --against {_quoted(origin)}")
 
 
 @app.command()
 def restore(
     ctx: typer.Context,
     archive: ArchivePath,
-    destination: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go; made if it does not exist.")],
+    destination: Annotated[str, typer.Argument(metavar="DIR", help="Where the files go; made if it does not exist.")],
     format: Annotated[
         str | None,
         _flag("--format", metavar="|".join(FORMATS), help="What images are restored as.", default=_RESTORE.format),
@@ -329,7 +341,7 @@ def verify(
     ctx: typer.Context,
     archive: ArchivePath,
     against: Annotated[
-        Path | None,
+        str | None,
         _flag(
             "--against",
             metavar="DIR",
@@ -642,5 +654,5 @@ def _hint(text: str) -> None:
         typer.echo(text, err=True)
 
 
-def _quoted(path: Path) -> str:
+def _quoted(path: object) -> str:
     return shlex.quote(str(path))

@@ -210,9 +210,14 @@ def open_part(path: Place, rows: int) -> File:
     if not path.is_file():
         raise ArchiveError(f"{path} is missing")
     file = open_file(path)
-    if file.head.shards != (rows,):
-        raise ArchiveError(f"{path} holds shards of {list(file.head.shards)} rows instead of one of {rows}")
+    require_one_shard(path, file.head, rows)
     return file
+
+
+def require_one_shard(path: Place | str, head: Head, rows: int) -> None:
+    """Raises ArchiveError unless this is the description of a single shard of so many rows."""
+    if head.shards != (rows,):
+        raise ArchiveError(f"{path} holds shards of {list(head.shards)} rows instead of one of {rows}")
 
 
 def open_file(path: Place) -> File:

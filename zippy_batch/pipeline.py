@@ -14,6 +14,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,8 +23,15 @@ from zippy_batch.cluster import Crew, choose_crew, run_units, settle_device
 from zippy_batch.coding import MakeCodec, make_codec
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ModelError, UsageError
-from zippy_batch.images import display_path, list_files
+from zippy_batch.images import Listing, display_path, list_files
+from zippy_batch.objects import list_objects
 from zippy_batch.plan import Plan, plan_archive, recorded
+from zippy_batch.remote_staging import (
+    RemoteStaging,
+    open_remote_staging,
+    refuse_existing_object,
+    refuse_unsuitable_object,
+)
 from zippy_batch.report import (
     ArchiveReport,
     Done,
@@ -39,6 +47,7 @@ from zippy_batch.report import (
 )
 from zippy_batch.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
 from zippy_batch.staging import Staging, open_staging, refuse_existing, refuse_unsuitable
+from zippy_batch.storage import ObjectPath, Place, place
 from zippy_batch.targets import plan_targets, restoring
 from zippy_batch.weights import Model, builtin_model_by_id, load_model, model_from_bytes
 from zippy_batch.work.archive import ArchiveJob
@@ -61,35 +70,50 @@ class Codecs:
 
 
 def archive(
-    source: Path,
-    output: Path,
+    source: str | Place,
+    output: str | Place,
     options: ArchiveOptions | None = None,
     run: RunOptions | None = None,
     progress: Watch | None = None,
     codecs: Codecs | None = None,
 ) -> ArchiveReport:
-    """Archive every file below `source`, or go on where an earlier run of the same was interrupted.
+    """Archive every file below `source`, or go on where an earlier run of the same was interrupted. Either may be the
+    URI of an object store (`storage.place`).
 
     Raises UsageError before anything is written: for an `output` that exists (OutputExists), for staging of other
     inputs or options (StagingMismatch), for files that cannot be archived. What is committed stays when it is
     interrupted or fails.
     """
     options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
-    clock = _Clock(progress)
-    refuse_unsuitable(source, output)
-    refuse_existing(output, run.overwrite)
+    clock, source, output = _Clock(progress), place(source), place(output)
+    _refuse_output(source, output, run.overwrite)
     models = _models_for_archive(options, codecs)
     plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
-    with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
+    with _open_staging(output, plan, run.overwrite) as staging:
         facts, seconds = _archive_shards(source, plan, staging, models, run, codecs, clock)
         if not staging.is_published():
-            _finish(plan, staging, models)
-            staging.publish()
+            _publish(plan, staging, models)
         report = stats(output)
     lines = tuple(replace(line, seconds=seconds.get(line.shard)) for line in report.shards)
     total = replace(report.total, seconds=None if facts.shards_resumed else facts.seconds)
     return replace(report, shards=lines, total=total, run=facts)
+
+
+def _refuse_output(source: Place, output: Place, overwrite: bool) -> None:
+    """Raises UsageError."""
+    if isinstance(output, ObjectPath):
+        refuse_unsuitable_object(source, output)
+        refuse_existing_object(output, overwrite)
+    else:
+        refuse_unsuitable(source, output)
+        refuse_existing(output, overwrite)
+
+
+def _open_staging(output: Place, plan: Plan, overwrite: bool) -> AbstractContextManager[Staging | RemoteStaging]:
+    if isinstance(output, ObjectPath):
+        return open_remote_staging(output, plan.fingerprint, plan.facts, overwrite)
+    return open_staging(output, plan.fingerprint, plan.facts, overwrite)
 
 
 def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Model]:
@@ -105,14 +129,18 @@ def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Mo
     return models
 
 
-def _plan(source: Path, options: ArchiveOptions, models: Mapping[str, Model]) -> Plan:
-    listing = list_files(source)
+def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -> Plan:
+    listing = _list(source)
     if not listing.files:
         raise UsageError(f"nothing to archive: there is no file below {source}")
     return plan_archive(listing, options, {codec: model.id for codec, model in models.items()})
 
 
-def _refuse_too_many_groups(plan: Plan, output: Path) -> None:
+def _list(source: Place) -> Listing:
+    return list_objects(source) if isinstance(source, ObjectPath) else list_files(source)
+
+
+def _refuse_too_many_groups(plan: Plan, output: Place) -> None:
     """Raises UsageError for a single file that is sure to have more row groups than a reader takes."""
     groups = sum(max(1, -(-rows // MAX_ROWS_PER_GROUP)) for rows in plan.rows)
     if not _is_single_file(output) or groups <= MAX_GROUPS:
@@ -124,14 +152,14 @@ def _refuse_too_many_groups(plan: Plan, output: Path) -> None:
     )
 
 
-def _is_single_file(output: Path) -> bool:
+def _is_single_file(output: Place) -> bool:
     return output.suffix == ".parquet"
 
 
 def _archive_shards(
-    source: Path,
+    source: Place,
     plan: Plan,
-    staging: Staging,
+    staging: Staging | RemoteStaging,
     models: Mapping[str, Model],
     run: RunOptions,
     codecs: Codecs,
@@ -161,13 +189,24 @@ def _info(plan: Plan, models: Mapping[str, Model]) -> ArchiveInfo:
     return ArchiveInfo(FORMAT_VERSION, ids, recorded(plan.options), plan.rows, files)
 
 
-def _finish(plan: Plan, staging: Staging, models: Mapping[str, Model]) -> None:
-    """Parts -> the whole archive, still in the staging."""
+def _publish(plan: Plan, staging: Staging | RemoteStaging, models: Mapping[str, Model]) -> None:
+    """Parts -> the whole archive -> its place."""
+
+    def describe(used: Iterable[str]) -> ArchiveInfo:
+        return _info(plan, {codec: model for codec, model in models.items() if codec in used})
+
+    if isinstance(staging, RemoteStaging):
+        staging.publish(len(plan), describe)
+        return
+    _finish([staging.part(index) for index in range(len(plan))], staging, describe)
+    staging.publish()
+
+
+def _finish(parts: Sequence[Path], staging: Staging, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
+    """The whole archive, still in the staging."""
     if staging.finished.exists():
         return
-    parts = [staging.part(index) for index in range(len(plan))]
-    used = {codec for part in parts for codec in _models_of_part(part)}
-    info = _info(plan, {codec: model for codec, model in models.items() if codec in used})
+    info = describe({codec for part in parts for codec in _models_of_part(part)})
     if _is_single_file(staging.output):
         merge_parts(parts, staging.finished, info)
     else:
@@ -182,8 +221,8 @@ def _models_of_part(part: Path) -> Iterable[str]:
 
 
 def restore(
-    archive_path: Path,
-    destination: Path,
+    archive_path: str | Place,
+    destination: str | Place,
     options: RestoreOptions | None = None,
     run: RunOptions | None = None,
     progress: Watch | None = None,
@@ -196,6 +235,9 @@ def restore(
     reports them. Interrupted, the same call goes on: it knows the files of the first by what it left in `destination`.
     """
     options, run, codecs = options or RestoreOptions(), run or RunOptions(), codecs or Codecs()
+    archive_path, destination = place(archive_path), place(destination)
+    if not isinstance(destination, Path):
+        raise UsageError(f"cannot restore into {destination}: files are restored to a directory of this machine")
     if options.reference is not None and not options.reference.is_dir():
         raise UsageError(f"--reference {options.reference}: not a directory")
     clock = _Clock(progress)
@@ -228,8 +270,8 @@ def restore(
 
 
 def verify(
-    archive_path: Path,
-    against: Path | None = None,
+    archive_path: str | Place,
+    against: str | Place | None = None,
     deep: bool = False,
     run: RunOptions | None = None,
     progress: Watch | None = None,
@@ -240,7 +282,8 @@ def verify(
     Damage is reported, not raised. Raises ArchiveError where there is nothing to read rows from.
     """
     run, codecs = run or RunOptions(), codecs or Codecs()
-    clock = _Clock(progress)
+    clock, archive_path = _Clock(progress), place(archive_path)
+    against = None if against is None else place(against)
     results: list[ShardVerified] = []
     with Archive.open(archive_path, allow_damage=True) as opened:
         matched = _match(opened, against) if against else _Matched([VerifyUnit(i) for i in opened.shards()])
@@ -279,8 +322,8 @@ class _Matched:
     extra: Sequence[Finding] = ()
 
 
-def _match(opened: Archive, against: Path) -> _Matched:
-    files = {file.path: file for file in list_files(against).files}
+def _match(opened: Archive, against: Place) -> _Matched:
+    files = {file.path: file for file in _list(against).files}
     units, extra, seen = [], [], set()
     for shard in opened.shards():
         paths = opened.paths(shard)
@@ -294,8 +337,9 @@ def _match(opened: Archive, against: Path) -> _Matched:
     return _Matched(units, missing, extra)
 
 
-def stats(archive_path: Path) -> ArchiveReport:
+def stats(archive_path: str | Place) -> ArchiveReport:
     """Sizes and quality as the archive tells them; no payload is read and no checksum checked."""
+    archive_path = place(archive_path)
     with Archive.open(archive_path) as opened:
         lines = tuple(_line(opened, shard) for shard in opened.shards())
         floor = opened.info.options.get("min_psnr")
@@ -334,9 +378,9 @@ def _line(opened: Archive, shard: int) -> Line:
     )
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Place) -> str:
     """As text that any stream and JSON take, also where the name is not UTF-8."""
-    return display_path(os.fsencode(path))
+    return display_path(os.fsencode(path)) if isinstance(path, Path) else str(path)
 
 
 def _models_of(opened: Archive, wanted: Iterable[str], keep_going: bool, codecs: Codecs) -> dict[str, Model]:

@@ -11,11 +11,13 @@ What a row becomes:
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +35,11 @@ from zippy_batch.images import (
     read_file,
     read_picture,
 )
+from zippy_batch.objects import ObjectReader
 from zippy_batch.plan import BatchLimit, Key, Shard, cut_batches
 from zippy_batch.report import FLOOR_REASON, Done, Tick
 from zippy_batch.schema import Row
+from zippy_batch.storage import ObjectPath, Place, put
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
 from zippy_batch.work.rows import EXACT_BATCH, sizes
@@ -78,8 +82,8 @@ class ShardDone:
 class ArchiveJob:
     """Shards -> committed parts."""
 
-    source: Path
-    parts: Path
+    source: Place
+    parts: Place
     """Directory in the staging."""
     options: ArchiveOptions
     models: Mapping[str, Model]
@@ -99,9 +103,20 @@ class ArchiveJob:
         return work
 
 
-def commit_part(part: Path, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
-    """Write a part and, if `verify`, read its rows back before it gets its name. Raises WorkerError."""
-    new = part.with_name(f"{part.name}.new-{uuid.uuid4().hex}")
+def commit_part(part: Place, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
+    """Write a part and, if `verify`, read its rows back before it gets its name. Raises WorkerError, StorageError."""
+    if isinstance(part, Path):
+        new = part.with_name(f"{part.name}.new-{uuid.uuid4().hex}")
+        _write_checked(new, part, rows, info, verify)
+        os.replace(new, part)
+        return
+    with tempfile.TemporaryDirectory(prefix="zippy-") as folder:
+        new = Path(folder) / part.name
+        _write_checked(new, part, rows, info, verify)
+        put(new, part.parent.parent / "attempts", part)
+
+
+def _write_checked(new: Path, part: Place, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
     write_part(new, rows, info)
     if verify:
         with Archive.open(new) as opened:
@@ -110,11 +125,10 @@ def commit_part(part: Path, rows: Sequence[Row], info: ArchiveInfo, verify: bool
             raise WorkerError(
                 f"{part} does not read back as it was written: {lost[0]}; check this machine's memory and disk"
             )
-    os.replace(new, part)
 
 
 def archive_shard(
-    shard: Shard, source: Path, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick
+    shard: Shard, source: Place, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick
 ) -> list[Row]:
     """Rows of a shard, in path order.
 
@@ -151,12 +165,13 @@ def _done_of(rows: Sequence[Row]) -> Done:
 
 
 def _read_all(
-    files: Sequence[SourceFile], source: Path, options: ArchiveOptions, hands: Hands
+    files: Sequence[SourceFile], source: Place, options: ArchiveOptions, hands: Hands
 ) -> Iterator[tuple[SourceFile, bytes, Picture | JpegImage | Unsuitable]]:
+    read_one = ObjectReader(source, files) if isinstance(source, ObjectPath) else partial(read_file, source)
     look = {"always": _look_exact, "auto": _look_both, "never": read_picture}[options.exact]
 
     def read(some: Sequence[SourceFile]) -> list[tuple[SourceFile, bytes, Picture | JpegImage | Unsuitable]]:
-        contents = ((file, read_file(source, file)) for file in some)
+        contents = ((file, read_one(file)) for file in some)
         return [(file, data, look(data)) for file, data in contents]
 
     for group in hands.in_order(read, _groups(files)):

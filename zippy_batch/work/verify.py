@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from zippy_batch.archive import Archive
 from zippy_batch.coding import Coders, MakeCodec, Pixels, compare_restored
 from zippy_batch.config import ArchiveOptions
 from zippy_batch.images import Picture, SourceFile, display_path, read_file, read_picture
+from zippy_batch.objects import read_object
 from zippy_batch.report import Done, Finding, Tick
 from zippy_batch.schema import Row
+from zippy_batch.storage import ObjectPath, Place
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
 from zippy_batch.work.rows import (
@@ -50,8 +51,8 @@ class ShardVerified:
 
 @dataclass(frozen=True)
 class VerifyJob:
-    archive: Path
-    against: Path | None
+    archive: Place
+    against: Place | None
     deep: bool
     device: str
     models: Mapping[str, Model]
@@ -95,7 +96,7 @@ def verify_shard(
     return verified
 
 
-def _verify_batch(batch: Sequence[Numbered], unit: VerifyUnit, against: Path | None, coders: Coders) -> ShardVerified:
+def _verify_batch(batch: Sequence[Numbered], unit: VerifyUnit, against: Place | None, coders: Coders) -> ShardVerified:
     verbatim = is_verbatim(batch[0][1])
     pictures, damage = ([], {}) if verbatim else decode_pictures(batch, coders.latent)
     files = stored_files(batch, coders) if verbatim else []
@@ -115,12 +116,12 @@ def _verify_batch(batch: Sequence[Numbered], unit: VerifyUnit, against: Path | N
     return ShardVerified(unit.index, done, decoded, tuple(damaged), tuple(differing), unpromised)
 
 
-def _difference(row: Row, found: Pixels | bytes | str, against: Path, file: SourceFile) -> str | None:
+def _difference(row: Row, found: Pixels | bytes | str, against: Place, file: SourceFile) -> str | None:
     """How the row is not what it promises of its original; None where it is. What was found of it is its file, or the
     pixels of a latent row."""
     if row.source_bytes != file.size_bytes:
         return f"the file has {file.size_bytes} bytes, the archive says {row.source_bytes}"
-    data = read_file(against, file)
+    data = read_object(against, file) if isinstance(against, ObjectPath) else read_file(against, file)
     if isinstance(found, bytes | str):
         return None if data == found else "the file's bytes are not those in the archive"
     picture = read_picture(data)
