@@ -773,3 +773,30 @@ def test_description_is_json_with_its_own_checksum(tmp_path: Path) -> None:
         "shards": [3],
     }
     assert crc == zlib.crc32(json.dumps(description, sort_keys=True, separators=(",", ":")).encode())
+
+
+# ---- checksums of whole row groups ----
+
+
+def test_checksums_in_bulk_are_those_of_the_rows(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zippy_batch.archive, "MAX_ROWS_PER_GROUP", 16)
+    shards = mixed_rows(50), mixed_rows(7, seed=1), [raw_row(b"a\xff.txt", b"x" * 5000)], face_rows(20)
+    with Archive.open(make(tmp_path, *shards)) as archive:
+        found = [archive.whole_sizes(shard) for shard in archive.shards()]
+    assert found == [(sum(r.source_bytes for r in rows), sum(len(r.payload) for r in rows)) for rows in shards]
+
+
+def test_checksums_in_bulk_miss_no_damage(tmp_path: Path) -> None:
+    path = single_file(tmp_path, mixed_rows(30), mixed_rows(12, seed=1))
+    whole, choices = path.read_bytes(), random.Random(0)
+    seen = {True: 0, False: 0}
+    for _ in range(120):
+        data = bytearray(whole)
+        data[choices.randrange(4, len(data) - footer_bytes(whole) - 8)] ^= 1 << choices.randrange(8)
+        path.write_bytes(data)
+        with Archive.open(path, allow_damage=True) as archive:
+            for shard in archive.shards():
+                is_whole = archive.whole_sizes(shard) is not None
+                assert is_whole == (not damaged(archive.read_rows(shard)))
+                seen[is_whole] += 1
+    assert min(seen.values()) > 20

@@ -392,6 +392,18 @@ def test_verify_names_a_flipped_bit_and_restore_brings_back_the_rest(faces: Path
     assert [finding.path for finding in kept.total.damaged] == ["0.jpg"]
 
 
+def test_a_large_archive_is_verified_as_a_small_one_is(
+    faces: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(faces, output)
+    small = check(output)
+    monkeypatch.setattr("zippy_batch.work.verify.BULK_ROWS", 1)
+    large = check(output)
+    assert replace(large, run=None) == replace(small, run=None)
+    damage_first_payload(output)
+    assert [finding.path for finding in check(output).damaged] == ["0.jpg"]
+
+
 def test_rows_beside_damaged_paths_come_back_and_overwrite_nothing(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

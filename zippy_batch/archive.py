@@ -36,6 +36,7 @@ from zippy_batch.container import (
     open_writer,
     parse_head,
     read_column,
+    read_group,
     read_tables,
     require_one_shard,
     seal,
@@ -384,6 +385,31 @@ class Archive:
             except ArchiveError as error:
                 found += [Damage(shard, row, None, str(error)) for row in some]
         return found
+
+    def whole_sizes(self, shard: int) -> tuple[int, int] | None:
+        """Sums of the source_bytes and of the payloads of a shard whose every row has the checksum that it was written
+        with; None where one may not have.
+
+        Faster than `read_rows` by an order of magnitude: no row becomes an object.
+        """
+        import numpy as np
+        import pyarrow.compute as pc
+
+        from zippy_batch.checksums import group_crcs
+
+        source_bytes = stored_bytes = 0
+        try:
+            file, groups = self._store.locate(shard)
+            for group in groups:
+                columns = read_group(file, group)
+                if not np.array_equal(group_crcs(columns, file.groups[group].rows), columns["crc"].to_numpy()):
+                    return None
+                source_bytes += pc.sum(columns["source_bytes"]).as_py()
+                payloads = (columns[name] for name in ("payload", "raw") if name in columns)
+                stored_bytes += sum(pc.sum(pc.binary_length(one)).as_py() or 0 for one in payloads)
+        except ArchiveError:
+            return None
+        return source_bytes, stored_bytes
 
     def read_columns(self, shard: int, names: Iterable[str]) -> dict[str, list[Any]]:
         """Column name -> the shard's values, text as str; a column that the archive leaves out is all None.

@@ -337,6 +337,19 @@ def read_column(file: File, opened: OpenFile, group: int, name: str) -> list[Val
     return values
 
 
+def read_group(file: File, group: int) -> dict[str, pa.ChunkedArray]:
+    """All columns of a row group, as Arrow holds them. Raises ArchiveError where one is damaged."""
+    rows, chunks = file.groups[group].rows, file.groups[group].chunks
+    with foreign(f"row group {group} of {file.path} is damaged"), file.opened() as opened:
+        opened.fetch(chunks.values())
+        for name, chunk in chunks.items():
+            check_pages(opened.stream, chunk, BY_NAME[name], rows)
+        table = opened.parquet.read_row_group(group, columns=list(chunks), use_threads=False)
+    if table.num_rows != rows:
+        raise ArchiveError(f"row group {group} of {file.path} has {table.num_rows} rows instead of {rows}")
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
 def _read_paths(parquet: pq.ParquetFile, group: int, batch_rows: int) -> list[Value]:
     values: list[Value] = []
     for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=["path"], use_threads=False):

@@ -1,0 +1,340 @@
+"""What each part of the lossy codec's network gives: variants trained alike from nothing, in floats.
+
+    python benchmarks/ablations.py TRAIN FACES [--size 42] [--steps 400] [--only NAME,...] [--json FILE]
+
+TRAIN is a directory of photographs that thumbnails of --size are shrunk from; FACES are thumbnails that nothing is
+trained on. Each variant takes the same batches in the same order for --steps steps, its learning rates falling to zero
+over the last half, and is then scored on FACES at five qualities with real rounding. Bytes are ideal code lengths; a
+ratio below 1 means that the variant needs fewer than the base at equal PSNR. Cost is multiplications and additions per
+8x8 block, of the analysis, of the context (which both sides run) and of the synthesis.
+
+So short a training favours what learns fast over what ends well. The last rows need no training and are of the shipped
+model: its context with weights and activations of fewer bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zippy_batch.compare.curves import Point, mean_ratio
+from zippy_batch.latent import network as lossy
+from zippy_batch.latent.features import SPATIAL_FEATURES
+from zippy_batch.latent.network import Architecture, Context, Network
+from zippy_batch.training.latent import LatentTask, evaluate
+from zippy_batch.training.muon import Muon
+from zippy_batch.training.pictures import build_pools, chosen_specs
+from zippy_batch.training.sources import list_images
+from zippy_batch.training.warm_start import latent_network
+from zippy_batch.weights import load_model
+
+QUALITIES = (20, 40, 60, 75, 85)
+POSITIONS = 1728
+"""8x8 blocks per step; 48 thumbnails of 42x42."""
+_POSITION = slice(0, 64)
+_SIZE = slice(66, 72)
+"""Among the spatial features (`latent/features.py`)."""
+
+
+@dataclass(frozen=True)
+class Result:
+    name: str
+    ratio: float | None
+    """Bytes of the base at equal PSNR."""
+    analysis_kmac: float
+    context_kmac: float
+    synthesis_kmac: float
+    step_ms: float
+    points: list[Point]
+
+
+# ---- variants that are more than other sizes ----
+
+
+class Blind(Network):
+    """Sees zeros for some of the spatial features."""
+
+    def __init__(self, a: Architecture, hidden: slice) -> None:
+        super().__init__(a)
+        self._hidden = hidden
+
+    def forward(self, x: Tensor, spatial: Tensor, level: Tensor, noise: bool = True) -> tuple[Tensor, Tensor]:
+        spatial = spatial.clone()
+        spatial[..., self._hidden] = 0
+        return super().forward(x, spatial, level, noise)
+
+
+class WithHyperprior(Network):
+    """A side stream of 16 channels per 2x2 blocks that the context sees (Balle et al. 2018, arXiv:1802.01436)."""
+
+    CHANNELS = 16
+
+    def __init__(self, a: Architecture) -> None:
+        super().__init__(a)
+        self.analyse = nn.Sequential(nn.Linear(a.latents, 64), nn.ReLU(), nn.Linear(64, self.CHANNELS))
+        self.spread = nn.Linear(self.CHANNELS, a.context_width)
+        self.log_sigma = nn.Parameter(torch.zeros(self.CHANNELS))
+        self._side: Tensor | None = None
+        begin = self.context.begin
+
+        def begin_with_side(k: int, canvas: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
+            i, j = lossy.PARITIES[k]
+            assert self._side is not None
+            return begin(k, canvas, spatial, level) + self._side[:, i::2, j::2]
+
+        self.context.begin = begin_with_side  # type: ignore[method-assign]
+
+    def code(self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+        h, w = y.shape[1:3]
+        natural = (y / (gain * self.context.unit)).permute(0, 3, 1, 2)
+        pooled = F.avg_pool2d(F.pad(natural, (0, w % 2, 0, h % 2), mode="replicate"), 2).permute(0, 2, 3, 1)
+        z = self.analyse(pooled)
+        coded = z + torch.rand_like(z) - 0.5 if noise else z.round()
+        bits = lossy.gaussian_bits(coded, self.log_sigma.exp()).sum((1, 2, 3))
+        known = z + (z.round() - z).detach()
+        side = self.spread(known).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        self._side = side[:, :h, :w]
+        y_hat, more = super().code(y, gain, spatial, level, noise)
+        return y_hat, bits + more
+
+
+class WithMixtures(Network):
+    """Mixtures of two Gaussians instead of one; symbols are counted from the first one's mean."""
+
+    def __init__(self, a: Architecture) -> None:
+        super().__init__(a)
+        more = [[nn.Linear(a.context_width, 3 * g) for g in a.groups] for _ in lossy.PARITIES]
+        self.more = nn.ModuleList(nn.ModuleList(layers) for layers in more)
+        for layers in more:
+            for layer in layers:
+                nn.init.normal_(layer.weight, 0, 0.003)
+                nn.init.zeros_(layer.bias)
+        self._second: Tensor | None = None
+        for k in range(len(lossy.PARITIES)):
+            for g in range(len(a.groups)):
+                out = self.context.step_layers(k, g)[2]
+                out.register_forward_pre_hook(lambda _, inputs, layer=more[k][g]: self._keep(layer(inputs[0])))
+
+    def _keep(self, second: Tensor) -> None:
+        self._second = second
+
+    @contextmanager
+    def _bits_of_two(self) -> Iterator[None]:
+        one = lossy.gaussian_bits
+
+        def both(residual: Tensor, sigma: Tensor) -> Tensor:
+            assert self._second is not None
+            shift, stretch, logit = self._second.chunk(3, -1)
+            share = torch.sigmoid(logit - 2)
+            other = residual - shift * sigma * 10
+            wide = sigma * torch.exp((stretch * 10 + 1).clamp(-3, 3))
+            p = (1 - share) * torch.exp2(-one(residual, sigma)) + share * torch.exp2(-one(other.abs(), wide))
+            return -torch.log2(lossy.lower_bound(p, 1e-9))
+
+        lossy.gaussian_bits = both
+        try:
+            yield
+        finally:
+            lossy.gaussian_bits = one
+
+    def code(self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+        with self._bits_of_two():
+            return super().code(y, gain, spatial, level, noise)
+
+
+class WithoutNeighbours(Network):
+    """No position sees another: contexts of its own channels alone."""
+
+    def __init__(self, a: Architecture) -> None:
+        super().__init__(a)
+        begin = self.context.begin
+
+        def begin_alone(k: int, canvas: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
+            return begin(k, torch.zeros_like(canvas), spatial, level)
+
+        self.context.begin = begin_alone  # type: ignore[method-assign]
+
+
+BASE = Architecture()
+VARIANTS: dict[str, Callable[[], Network]] = {
+    "base: width 192, 4+4 blocks, 128 latents in 16+32+80, context 160": lambda: Network(BASE),
+    "no magnitudes in the context": lambda: Network(replace(BASE, magnitudes=False)),
+    "a hyperprior besides": lambda: WithHyperprior(BASE),
+    "mixtures of two": lambda: WithMixtures(BASE),
+    "no neighbours": lambda: WithoutNeighbours(BASE),
+    "no position": lambda: Blind(BASE, _POSITION),
+    "no image size": lambda: Blind(BASE, _SIZE),
+    "one group": lambda: Network(replace(BASE, groups=(128,))),
+    "two groups: 32+96": lambda: Network(replace(BASE, groups=(32, 96))),
+    "five groups: 8+16+24+32+48": lambda: Network(replace(BASE, groups=(8, 16, 24, 32, 48))),
+    "context 96": lambda: Network(replace(BASE, context_width=96)),
+    "context 256": lambda: Network(replace(BASE, context_width=256)),
+    "96 latents: 16+32+48": lambda: Network(replace(BASE, latents=96, groups=(16, 32, 48))),
+    "192 latents: 16+48+128": lambda: Network(replace(BASE, latents=192, groups=(16, 48, 128))),
+    "width 128": lambda: Network(replace(BASE, width=128)),
+    "width 256": lambda: Network(replace(BASE, width=256)),
+    "2 blocks of synthesis": lambda: Network(replace(BASE, synthesis_blocks=2)),
+    "1 block of synthesis": lambda: Network(replace(BASE, synthesis_blocks=1)),
+    "2+2 blocks": lambda: Network(replace(BASE, blocks=2, synthesis_blocks=2)),
+    "6+6 blocks": lambda: Network(replace(BASE, blocks=6, synthesis_blocks=6)),
+    "as --fast makes it": lambda: Network(BASE.fast()),
+}
+
+
+# ---- training and scoring ----
+
+
+def trained(network: Network, task: LatentTask, steps: int) -> float:
+    """Train in place; ms per step."""
+    hidden = [p for name, p in network.named_parameters() if p.ndim == 2 and task.is_hidden(name)]
+    ids = {id(p) for p in hidden}
+    rest = [p for p in network.parameters() if id(p) not in ids]
+    optimisers: Sequence[tuple[torch.optim.Optimizer, float]] = (
+        (torch.optim.AdamW(rest, 1e-3, betas=(0.9, 0.98), weight_decay=0.0), 1e-3),
+        (Muon(hidden, 0.004), 0.004),
+    )
+    rng = np.random.default_rng(0)
+    begun = time.perf_counter()
+    for step in range(steps):
+        factor = min(1.0, (step + 1) / 50, 2 * (1 - step / steps))
+        for optimiser, rate in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * factor
+        loss = task.loss(rng)
+        network.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for optimiser, _ in optimisers:
+            optimiser.step()
+    return 1e3 * (time.perf_counter() - begun) / steps
+
+
+def scored(network: Network, faces: Any) -> list[Point]:
+    height, width = faces.shape[1:3]
+    with torch.no_grad():
+        rows, _ = evaluate(network.eval(), faces, QUALITIES)
+    return [Point(bpp * height * width / 8, psnr) for _, bpp, psnr in rows]
+
+
+def products(network: Network, size: int) -> dict[str, float]:
+    """Thousands of multiplications and additions per 8x8 block of an image, by part."""
+    counted = {"analysis": 0, "context": 0, "synthesis": 0}
+
+    def count(part: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            taps = module.in_features if isinstance(module, nn.Linear) else 9
+            counted[part] += taps * output.numel()
+
+        return hook
+
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            part = name.split(".", 1)[0]
+            hooks.append(module.register_forward_hook(count(part if part in counted else "context")))
+    blocks = -(-size // 8)
+    image = torch.zeros(1, 3, 8 * blocks, 8 * blocks)
+    spatial = torch.zeros(1, blocks, blocks, SPATIAL_FEATURES)
+    with torch.no_grad():
+        network(image, spatial, torch.zeros(1), noise=False)
+    for hook in hooks:
+        hook.remove()
+    return {part: total / blocks**2 / 1000 for part, total in counted.items()}
+
+
+# ---- narrow integers ----
+
+
+def narrowed(network: Network, weight_bits: int, activation_bits: int) -> Network:
+    """The network with the context's weights and activations rounded to so many bits, each row by its largest."""
+    top = 2 ** (weight_bits - 1) - 1
+    levels = 2**activation_bits - 1
+
+    def round_input(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        x = inputs[0]
+        unit = x.abs().amax() / levels + 1e-12
+        return ((x / unit).round() * unit,)
+
+    def round_layers(context: Context) -> None:
+        for module in context.modules():
+            if isinstance(module, nn.Linear):
+                unit = module.weight.abs().amax(1, keepdim=True) / top + 1e-12
+                module.weight.copy_((module.weight / unit).round() * unit)
+                module.register_forward_pre_hook(round_input)
+
+    with torch.no_grad():
+        round_layers(network.context)
+    return network
+
+
+def narrow_rows(faces: Any) -> list[tuple[str, float]]:
+    """Bytes over those of the floats, at equal symbols but for the rounding of means."""
+    shipped = load_model("faces")
+    before = scored(latent_network(shipped), faces)
+    found = []
+    for weights, activations in ((11, 11), (8, 11), (8, 8), (6, 8)):
+        after = scored(narrowed(latent_network(shipped), weights, activations), faces)
+        ratio = mean_ratio(after, before)
+        found.append(
+            (f"weights of {weights} bits, activations of {activations}", ratio.ratio if ratio else float("nan"))
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train", type=Path)
+    parser.add_argument("faces", type=Path)
+    parser.add_argument("--size", type=int, default=42, help="of the thumbnails, and of the images in FACES")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--only", help="names of variants, or beginnings of them, with commas between")
+    parser.add_argument("--limit", type=int, default=256, help="of the images in FACES")
+    parser.add_argument("--skip-narrow", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    o = parser.parse_args()
+    wanted = [name for name in VARIANTS if o.only is None or any(name.startswith(part) for part in o.only.split(","))]
+    opened = [Image.open(path).convert("RGB") for path in list_images([o.faces])[: o.limit]]
+    faces = np.stack([np.asarray(one) for one in opened if one.size == (o.size, o.size)] or sys.exit("no such images"))
+    print(f"{len(faces)} images of {o.size}x{o.size}; {o.steps} steps of {POSITIONS} blocks each", flush=True)
+    paths = list_images([o.train])
+    specs = chosen_specs({(o.size, o.size): len(paths)}, False, [(o.size, o.size)])
+    pools = build_pools(paths, specs, len(os.sched_getaffinity(0)))
+    base: list[Point] = []
+    results = []
+    print(f"  {'':66} {'bytes':>6} {'kMAC per block: analysis, context, synthesis':>46} {'ms/step':>8}")
+    for name in wanted:
+        torch.manual_seed(0)
+        network = VARIANTS[name]()
+        step_ms = trained(network, LatentTask(network, pools, specs, POSITIONS), o.steps)
+        points = scored(network, faces)
+        base = base or points
+        found = mean_ratio(points, base)
+        cost = products(network, o.size)
+        ratio = found.ratio if found else None
+        results.append(Result(name, ratio, cost["analysis"], cost["context"], cost["synthesis"], step_ms, points))
+        kmac = "".join(f"{value:15.0f}" for value in cost.values())
+        print(f"  {name:66} {ratio or float('nan'):6.3f} {kmac:>46} {step_ms:8.0f}", flush=True)
+    if not o.skip_narrow:
+        print("the shipped model's context, rounded after training:")
+        for name, ratio in narrow_rows(faces):
+            print(f"  {name:66} {ratio:6.3f}", flush=True)
+    if o.json:
+        o.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
