@@ -104,8 +104,8 @@ class Proxy:
         self.host = f"127.0.0.1:{self._listening.getsockname()[1]}"
         self.allowed_bytes: int | None = None
         """To the server; None for any number."""
-        self.received_bytes = 0
-        """From the server."""
+        self.sent_bytes = self.received_bytes = 0
+        """To the server, as long as it was allowed any number, and from it."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -131,7 +131,10 @@ class Proxy:
                     if self.allowed_bytes <= 0:
                         target.sendall(data)
                         break
-                self.received_bytes += 0 if counted else len(data)
+                if not counted:
+                    self.received_bytes += len(data)
+                elif self.allowed_bytes is None:
+                    self.sent_bytes += len(data)
                 target.sendall(data)
         for end in (source, target):
             with contextlib.suppress(OSError):

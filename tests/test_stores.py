@@ -318,10 +318,11 @@ def test_claims_are_renewed_and_a_lost_one_stops_the_run(faces: Path, s3: S3, mo
 def test_a_line_that_breaks_leaves_what_is_committed(
     faces: Path, name: str, s3: S3, proxy: Proxy, tmp_path: Path
 ) -> None:
-    """Cut at several places of the run; each time the next one goes on."""
+    """Cut at several places before it is published; each time the next run goes on."""
     make(faces, tmp_path / name)
-    for sent_bytes in (2_000, 14_000, 22_000):
-        proxy.allowed_bytes = sent_bytes
+    make(faces, s3.uri(f"whole/{name}", proxy.host))
+    for share in (0.1, 0.25, 0.4):
+        proxy.allowed_bytes = int(share * proxy.sent_bytes)
         with pytest.raises(StorageError, match=r"cannot be reached, or broke off.*run the same command again"):
             make(faces, s3.uri(name, proxy.host))
         assert not s3.at(name).exists()
