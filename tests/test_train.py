@@ -21,13 +21,23 @@ from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageE
 from zippy_batch.exact.export import model_arrays
 from zippy_batch.latent.codec import LatentCodec, LatentItem
 from zippy_batch.latent.export import export_arrays
-from zippy_batch.latent.features import LEVEL_MAX
+from zippy_batch.latent.features import LEVEL_MAX, spatial_features
 from zippy_batch.latent.network import Network
 from zippy_batch.metrics import ssim
+from zippy_batch.training import latent
 from zippy_batch.training import pictures as pictures_of_training
 from zippy_batch.training.gain import Gain
 from zippy_batch.training.job import train
-from zippy_batch.training.latent import LatentTask, _ssim, export, loss_parts
+from zippy_batch.training.latent import (
+    LatentTask,
+    _as_archived,
+    _of_one_kind,
+    _ssim,
+    evaluate,
+    export,
+    loss_parts,
+    to_grey,
+)
 from zippy_batch.training.pictures import (
     Pool,
     PoolSpec,
@@ -175,8 +185,41 @@ def test_the_integer_model_costs_little_more_than_the_float_one(photographs: Pat
 
 
 def test_too_few_images_are_refused(photographs: Path) -> None:
-    with pytest.raises(UsageError, match="training images"):
+    with pytest.raises(UsageError, match=r"needs 8 images of one size.*give 4 of 24x24 px, 4 of 40x30 px.*--sizes"):
         task_on([pool[:4] for pool in pools_of(photographs)])
+
+
+def test_the_pool_that_is_scored_is_one_with_images(photographs: Path) -> None:
+    pools = pools_of(photographs)
+    task = task_on([pools[0][:0], *pools[1:]])
+    assert task.evaluate(task.network).loss > 0
+    task.loss(np.random.default_rng(0))
+
+
+def test_grey_pictures_are_trained_and_scored_as_they_are_archived() -> None:
+    grey = to_grey(pictures(16, 24, 24))
+    spec = [PoolSpec(24, 24, 16, 1.0)]
+    torch.manual_seed(0)
+    network = Network(TINY)
+    seen: list[bool] = []
+
+    def noted(h: int, w: int, is_grey: bool) -> np.ndarray:
+        seen.append(is_grey)
+        return spatial_features(h, w, is_grey)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latent, "spatial_features", noted)
+        task = LatentTask(network, [grey], spec, positions=72)
+        task.loss(np.random.default_rng(0))
+        task.evaluate(network)
+        assert set(seen) == {True}
+        seen.clear()
+        both = np.concatenate([grey, pictures(16, 24, 24)])
+        evaluate(network, both, [50])
+        assert seen == [False, True]
+        kept, is_grey = _of_one_kind(both[8:])
+        assert (len(kept), is_grey) == (8, True)
+    assert [image.ndim for image in _as_archived(both[14:18])] == [2, 2, 3, 3]
 
 
 def test_divergence_ends_with_a_clear_error(photographs: Path, tmp_path: Path) -> None:
@@ -195,6 +238,16 @@ def test_a_run_that_is_stopped_leaves_a_checkpoint(photographs: Path, tmp_path: 
     steps = iter([False, False, True])
     progress = fit(task_on(pools_of(photographs)), tmp_path, options(5), is_stopped=lambda: next(steps))
     assert progress.step == torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+def test_scores_of_an_earlier_version_are_not_compared_with(photographs: Path, tmp_path: Path) -> None:
+    pools, checkpoint = pools_of(photographs), tmp_path / "checkpoint.pt"
+    fit(task_on(pools), tmp_path, options(5), is_stopped=lambda: True)
+    state = torch.load(checkpoint, weights_only=True)
+    del state["scoring"]
+    torch.save({**state, "best_loss": 0.0}, checkpoint)
+    fit(task_on(pools), tmp_path, options(5), is_stopped=lambda: True)
+    assert torch.load(checkpoint, weights_only=True)["best_loss"] > 0
 
 
 def test_the_loss_measures_ssim_as_the_archive_does() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tiny import TINY_EXACT, pictures, tiny_exact_network
 
@@ -12,7 +13,7 @@ from zippy_batch.errors import UsageError
 from zippy_batch.exact.codec import ExactCodec, ExactItem
 from zippy_batch.exact.network import Architecture, Network
 from zippy_batch.jpeg.file import parse
-from zippy_batch.training import coefficients
+from zippy_batch.training import coefficients, exact
 from zippy_batch.training.coefficients import (
     CoefficientPool,
     CoefficientSpecs,
@@ -132,6 +133,30 @@ def test_of_large_sources_a_piece_is_taken(tmp_path: Path, monkeypatch: pytest.M
     assert left % 2 == 0
     assert np.array_equal(whole[1][:, left // 2 : left // 2 + 4], pool.coefficients[1][0])
     assert sum(plane.sum().item() for plane in bits_of(tiny_exact_network(), pool, np.arange(1)).values()) > 0
+
+
+@pytest.mark.parametrize("larger", [False, True])
+def test_images_of_many_sizes_are_held_out_whole(tmp_path: Path, larger: bool) -> None:
+    for i in range(12):
+        Image.fromarray(pictures(1, 24 + i, 32)[0]).save(tmp_path / f"{i:02d}.jpg")
+    pools = build_pools(sorted(tmp_path.iterdir()), CoefficientSpecs((), 1.0), workers=1)
+    if larger:
+        pools += build_pools([tmp_path / "00.jpg"] * 20, CoefficientSpecs((), 1.0), workers=1)
+    task = task_on(pools)
+    score = task.evaluate(task.network)
+    assert score.loss > 0
+    assert ("rare sizes" in score.text, "24x32" in score.text) == (True, larger)
+    drawn: set[int] = set()
+
+    def noted(network: Network, pool: CoefficientPool, numbers: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        drawn.add(id(pool))
+        return bits_of(network, pool, numbers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "bits_of", noted)
+        for seed in range(80):
+            task.loss(np.random.default_rng(seed))
+    assert len(drawn) == len(pools) - 3
 
 
 def test_too_few_images_are_refused() -> None:
