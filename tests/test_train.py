@@ -7,6 +7,8 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,13 @@ from zippy_batch import pipeline
 from zippy_batch.config import ArchiveOptions, RunOptions, TrainOptions
 from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageError
 from zippy_batch.exact.export import model_arrays
-from zippy_batch.latent.codec import LatentCodec, LatentItem
+from zippy_batch.latent.codec import LatentCodec, LatentItem, Pixels
 from zippy_batch.latent.export import export_arrays
 from zippy_batch.latent.features import LEVEL_MAX, spatial_features
 from zippy_batch.latent.network import Network
 from zippy_batch.metrics import ssim
-from zippy_batch.training import latent
+from zippy_batch.plan import BatchLimit
+from zippy_batch.training import gain, latent
 from zippy_batch.training import pictures as pictures_of_training
 from zippy_batch.training.gain import Gain
 from zippy_batch.training.job import train
@@ -347,6 +350,10 @@ def test_a_model_is_adapted_and_archives_with_it_open_anywhere(photographs: Path
     assert (report.model_id, report.codec, report.images, report.held_out, report.skipped) == (
         *(model.id, "latent", TRAINED, HELD_OUT, 1),
     )
+    # an archive carries either model
+    assert report.against_bytes == len(tiny_model().data) > 5000
+    more = report.model_bytes - report.against_bytes
+    assert replace(report, gain=Gain(2, 2.0, 1.0, 30.0)).to_dict()["gain"]["pays_from_images"] == more + 1 < 5000
     assert report.steps == model.card["training"]["steps"] > 0
     assert model.card["training"]["from"] == tiny_model().id
     assert model.card["sources"] == [photographs.name]
@@ -383,11 +390,15 @@ def test_the_exact_codec_is_adapted_likewise(tmp_path: Path) -> None:
     for i, picture in enumerate(pictures(30, 32, 40)):
         Image.fromarray(picture).save(folder / f"{i}.jpg")
     (tmp_path / "tiny.safetensors").write_bytes(tiny_exact_model().data)
-    options = quick(str(tmp_path / "tiny.safetensors"), codec="exact", minutes=0.2, sizes="own")
-    report = train([folder], tmp_path / "mine.safetensors", options)
+    # on a busy machine the same run goes on until it has had its steps
+    for minutes in (0.2, 1.0, 5.0):
+        options = quick(str(tmp_path / "tiny.safetensors"), codec="exact", minutes=minutes, sizes="own")
+        report = train([folder], tmp_path / "mine.safetensors", options)
+        if report.gain is not None and report.gain.saved_bytes > 0:
+            break
     assert report.gain is not None
     assert report.gain.images == report.held_out
-    assert report.gain.after_bytes < report.gain.before_bytes
+    assert report.gain.saved_bytes > 0
     assert load_model(str(tmp_path / "mine.safetensors")).codec == "exact"
 
 
@@ -467,6 +478,22 @@ def test_options_that_make_no_sense_are_refused(field: str, value: object) -> No
 def test_a_model_pays_when_it_saves() -> None:
     assert Gain(5, 100.0, 90.0, 30.0).pays_from(1000) == 101
     assert Gain(5, 100.0, 100.0, 30.0).pays_from(1000) is None
+    assert Gain(5, 100.0, 90.0, 30.0).pays_from(-1000) == 1
+
+
+def test_large_held_out_pictures_are_measured_a_few_at_a_time() -> None:
+    seen: list[int] = []
+
+    class Counting(LatentCodec):
+        def encode(self, images: Sequence[Pixels], qualities: Sequence[int]) -> list[bytes]:
+            seen.append(len(images))
+            return super().encode(images, qualities)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gain, "QUALITIES", (75,))
+        patch.setattr(gain, "_BATCH", BatchLimit(32, 3 * 40 * 48))
+        gain._curve(Counting(tiny_model()), list(pictures(7, 40, 48)))
+    assert seen == [3, 3, 1]
 
 
 def test_a_network_taken_from_a_model_is_that_model(start: str) -> None:

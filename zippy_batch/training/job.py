@@ -65,7 +65,9 @@ class TrainReport:
     skipped: int
     """Files that `archive` would refuse or keep as they are."""
     against: str
-    """The model that it was compared with."""
+    """The model that it was compared with,"""
+    against_bytes: int
+    """and its size where archives carry it too; 0 for one that is built in."""
     gain: Gain | None
 
     exit_code = 0
@@ -77,7 +79,7 @@ class TrainReport:
         return fields
 
     def _pays_from(self) -> int | None:
-        return self.gain.pays_from(self.model_bytes) if self.gain else None
+        return self.gain.pays_from(self.model_bytes - self.against_bytes) if self.gain else None
 
     def lines(self) -> list[str]:
         out = [
@@ -97,7 +99,8 @@ class TrainReport:
         pays = self._pays_from()
         if pays is None:
             return [*out, f"it saves nothing there: keep {self.against}, or train longer"]
-        return [*out, f"an archive carries the model, which pays from {pays:,} images on"]
+        likewise = f", as it would carry {self.against}" if self.against_bytes else ""
+        return [*out, f"an archive carries the model{likewise}; it pays from {pays:,} images on"]
 
 
 @dataclass(frozen=True)
@@ -291,6 +294,7 @@ def _report(job: TrainJob, output: Path, sources: Sources, start: Model | None) 
         held_out=len(sources.held_out),
         skipped=sources.skipped,
         against=before.name,
+        against_bytes=0 if before.builtin else len(before.data),
         gain=measure_gain(before, model, sources.held_out),
     )
 
