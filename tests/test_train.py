@@ -18,7 +18,7 @@ from PIL import Image
 from tiny import TINY, pictures, tiny_exact_model, tiny_model, tiny_network
 
 from zippy_batch import pipeline
-from zippy_batch.config import ArchiveOptions, RunOptions, TrainOptions
+from zippy_batch.config import ArchiveOptions, TrainOptions
 from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageError
 from zippy_batch.exact.export import model_arrays
 from zippy_batch.latent.codec import LatentCodec, LatentItem, Pixels
@@ -414,12 +414,6 @@ def test_an_interrupted_run_keeps_the_best_so_far(photographs: Path, tmp_path: P
         train([photographs], tmp_path / "mine.safetensors", quick(start, minutes=30))
     assert load_model(str(tmp_path / "mine.safetensors")).card["training"]["steps"] > 0
     assert (tmp_path / "mine.training" / "checkpoint.pt").exists()
-
-
-def test_workers_on_ray_train_one_network(photographs: Path, tmp_path: Path, start: str) -> None:
-    report = train([photographs], tmp_path / "mine.safetensors", quick(start, minutes=0.1), RunOptions(workers=2))
-    assert report.steps > 0
-    assert load_model(str(tmp_path / "mine.safetensors")).id == report.model_id
 
 
 @pytest.mark.parametrize(

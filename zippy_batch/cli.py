@@ -481,7 +481,12 @@ def train(
     device: Device = None,
     workers: Annotated[
         int | None,
-        _flag("--workers", metavar="N", help="Processes that train together, through Ray Train.", default=1),
+        _flag(
+            "--workers",
+            metavar="N",
+            help="Processes that train together, through Ray Train.",
+            default="1; with --address one per GPU, or per 4 CPUs",
+        ),
     ] = None,
     address: Address = None,
     overwrite: Overwrite = None,

@@ -2,7 +2,8 @@
 
 OUT.safetensors          the model, written early and whenever the held-out images say that it is better
 OUT.training/            the run: run.json, pools/, checkpoint.pt, log.txt; the same command goes on from it. Archives
-                         among the sources are restored to sources/
+                         among the sources are restored to sources/; workers on Ray are heard by standings.jsonl and
+                         stopped by a file called stop
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zippy_batch.cluster import settle_device, usable_cpus
+from zippy_batch.cluster import choose_team, settle_device, usable_cpus
 from zippy_batch.config import RunOptions, TrainOptions
 from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageError
 from zippy_batch.exact.codec import ExactCodec
@@ -115,7 +116,6 @@ class TrainJob:
     digest: str
     """Of the files that the run began with."""
     start: Model | None
-    workers: int
     device: str
 
     def work(
@@ -241,8 +241,8 @@ def train(
         _forget(run)
     _claim(run, roots, options, start, sources)
     device = settle_device(options.device, run_options.address)
-    workers = run_options.workers or 1
-    job = TrainJob(options, run, sources.training, dict(sources.sizes), sources.digest, start, workers, device)
+    crew = choose_team(device, run_options)
+    job = TrainJob(options, run, sources.training, dict(sources.sizes), sources.digest, start, device)
     names = [root.name for root in roots]
     watch(
         f"{len(sources.training)} images to train on, {len(sources.held_out)} held out, {sources.skipped} skipped; "
@@ -264,10 +264,10 @@ def train(
                 watch(f"{output}: the best so far")
 
     with _interruptible(watch) as is_stopped:
-        if job.workers > 1 or run_options.address:
+        if crew.on_ray:
             from zippy_batch.training.workers import work_on_ray
 
-            work_on_ray(job, run_options.address, watch)
+            work_on_ray(job, crew, watch, look, is_stopped)
         else:
             job.work(task, look, is_stopped)
         replace_file(output, job.export(names))
