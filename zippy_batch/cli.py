@@ -470,6 +470,14 @@ def train(
     fast: Annotated[
         bool | None, _flag("--fast", help="A lossy model that decodes faster, for a few per cent more bytes.")
     ] = None,
+    mirror: Annotated[
+        bool | None,
+        _flag(
+            "--mirror/--no-mirror",
+            help="Turn half of the images left to right, except JPEG files whose blocks that would move.",
+            default="mirror",
+        ),
+    ] = None,
     seed: Annotated[int | None, _flag("--seed", metavar="N", help="Of everything random.", default=_TRAIN.seed)] = None,
     notice: Annotated[
         str | None,
@@ -479,7 +487,12 @@ def train(
     device: Device = None,
     workers: Annotated[
         int | None,
-        _flag("--workers", metavar="N", help="Processes that train together, through Ray Train.", default=1),
+        _flag(
+            "--workers",
+            metavar="N",
+            help="Processes that train together, through Ray Train.",
+            default="1; with --address one per GPU, or per 4 CPUs",
+        ),
     ] = None,
     address: Address = None,
     overwrite: Overwrite = None,
@@ -502,7 +515,7 @@ def train(
     with _outcome(ctx, "the same command goes on where it stopped"):
         preset = _preset(config)
         given = {"codec": codec, "start": start, "minutes": minutes, "sizes": sizes, "loss": loss, "rate": rate}
-        given |= {"fast": fast, "seed": seed, "notice": notice, "device": device}
+        given |= {"fast": fast, "mirror": mirror, "seed": seed, "notice": notice, "device": device}
         options = combine(TrainOptions, preset.train, given)
         run = _run_options(preset, workers, address, overwrite)
         from zippy_batch.training import job

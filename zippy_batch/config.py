@@ -127,6 +127,8 @@ class TrainOptions:
     """Factor on the learning rates."""
     fast: bool = False
     """Of the lossy codec: decode with one block of layers instead of four."""
+    mirror: bool = True
+    """Turn half of the images left to right, except JPEG files whose blocks that would move."""
     seed: int = 0
     name: str = ""
     """In the model's card; the output's name where empty."""

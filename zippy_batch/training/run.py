@@ -32,6 +32,8 @@ CHECKPOINT = "checkpoint.pt"
 _KEYS = {"card", "network", "average", "best", "optimisers", "seconds", "step", "best_loss"}
 MOST_MISSES = 20
 """Losses in a row that are not finite, after which a run gives up."""
+_SCORING = 1
+"""Raised when scores are taken on other images than before, and the best one so far means nothing any more."""
 _WARM_UP_STEPS = 200
 _AVERAGE_DECAY = 0.998
 
@@ -251,6 +253,7 @@ def _save(
             "step": progress.step,
             "best_loss": progress.best_loss,
             "best": progress.best,
+            "scoring": _SCORING,
         },
         stream,
     )
@@ -278,7 +281,8 @@ def _resume(
     average.weights = {k: v.to(device) for k, v in state["average"].items()}
     for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
         optimiser.load_state_dict(saved)
-    return Progress(state["seconds"], state["step"], state["best_loss"], state["best"])
+    best_loss = state["best_loss"] if state.get("scoring") == _SCORING else math.inf
+    return Progress(state["seconds"], state["step"], best_loss, state["best"])
 
 
 def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
