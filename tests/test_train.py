@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, pictures, tiny_exact_model, tiny_model, tiny_network
+from tiny import TINY, Steps, pictures, tiny_exact_model, tiny_model, tiny_network
 
 from zippy_batch import pipeline
 from zippy_batch.config import ArchiveOptions, TrainOptions
@@ -23,8 +23,8 @@ from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageE
 from zippy_batch.exact.export import model_arrays
 from zippy_batch.latent.codec import LatentCodec, LatentItem, Pixels
 from zippy_batch.latent.export import export_arrays
-from zippy_batch.latent.features import LEVEL_MAX, spatial_features
-from zippy_batch.latent.network import Network
+from zippy_batch.latent.features import LEVEL_KNOTS, LEVEL_MAX, SPATIAL_FEATURES, spatial_features
+from zippy_batch.latent.network import Network, to_input, unshuffle
 from zippy_batch.metrics import ssim
 from zippy_batch.plan import BatchLimit
 from zippy_batch.training import gain, latent
@@ -147,13 +147,13 @@ def task_on(pools: list[Pool]) -> LatentTask:
 
 def test_training_lowers_the_loss_and_resumes(photographs: Path, tmp_path: Path) -> None:
     pools = pools_of(photographs)
-    fit(task_on(pools), tmp_path, options(0.05))
+    fit(task_on(pools), tmp_path, options(0.05), clock=Steps())
     first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    fit(task_on(pools), tmp_path, options(0.1))
+    fit(task_on(pools), tmp_path, options(0.1), clock=Steps())
     second = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert second["step"] > first["step"] > 10
     assert 3 <= first["seconds"] < second["seconds"]
-    fit(task_on(pools), tmp_path, options(0.1))
+    fit(task_on(pools), tmp_path, options(0.1), clock=Steps())
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == second["step"]
 
     images = pictures(16, 40, 40, seed=5)
@@ -171,7 +171,7 @@ def test_training_lowers_the_loss_and_resumes(photographs: Path, tmp_path: Path)
 
 def test_the_integer_model_costs_little_more_than_the_float_one(photographs: Path, tmp_path: Path) -> None:
     pools = pools_of(photographs)
-    fit(task_on(pools), tmp_path, options(0.05))
+    fit(task_on(pools), tmp_path, options(0.05), clock=Steps())
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     network = tiny_network()
     network.load_state_dict(state["average"])
@@ -234,7 +234,7 @@ def test_divergence_ends_with_a_clear_error(photographs: Path, tmp_path: Path) -
 def test_a_damaged_checkpoint_is_named(photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
     with pytest.raises(ModelError, match=r"checkpoint.pt is no checkpoint.*--restart"):
-        fit(task_on(pools_of(photographs)), tmp_path, options(0.01))
+        fit(task_on(pools_of(photographs)), tmp_path, options(0.01), clock=Steps())
 
 
 def test_a_run_that_is_stopped_leaves_a_checkpoint(photographs: Path, tmp_path: Path) -> None:
@@ -467,6 +467,24 @@ def test_a_model_that_is_there_is_not_replaced_unasked(photographs: Path, tmp_pa
 def test_options_that_make_no_sense_are_refused(field: str, value: object) -> None:
     with pytest.raises(UsageError, match=field):
         TrainOptions(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_fast_network_keeps_what_says_most() -> None:
+    slow, fast = latent_network(load_model("faces")).eval(), latent_network(load_model("faces"), fast=True).eval()
+    assert fast.architecture == slow.architecture.fast()
+    assert (fast.architecture.latents, fast.architecture.synthesis_blocks) == (96, 1)
+    images = pictures(8, 40, 48, seed=3)
+    x = unshuffle(to_input(images)[1] - 0.5)
+    spatial, level = torch.zeros(1, 5, 6, SPATIAL_FEATURES), torch.zeros(8, LEVEL_KNOTS)
+    with torch.no_grad():
+        kept, everything = fast.analysis(x, spatial, level), slow.analysis(x, spatial, level)
+        step = slow.log_gain[6].exp()
+    # each of its channels is one of the other's, in their order, and none of those left out says much
+    equal = [[bool(torch.equal(a, b)) for b in everything.unbind(-1)] for a in kept.unbind(-1)]
+    places = [row.index(True) for row in equal]
+    assert places == sorted(set(places))
+    symbols = (everything * step).round().abs().sum((0, 1, 2))
+    assert symbols[places].sum() > 0.98 * symbols.sum()
 
 
 def test_a_model_pays_when_it_saves() -> None:

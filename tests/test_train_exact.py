@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import TINY_EXACT, pictures, tiny_exact_network
+from tiny import TINY_EXACT, Steps, pictures, tiny_exact_network
 
 from zippy_batch.errors import UsageError
 from zippy_batch.exact.codec import ExactCodec, ExactItem
@@ -82,9 +82,9 @@ def task_on(pools: list[CoefficientPool], architecture: Architecture = TINY_EXAC
 
 def test_training_lowers_the_bits_resumes_and_exports_a_model(photographs: Path, tmp_path: Path) -> None:
     pools = build_pools(sorted(photographs.iterdir()), SPECS, workers=1)
-    fit(task_on(pools), tmp_path, options(0.1))
+    fit(task_on(pools), tmp_path, options(0.1), clock=Steps())
     first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    fit(task_on(pools), tmp_path, options(0.2))
+    fit(task_on(pools), tmp_path, options(0.2), clock=Steps())
     second = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert second["step"] > first["step"] > 10
     pool = pools[0]
@@ -166,6 +166,6 @@ def test_too_few_images_are_refused() -> None:
 
 def test_a_run_of_another_network_is_refused(photographs: Path, tmp_path: Path) -> None:
     pools = build_pools(sorted(photographs.iterdir()), SPECS, workers=1)
-    fit(task_on(pools), tmp_path, options(0.02))
+    fit(task_on(pools), tmp_path, options(0.02), clock=Steps())
     with pytest.raises(UsageError, match="another network"):
-        fit(task_on(pools, Architecture(TINY_EXACT.luma, TINY_EXACT.luma)), tmp_path, options(0.04))
+        fit(task_on(pools, Architecture(TINY_EXACT.luma, TINY_EXACT.luma)), tmp_path, options(0.04), clock=Steps())

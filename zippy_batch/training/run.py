@@ -143,6 +143,7 @@ def fit(
     watch: Callable[[Standing], None] = _ignore,
     is_stopped: Callable[[], bool] = _never,
     team: Team = ALONE,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
     """Train in `run` until its minutes are used up or `is_stopped`, and leave a checkpoint either way.
 
@@ -155,7 +156,7 @@ def fit(
     progress = _resume(checkpoint, network, average, optimisers) if checkpoint.exists() else Progress()
     rng = np.random.default_rng([o.seed, progress.step, team.rank])
     torch.manual_seed((o.seed << 40) + (progress.step << 10) + team.rank)
-    begun, saved, misses = time.monotonic() - progress.seconds, progress.seconds, 0
+    begun, saved, misses = clock() - progress.seconds, progress.seconds, 0
     total, recent = 60 * o.minutes, list[float]()
     stopped = False
     while progress.seconds < total and not stopped:
@@ -167,7 +168,7 @@ def fit(
             loss = task.loss(rng)
         network.zero_grad(set_to_none=True)
         loss.backward()
-        said = team.share(network, [time.monotonic() - begun, float(is_stopped())])
+        said = team.share(network, [clock() - begun, float(is_stopped())])
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         if torch.isfinite(norm):
             misses = 0
@@ -190,7 +191,7 @@ def fit(
                 watch(standing)
             recent.clear()
             # looking at the held-out images is no training
-            begun = time.monotonic() - saved
+            begun = clock() - saved
     return progress
 
 
