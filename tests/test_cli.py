@@ -52,8 +52,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         seen.append({"verb": "restore", "archive": archive, "to": destination, "options": options, "run": run})
         return ArchiveReport(str(archive), (line,), line, {}, {})
 
-    def verify(archive: Path, against: Any = None, deep: bool = False, run: Any = None, progress: Any = None) -> Any:
-        seen.append({"verb": "verify", "archive": archive, "against": against, "deep": deep, "run": run})
+    def verify(
+        archive: Path, against: Any = None, deep: bool = False, run: Any = None, progress: Any = None, input: str = ""
+    ) -> Any:
+        seen.append(
+            {"verb": "verify", "archive": archive, "against": against, "deep": deep, "run": run, "input": input}
+        )
         return VerifyReport(str(archive), rows=3, decoded=3 if deep else 0)
 
     def stats(archive: Path) -> Any:
@@ -318,7 +322,7 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(run: Run, monkeypatch: pyt
 
 def test_what_is_wrong_with_an_archive_is_printed_and_exits_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     report = VerifyReport("a.parquet", rows=3, decoded=0, against="in", missing=(Finding("b/c.jpg", "not there"),))
-    monkeypatch.setattr(pipeline, "verify", lambda *args: report)
+    monkeypatch.setattr(pipeline, "verify", lambda *args, **more: report)
     result = run("verify", "a.parquet", "--against", "in")
     assert result.exit_code == 1
     assert "b/c.jpg" in result.stdout
@@ -348,7 +352,7 @@ VERIFY_DAMAGED = """
 from zippy_batch import pipeline
 from zippy_batch.cli import app
 from zippy_batch.report import Finding, VerifyReport
-pipeline.verify = lambda *rest: VerifyReport('a', 1, 0, damaged=(Finding('b.jpg', 'checksum'),))
+pipeline.verify = lambda *rest, **more: VerifyReport('a', 1, 0, damaged=(Finding('b.jpg', 'checksum'),))
 app(['verify', 'a'])
 """
 
