@@ -147,6 +147,15 @@ def test_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None
     assert call["run"] == RunOptions(3, "a:1", True)
 
 
+def test_what_the_source_is_reaches_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
+    run("archive", "in", "out.parquet", "--input", "tar", "--labels", "folders", "--leave-out")
+    options = calls[0]["options"]
+    assert (options.input, options.labels, options.leave_out) == ("tar", "folders", True)
+    run("verify", "out.parquet", "--against", "in", "--input", "tar")
+    run("verify", "out.parquet", "--against", "in")
+    assert [call["input"] for call in calls[1:]] == ["tar", "auto"]
+
+
 def test_without_flags_the_defaults_apply(run: Run, calls: list[dict[str, Any]]) -> None:
     run("archive", "in", "out.parquet")
     run("restore", "out.parquet", "back")
@@ -175,6 +184,8 @@ def test_verify_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) 
         (["archive", "in", "out", "--min-psnr", "nan"], "min_psnr must be between 0 and 99 dB"),
         (["archive", "in", "out", "--min-psnr", "30", "--no-verify"], "drop one of the two"),
         (["archive", "in", "out", "--device", "gpu"], "device must be one of auto, cpu, cuda, not 'gpu'"),
+        (["archive", "in", "out", "--input", "tra"], "input must be one of auto, files"),
+        (["archive", "in", "out", "--labels", "folder"], "not 'folder'; did you mean 'folders'?"),
         (["archive", "in", "out", "--workers", "-1"], "workers must be 0 or more, not -1"),
         (["archive", "in", "out", "--batch-size", "0"], "batch_size must be 1 or more, not 0"),
         (["restore", "a", "back", "--format", "jpg"], "not 'jpg'; did you mean 'jpeg'?"),

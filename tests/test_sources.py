@@ -229,7 +229,7 @@ def test_other_labels_are_another_run(faces: dict[str, bytes], tmp_path: Path) -
     interrupted = open_staging(tmp_path / "out.parquet", plan.fingerprint, plan.facts, False)
     interrupted.__enter__().part(0).write_bytes(b"")
     assert not interrupted.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-    with pytest.raises(StagingMismatch, match="sizes and times of the files"):
+    with pytest.raises(StagingMismatch, match="labels: None then, folders now"):
         archive(source, tmp_path / "out.parquet", replace(OPTIONS, labels="folders"), codecs=CODECS)
 
 
@@ -368,7 +368,7 @@ def test_names_of_all_formats_of_tar(tmp_path: Path, format: int) -> None:
     files = {
         "ä/" + "x" * 90 + ".jpg": b"1",
         "b": b"",
-        "c" * (95 if format == tarfile.USTAR_FORMAT else 300): b"2" * 700,
+        "c/" * (40 if format == tarfile.USTAR_FORMAT else 300) + "d": b"2" * 700,
     }
     assert contents(write_tar(tmp_path / "x.tar", files, format=format)) == files
 
@@ -432,6 +432,15 @@ def test_large_members_and_odd_times_are_refused(tmp_path: Path, monkeypatch: py
     refused(write_tar(tmp_path / "x.tar", files), "one entry", "a: 11 bytes, over the limit")
     refused(write_zip(tmp_path / "x.zip", files), "one entry", "a: 11 bytes, over the limit")
     refused(write_tar(tmp_path / "x.tar", {}, [member("c", mtime=1 << 40)]), "c: 1099511627776 s since 1970 is no time")
+
+
+def test_names_that_no_directory_holds_are_refused(tmp_path: Path) -> None:
+    refused(write_tar(tmp_path / "x.tar", {"a" * 256: b""}), "path of 256 bytes with a name of 256")
+    refused(write_tar(tmp_path / "x.tar", {"a/" * 2047 + "bc": b""}), "path of 4096 bytes with a name of 2")
+    refused(write_zip(tmp_path / "x.zip", {"a" * 256: b""}), "path of 256 bytes")
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in" / "nul.tar", {"a": b""})
+    refused(tmp_path / "in", "nul/a: reserved name", input="tar")
 
 
 def test_empty_directories_are_counted(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ class Plan:
         return {
             **{name.replace("_", "-"): value for name, value in recorded(self.options).items()},
             **{f"model of the {codec} codec": found for codec, found in sorted(self.model_ids.items())},
+            **({"labels": self.options.labels} if self.labelled else {}),
             "files": len(files),
             "source bytes": sum(file.size_bytes for file in files),
             "sizes and times of the files": _files_digest(self.listing),

@@ -20,10 +20,12 @@ from pathlib import Path
 from zippy_batch.config import INPUTS
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.images import MAX_FILE_BYTES, Container, SourceFile, display_path, path_problem
-from zippy_batch.schema import MAX_LABEL_BYTES, MAX_PATH_BYTES
+from zippy_batch.schema import MAX_LABEL_BYTES
 
 _MOST_LINKS = 40
 """Links that may lead to one another, as in Linux."""
+_MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095
+"""Of Linux: what is longer could not be restored."""
 _LATEST_S = 1 << 38
 """Seconds since or before 1970; times beyond it, which are nonsense, are ones that no file can be given."""
 
@@ -168,7 +170,8 @@ class Members:
     def add(self, path: bytes, size_bytes: int, mtime_s: int, at: tuple[int, ...], label: str | None = None) -> None:
         """A file; it is refused where a directory's would be. `at` is where a reader of its kind finds it."""
         path = without_dot(path)
-        why = _member_problem(path, size_bytes, mtime_s)
+        full = self._full(path)
+        why = _member_problem(size_bytes, mtime_s) or name_problem(path) or name_problem(full)
         if why:
             self.refuse(path, why)
             return
@@ -179,7 +182,7 @@ class Members:
             return
         # equal labels become one object, however many files have them
         label = None if label is None else self._same.setdefault(label, label)
-        self.files.append(SourceFile(self._full(path), size_bytes, mtime_s, label, (self._number, *at)))
+        self.files.append(SourceFile(full, size_bytes, mtime_s, label, (self._number, *at)))
 
     def refuse(self, path: bytes, why: str) -> None:
         self.refused.append((self._full(path), why))
@@ -228,14 +231,20 @@ class Members:
 _PICTURE = re.compile(rb"\.(?:jpe?g|png|webp|bmp|gif|tiff?|ppm|pgm)$", re.IGNORECASE)
 
 
-def _member_problem(path: bytes, size_bytes: int, mtime_s: int) -> str | None:
+def name_problem(path: bytes) -> str | None:
+    """Why no directory could hold a file of this path."""
+    longest = max(map(len, path.split(b"/")))
+    if longest > _MAX_NAME_BYTES or len(path) > _MAX_PATH_BYTES:
+        return f"path of {len(path)} bytes with a name of {longest}, and no directory holds it"
+    return path_problem(path)
+
+
+def _member_problem(size_bytes: int, mtime_s: int) -> str | None:
     if size_bytes > MAX_FILE_BYTES:
         return f"{size_bytes} bytes, over the limit of 1 GiB"
-    if len(path) > MAX_PATH_BYTES // 2:
-        return f"path of {len(path)} bytes"
     if not -_LATEST_S < mtime_s < _LATEST_S:
         return f"{mtime_s} s since 1970 is no time of a file"
-    return path_problem(path)
+    return None
 
 
 def settle(

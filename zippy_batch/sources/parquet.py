@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.images import Container, SourceFile, display_path, path_problem
+from zippy_batch.images import Container, SourceFile, display_path
 from zippy_batch.schema import LABEL, METADATA_KEY
-from zippy_batch.sources.containers import Members, Opened, Wanted, opened, without_dot
+from zippy_batch.sources.containers import Members, Opened, Wanted, name_problem, opened, without_dot
 from zippy_batch.sources.recordio import suffix_of
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class _Rows:
 
     def _name(self, path: bytes | None, data: pa.Array, i: int) -> bytes:
         path = without_dot(path) if path else b""
-        if path_problem(path):
+        if name_problem(path):
             start = data[i].as_buffer()[:_SNIFFED_BYTES].to_pybytes()
             path = b"%08d.%s" % (self._number, suffix_of(start))
             self._renamed += self._columns.is_struct
