@@ -322,6 +322,15 @@ def test_labels_are_verified(faces: dict[str, bytes], tmp_path: Path) -> None:
     ]
 
 
+def test_the_directory_that_a_tar_was_unpacked_to_is_as_good_as_the_tar(
+    faces: dict[str, bytes], tmp_path: Path
+) -> None:
+    files = {"0.jpg": faces["0.jpg"], "0.cls": b"3"}
+    archive(write_tar(tmp_path / "x.tar", files), tmp_path / "out.parquet", OPTIONS, codecs=CODECS)
+    restore(tmp_path / "out.parquet", tmp_path / "back", RestoreOptions(device="cpu"), codecs=CODECS)
+    assert verify(tmp_path / "out.parquet", tmp_path / "back", codecs=CODECS).exit_code == 0
+
+
 def test_labels_are_none_where_none_are_wanted(tmp_path: Path) -> None:
     source = write_rec(tmp_path / "x.rec", [image_record(b"x", 1)])
     assert labels(source) == {"00000000.bin": "1"}

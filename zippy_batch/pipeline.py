@@ -251,7 +251,7 @@ def verify(
         device = settle_device("auto", run.address) if models else "cpu"
         source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
         crew = clock.expect(Done(opened.row_count, source_bytes), len(matched.units), device, run)
-        job = VerifyJob(archive_path.absolute(), matched.source, deep, device, models, codecs.make)
+        job = VerifyJob(archive_path.absolute(), matched.source, deep, device, models, codecs.make, matched.with_labels)
         for result in run_units(job, matched.units, crew, clock.tick):
             results.append(result)
             clock.shard_done()
@@ -280,6 +280,7 @@ class _Matched:
     missing: Sequence[Finding] = ()
     extra: Sequence[Finding] = ()
     source: Source | None = None
+    with_labels: bool = False
 
 
 def _match(opened: Archive, against: Path, input: str) -> _Matched:
@@ -296,7 +297,8 @@ def _match(opened: Archive, against: Path, input: str) -> _Matched:
                 extra.append(Finding(display_path(path), what, shard, row))
             seen.add(path)
     missing = [Finding(display_path(path), "no such row") for path in files if path not in seen]
-    return _Matched(units, missing, extra, source)
+    with_labels = any(file.label is not None for file in listing.files)
+    return _Matched(units, missing, extra, source, with_labels)
 
 
 def stats(archive_path: Path) -> ArchiveReport:

@@ -58,6 +58,8 @@ class VerifyJob:
     models: Mapping[str, Model]
     """By codec; none where nothing is decoded."""
     make_codec: MakeCodec
+    with_labels: bool = True
+    """Whether `against` has any labels to compare: the directory that a tar was unpacked to has none."""
 
     def start(self, threads: int) -> Callable[[VerifyUnit, Tick], ShardVerified]:
         coders = Coders.of(self.models, self.device, self.make_codec)
@@ -82,7 +84,7 @@ def verify_shard(
     read = job.against.reader(list(unit.originals.values())) if job.against else None
 
     def check(batch: Sequence[Numbered]) -> ShardVerified:
-        return _verify_batch(batch, unit, read, coders)
+        return _verify_batch(batch, unit, job, read, coders)
 
     for part in hands.in_order(check, row_batches(rows, ArchiveOptions.batch_size)):
         verified = replace(
@@ -97,7 +99,9 @@ def verify_shard(
     return verified
 
 
-def _verify_batch(batch: Sequence[Numbered], unit: VerifyUnit, read: Read | None, coders: Coders) -> ShardVerified:
+def _verify_batch(
+    batch: Sequence[Numbered], unit: VerifyUnit, job: VerifyJob, read: Read | None, coders: Coders
+) -> ShardVerified:
     verbatim = is_verbatim(batch[0][1])
     pictures, damage = ([], {}) if verbatim else decode_pictures(batch, coders.latent)
     files = stored_files(batch, coders) if verbatim else []
@@ -109,7 +113,9 @@ def _verify_batch(batch: Sequence[Numbered], unit: VerifyUnit, read: Read | None
             damaged.append(Finding(where[0], damage[i], *where[1:]))
         elif read is not None and row.path in unit.originals:
             found = files[i] if verbatim else pictures[i]
-            difference = _difference(row, found, read, unit.originals[row.path])
+            file = unit.originals[row.path]
+            difference = _label_difference(row, file) if job.with_labels else None
+            difference = difference or _difference(row, found, read, file)
             differing += [Finding(where[0], difference, *where[1:])] if difference else []
             unpromised += not verbatim and row.psnr is None
     done = Done(len(batch), *sizes(row for _, row in batch))
@@ -117,13 +123,15 @@ def _verify_batch(batch: Sequence[Numbered], unit: VerifyUnit, read: Read | None
     return ShardVerified(unit.index, done, decoded, tuple(damaged), tuple(differing), unpromised)
 
 
+def _label_difference(row: Row, file: SourceFile) -> str | None:
+    return None if row.label == file.label else f"its label is {file.label!r}, the archive says {row.label!r}"
+
+
 def _difference(row: Row, found: Pixels | bytes | str, read: Read, file: SourceFile) -> str | None:
     """How the row is not what it promises of its original; None where it is. What was found of it is its file, or the
     pixels of a latent row."""
     if row.source_bytes != file.size_bytes:
         return f"the file has {file.size_bytes} bytes, the archive says {row.source_bytes}"
-    if row.label != file.label:
-        return f"its label is {file.label!r}, the archive says {row.label!r}"
     data = read(file)
     if isinstance(found, bytes | str):
         return None if data == found else "the file's bytes are not those in the archive"
