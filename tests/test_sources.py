@@ -429,6 +429,9 @@ def test_devices_in_a_tar_are_refused(tmp_path: Path) -> None:
 def test_members_of_one_name_are_refused(tmp_path: Path) -> None:
     source = write_tar(tmp_path / "x.tar", {"a.jpg": b"1"}, [member("./a.jpg")])
     refused(source, "a.jpg: there twice, in x.tar at 512 and x.tar at 1536")
+    links = [member("b.jpg", type=tarfile.SYMTYPE, linkname="a.jpg")] * 2
+    refused(write_tar(tmp_path / "x.tar", {"a.jpg": b"1"}, links), "b.jpg: there twice, as a link")
+    refused(write_tar(tmp_path / "x.tar", {"a.jpg": b"1", "b.jpg": b"2"}, links[:1]), "b.jpg: there twice")
 
 
 def test_a_file_that_is_a_directory_too_is_refused(tmp_path: Path) -> None:
@@ -766,6 +769,7 @@ def test_labels_of_a_column(tmp_path: Path) -> None:
         (pa.array([1, None, -1], pa.int8()), {}, ["1", None, "-1"]),
         (pa.array([1, 0, 2]), {"huggingface": json.dumps(features)}, ["dog", "cat", "2"]),
         (pa.array([1, 0, 2]), {"huggingface": "{nonsense"}, ["1", "0", "2"]),
+        (pa.array([1, 0, 2]), {"huggingface": json.dumps(features).replace("cat", "\\ud800")}, ["1", "0", "2"]),
     ):
         source = write_parquet(tmp_path / "x.parquet", {"image": image, "label": column}, 2, **metadata)
         assert list(labels(source).values()) == wanted
@@ -840,6 +844,9 @@ def test_damaged_parquet_is_an_error(tmp_path: Path) -> None:
     refused(source, "x.parquet: cannot be read as Parquet")
     source.write_bytes(b"")
     refused(source, "x.parquet: cannot be read as Parquet")
+    not_text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    write_parquet(source, {"image": images_column({"a.jpg": b"1"}), "label": not_text})
+    refused(source, "x.parquet: cannot be read as Parquet", "utf-8")
 
 
 def test_rows_in_another_order_than_their_paths_are_read_once(tmp_path: Path) -> None:

@@ -189,7 +189,10 @@ class Members:
 
     def add_link(self, path: bytes, target: bytes, mtime_s: int) -> None:
         """`target` is relative to the container's root, or absolute."""
-        self._links[without_dot(path)] = (target, mtime_s)
+        path = without_dot(path)
+        if path in self._links:
+            self.refuse(path, "there twice, as a link; unpack it, and archive the directory")
+        self._links[path] = (target, mtime_s)
 
     def add_directory(self, path: bytes) -> None:
         self._directories.add(without_dot(path).rstrip(b"/"))

@@ -109,10 +109,12 @@ class _Rows:
         if group != self._group:
             self._group, self._start = group, self._number
         image = batch.column(0)
-        data = _bytes_of(image, self._columns.is_struct)
-        sizes = pc.binary_length(data).to_pylist()
-        paths = _paths_of(image) if self._columns.is_struct else [None] * batch.num_rows
-        labels = self._labels(batch)
+        # text that is not UTF-8 shows only here
+        with _foreign(self._file):
+            data = _bytes_of(image, self._columns.is_struct)
+            sizes = pc.binary_length(data).to_pylist()
+            paths = _paths_of(image) if self._columns.is_struct else [None] * batch.num_rows
+            labels = self._labels(batch)
         for i, size_bytes in enumerate(sizes):
             at = (group, self._number - self._start)
             if size_bytes is None:
@@ -230,10 +232,11 @@ def _class_names(schema: pa.Schema) -> tuple[str, ...]:
     """Names of the integers of a ClassLabel feature; none where the metadata has none."""
     try:
         names = json.loads(schema.metadata[_HUGGING_FACE])["info"]["features"][LABEL]["names"]
+        # JSON can hold half of a surrogate pair, UTF-8 cannot
+        "".join(names).encode()
     except (KeyError, TypeError, ValueError):
         return ()
-    is_named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if is_named else ()
+    return tuple(names) if isinstance(names, list) else ()
 
 
 def _bytes_of(image: Any, is_struct: bool) -> pa.Array:
