@@ -274,7 +274,7 @@ def test_odd_but_harmless_paths_are_taken(path: bytes) -> None:
 @pytest.mark.parametrize("path", [b"con.jpg", b"a:b", b"a.", b"a ", b"a/b?", b"a\\b", b"x\ny"])
 def test_windows_refuses_more(path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "name", "nt")
-    problem = images._path_problem(path)
+    problem = images.path_problem(path)
     monkeypatch.undo()
     assert problem == "reserved name"
 

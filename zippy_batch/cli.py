@@ -26,6 +26,8 @@ from zippy_batch.config import (
     CODECS,
     DEVICES,
     FORMATS,
+    INPUTS,
+    LABELS,
     LOSSES,
     ArchiveOptions,
     Preset,
@@ -89,6 +91,15 @@ Device = Annotated[
     str | None,
     _flag("--device", metavar="|".join(DEVICES), help="Where the networks run.", default=_ARCHIVE.device),
 ]
+Input = Annotated[
+    str | None,
+    _flag(
+        "--input",
+        metavar="|".join(INPUTS),
+        help="What the source is; auto tells by its name. tar and others take a directory of such files, too.",
+        default=_ARCHIVE.input,
+    ),
+]
 ArchivePath = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .parquet file or a directory of parts.")]
 
 
@@ -124,7 +135,11 @@ def _program(
 def archive(
     ctx: typer.Context,
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Directory of images; every file below it is archived.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Directory, list of paths (.txt), .tar, .zip, .parquet or .rec; every file in it is archived.",
+        ),
     ],
     output: Annotated[
         Path, typer.Argument(metavar="OUT", help="NAME.parquet for one file; any other name is a directory of parts.")
@@ -176,6 +191,25 @@ def archive(
         str | None,
         _flag("--exact-model", metavar="NAME|FILE", help="Of the exact codec.", default=_ARCHIVE.exact_model),
     ] = None,
+    input: Input = None,
+    labels: Annotated[
+        str | None,
+        _flag(
+            "--labels",
+            metavar="|".join(LABELS),
+            help="Where the column label comes from: what the source itself has as labels, the name of the directory "
+            "that a file is in, or nowhere.",
+            default=_ARCHIVE.labels,
+        ),
+    ] = None,
+    leave_out: Annotated[
+        bool | None,
+        _flag(
+            "--leave-out",
+            help="Leave out, and name, what an archive has no place for, as other columns of a Parquet file; it is an "
+            "error otherwise.",
+        ),
+    ] = None,
     shard_size: Annotated[
         int | None,
         _flag("--shard-size", metavar="N", help="Images per shard, the unit of work and of loss.", default="chosen"),
@@ -188,7 +222,7 @@ def archive(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Archive a directory of images.
+    """Archive a directory of images, or a file that holds images.
 
     An interrupted run goes on where it stopped when the same command is given again.
 
@@ -199,6 +233,8 @@ def archive(
       zippy-batch archive ./faces out.parquet --exact
       zippy-batch archive ./faces out.parquet --quality 85 --min-psnr 30
       zippy-batch archive ./faces out/ --config configs/cluster.toml --workers 64
+      zippy-batch archive train.rec out.parquet --exact
+      zippy-batch archive ./shards out/ --input tar
     """
     with _outcome(ctx, "run the same command again to go on where it stopped"):
         preset = _preset(config)
@@ -213,6 +249,9 @@ def archive(
                 "exact": None if exact is None else "always" if exact else "never",
                 "model": model,
                 "exact_model": exact_model,
+                "input": input,
+                "labels": labels,
+                "leave_out": leave_out,
                 "shard_size": shard_size,
                 "batch_size": batch_size,
                 "device": device,
@@ -225,7 +264,9 @@ def archive(
         with showing("archive") as watch:
             report = pipeline.archive(source, output, options, run, watch)
         _print_report(report, as_json)
-        _hint(f"before you delete the originals: zippy-batch verify {_quoted(output)} --against {_quoted(source)}")
+        kind = "" if options.input == "auto" else f" --input {options.input}"
+        check = f"zippy-batch verify {_quoted(output)} --against {_quoted(source)}{kind}"
+        _hint(f"before you delete the originals: {check}")
 
 
 @app.command()
@@ -332,10 +373,11 @@ def verify(
         Path | None,
         _flag(
             "--against",
-            metavar="DIR",
+            metavar="SOURCE",
             help="The originals: is every one of them in the archive, and is every row what it promises?",
         ),
     ] = None,
+    input: Input = None,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image, beyond the checksums.")] = False,
     workers: Workers = None,
     address: Address = None,
@@ -357,7 +399,7 @@ def verify(
         from zippy_batch.progress import showing
 
         with showing("verify") as watch:
-            report = pipeline.verify(archive, against, deep, run, watch)
+            report = pipeline.verify(archive, against, deep, run, watch, input=input or _ARCHIVE.input)
         _print_report(report, as_json)
 
 

@@ -30,12 +30,12 @@ from zippy_batch.images import (
     Unsuitable,
     display_path,
     estimate_jpeg_quality,
-    read_file,
     read_picture,
 )
 from zippy_batch.plan import BatchLimit, Key, Shard, cut_batches
 from zippy_batch.report import FLOOR_REASON, Done, Tick
 from zippy_batch.schema import Row
+from zippy_batch.sources import Source
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
 from zippy_batch.work.rows import EXACT_BATCH, sizes
@@ -78,7 +78,7 @@ class ShardDone:
 class ArchiveJob:
     """Shards -> committed parts."""
 
-    source: Path
+    source: Source
     parts: Path
     """Directory in the staging."""
     options: ArchiveOptions
@@ -114,7 +114,7 @@ def commit_part(part: Path, rows: Sequence[Row], info: ArchiveInfo, verify: bool
 
 
 def archive_shard(
-    shard: Shard, source: Path, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick
+    shard: Shard, source: Source, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick
 ) -> list[Row]:
     """Rows of a shard, in path order.
 
@@ -151,12 +151,13 @@ def _done_of(rows: Sequence[Row]) -> Done:
 
 
 def _read_all(
-    files: Sequence[SourceFile], source: Path, options: ArchiveOptions, hands: Hands
+    files: Sequence[SourceFile], source: Source, options: ArchiveOptions, hands: Hands
 ) -> Iterator[tuple[SourceFile, bytes, Picture | JpegImage | Unsuitable]]:
+    read_file = source.reader(files)
     look = {"always": _look_exact, "auto": _look_both, "never": read_picture}[options.exact]
 
     def read(some: Sequence[SourceFile]) -> list[tuple[SourceFile, bytes, Picture | JpegImage | Unsuitable]]:
-        contents = ((file, read_file(source, file)) for file in some)
+        contents = ((file, read_file(file)) for file in some)
         return [(file, data, look(data)) for file, data in contents]
 
     for group in hands.in_order(read, _groups(files)):
@@ -371,6 +372,7 @@ def _latent_row(loaded: Loaded, picture: Picture, coded: Coded) -> Row:
         exif=facts.exif,
         icc=facts.icc,
         mtime_s=loaded.file.mtime_s,
+        label=loaded.file.label,
     )
 
 
@@ -412,4 +414,5 @@ def _raw_row(
         exif=None,
         icc=None,
         mtime_s=file.mtime_s,
+        label=file.label,
     )
