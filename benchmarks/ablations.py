@@ -32,13 +32,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zippy_batch.compare.curves import Point, mean_ratio
+from zippy_batch.images import list_files
 from zippy_batch.latent import network as lossy
 from zippy_batch.latent.features import SPATIAL_FEATURES
 from zippy_batch.latent.network import Architecture, Context, Network
 from zippy_batch.training.latent import LatentTask, evaluate
 from zippy_batch.training.muon import Muon
 from zippy_batch.training.pictures import build_pools, chosen_specs
-from zippy_batch.training.sources import list_images
 from zippy_batch.training.warm_start import latent_network
 from zippy_batch.weights import load_model
 
@@ -295,6 +295,10 @@ def narrow_rows(faces: Any) -> list[tuple[str, float]]:
     return found
 
 
+def files_of(directory: Path) -> list[Path]:
+    return [directory / os.fsdecode(file.path) for file in list_files(directory).files]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train", type=Path)
@@ -307,10 +311,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     o = parser.parse_args()
     wanted = [name for name in VARIANTS if o.only is None or any(name.startswith(part) for part in o.only.split(","))]
-    opened = [Image.open(path).convert("RGB") for path in list_images([o.faces])[: o.limit]]
+    opened = [Image.open(path).convert("RGB") for path in files_of(o.faces)[: o.limit]]
     faces = np.stack([np.asarray(one) for one in opened if one.size == (o.size, o.size)] or sys.exit("no such images"))
     print(f"{len(faces)} images of {o.size}x{o.size}; {o.steps} steps of {POSITIONS} blocks each", flush=True)
-    paths = list_images([o.train])
+    paths = files_of(o.train)
     specs = chosen_specs({(o.size, o.size): len(paths)}, False, [(o.size, o.size)])
     pools = build_pools(paths, specs, len(os.sched_getaffinity(0)))
     base: list[Point] = []

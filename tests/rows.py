@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from zippy_batch.archive import ArchiveInfo, Row
@@ -108,6 +108,11 @@ def mixed_rows(count: int, seed: int = 0) -> list[Row]:
 
 
 MODELS = {"latent": "f" * 64, "exact": "e" * 64}
+
+
+def labelled(rows: Sequence[Row]) -> list[Row]:
+    """Two in three with a label."""
+    return [replace(row, label=f"id_{i % 7}" if i % 3 else None) for i, row in enumerate(rows)]
 
 
 def info_for(*shards: int, model_files: Mapping[str, bytes] | None = None) -> ArchiveInfo:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from rows import MODEL, MODELS, OPTIONS, face_rows, info_for, mixed_rows, raw_row
+from rows import MODEL, MODELS, OPTIONS, face_rows, info_for, labelled, mixed_rows, raw_row
 
 import zippy_batch.archive
 import zippy_batch.container
@@ -164,7 +164,34 @@ def test_parts_of_a_directory_have_the_same_columns(tmp_path: Path) -> None:
     path = directory_of_parts(tmp_path, face_rows(3), [raw_row(b"a", b"text")])
     schemas = [pq.read_schema(part) for part in sorted(path.glob("*.parquet"))]
     assert schemas[0] == schemas[1]
-    assert schemas[0].names == [column.name for column in COLUMNS]
+    assert schemas[0].names == [column.name for column in COLUMNS if column.name != "label"]
+
+
+def test_labels_come_back(make: Make, tmp_path: Path) -> None:
+    shards = labelled(mixed_rows(20)), mixed_rows(3, seed=1)
+    path = make(tmp_path, *shards, info=replace(info_for(20, 3), labelled=True))
+    assert read_all(path) == [*shards[0], *shards[1]]
+    with Archive.open(path) as archive:
+        assert archive.info.labelled
+        assert archive.read_columns(1, ["label"]) == {"label": [None] * 3}
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    assert all("label" in pq.read_schema(file).names for file in files)
+    table = pa.concat_tables([pq.read_table(file, columns=["label"]) for file in files])
+    assert table["label"].to_pylist() == [row.label for rows in shards for row in rows]
+
+
+def test_an_archive_without_labels_has_no_trace_of_them(make: Make, tmp_path: Path) -> None:
+    path = make(tmp_path, mixed_rows(10))
+    for file in path.iterdir() if path.is_dir() else [path]:
+        assert b"label" not in file.read_bytes()
+    with Archive.open(path) as archive:
+        assert not archive.info.labelled
+        assert archive.read_columns(0, ["label"]) == {"label": [None] * 10}
+
+
+def test_a_label_needs_an_archive_with_labels(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has a label, and the archive no column"):
+        write_part(tmp_path / "part", labelled(face_rows(2)), info_for(2))
 
 
 def test_row_groups_hold_few_rows_of_one_shard_each(make: Make, tmp_path: Path) -> None:

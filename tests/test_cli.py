@@ -52,8 +52,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         seen.append({"verb": "restore", "archive": archive, "to": destination, "options": options, "run": run})
         return ArchiveReport(str(archive), (line,), line, {}, {})
 
-    def verify(archive: Path, against: Any = None, deep: bool = False, run: Any = None, progress: Any = None) -> Any:
-        seen.append({"verb": "verify", "archive": archive, "against": against, "deep": deep, "run": run})
+    def verify(
+        archive: Path, against: Any = None, deep: bool = False, run: Any = None, progress: Any = None, input: str = ""
+    ) -> Any:
+        seen.append(
+            {"verb": "verify", "archive": archive, "against": against, "deep": deep, "run": run, "input": input}
+        )
         return VerifyReport(str(archive), rows=3, decoded=3 if deep else 0)
 
     def stats(archive: Path) -> Any:
@@ -143,6 +147,15 @@ def test_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None
     assert call["run"] == RunOptions(3, "a:1", True)
 
 
+def test_what_the_source_is_reaches_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
+    run("archive", "in", "out.parquet", "--input", "tar", "--labels", "folders", "--leave-out")
+    options = calls[0]["options"]
+    assert (options.input, options.labels, options.leave_out) == ("tar", "folders", True)
+    run("verify", "out.parquet", "--against", "in", "--input", "tar")
+    run("verify", "out.parquet", "--against", "in")
+    assert [call["input"] for call in calls[1:]] == ["tar", "auto"]
+
+
 def test_without_flags_the_defaults_apply(run: Run, calls: list[dict[str, Any]]) -> None:
     run("archive", "in", "out.parquet")
     run("restore", "out.parquet", "back")
@@ -171,6 +184,8 @@ def test_verify_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) 
         (["archive", "in", "out", "--min-psnr", "nan"], "min_psnr must be between 0 and 99 dB"),
         (["archive", "in", "out", "--min-psnr", "30", "--no-verify"], "drop one of the two"),
         (["archive", "in", "out", "--device", "gpu"], "device must be one of auto, cpu, cuda, not 'gpu'"),
+        (["archive", "in", "out", "--input", "tra"], "input must be one of auto, files"),
+        (["archive", "in", "out", "--labels", "folder"], "not 'folder'; did you mean 'folders'?"),
         (["archive", "in", "out", "--workers", "-1"], "workers must be 0 or more, not -1"),
         (["archive", "in", "out", "--batch-size", "0"], "batch_size must be 1 or more, not 0"),
         (["restore", "a", "back", "--format", "jpg"], "not 'jpg'; did you mean 'jpeg'?"),
@@ -318,7 +333,7 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(run: Run, monkeypatch: pyt
 
 def test_what_is_wrong_with_an_archive_is_printed_and_exits_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     report = VerifyReport("a.parquet", rows=3, decoded=0, against="in", missing=(Finding("b/c.jpg", "not there"),))
-    monkeypatch.setattr(pipeline, "verify", lambda *args: report)
+    monkeypatch.setattr(pipeline, "verify", lambda *args, **more: report)
     result = run("verify", "a.parquet", "--against", "in")
     assert result.exit_code == 1
     assert "b/c.jpg" in result.stdout
@@ -348,7 +363,7 @@ VERIFY_DAMAGED = """
 from zippy_batch import pipeline
 from zippy_batch.cli import app
 from zippy_batch.report import Finding, VerifyReport
-pipeline.verify = lambda *rest: VerifyReport('a', 1, 0, damaged=(Finding('b.jpg', 'checksum'),))
+pipeline.verify = lambda *rest, **more: VerifyReport('a', 1, 0, damaged=(Finding('b.jpg', 'checksum'),))
 app(['verify', 'a'])
 """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fakes import ray_session as ray_session
 
-from zippy_batch.cluster import Crew, choose_crew, run_units, settle_device
+from zippy_batch.cluster import Crew, _places, choose_crew, choose_team, run_units, settle_device
 from zippy_batch.config import RunOptions
 from zippy_batch.errors import SourceError, UsageError, WorkerError
 from zippy_batch.report import Done, Tick
@@ -141,3 +141,28 @@ def test_a_missing_gpu_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None
     assert settle_device("auto", None) == "cpu"
     with pytest.raises(UsageError, match="no usable GPU"):
         settle_device("cuda", None)
+
+
+def test_a_team_has_room_on_the_cluster_or_is_refused() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 7.0}, {"memory": 1e9}]
+    assert _places(nodes, 0, gpus=0) == (3, 4)
+    assert _places(nodes, 5, gpus=0) == (5, 2)
+    assert _places(nodes, 15, gpus=0) == (15, 1)
+    assert _places([{"CPU": 2.0}], 0, gpus=0) == (1, 2)
+    assert _places(nodes, 0, gpus=1) == (2, 4)
+    assert _places(nodes, 1, gpus=1) == (1, 4)
+    with pytest.raises(UsageError, match=r"--workers 16: each takes a CPU, and the cluster has room for 15; use fewer"):
+        _places(nodes, 16, gpus=0)
+    with pytest.raises(UsageError, match=r"--workers 3: each takes a CPU and a GPU, .* room for 2; .*--device cpu"):
+        _places(nodes, 3, gpus=1)
+    with pytest.raises(UsageError, match="room for 0"):
+        _places([], 0, gpus=0)
+
+
+def test_a_team_on_this_machine_has_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_team("cpu", RunOptions()).on_ray is False
+    assert choose_team("cpu", RunOptions(workers=64)) == Crew(64, 1, on_ray=True)
+    monkeypatch.setattr("zippy_batch.cluster._gpus_here", lambda: 2)
+    assert choose_team("cuda", RunOptions(workers=2)).gpus == 1
+    with pytest.raises(UsageError, match="--workers 3: each takes a GPU, and here are 2"):
+        choose_team("cuda", RunOptions(workers=3))

@@ -184,7 +184,7 @@ def test_output_without_a_name_is_refused(name: str, faces: Path, monkeypatch: p
 
 def test_nothing_to_archive_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no file below"):
+    with pytest.raises(UsageError, match="no file in"):
         make(tmp_path / "empty", tmp_path / "out.parquet")
     assert list(tmp_path.iterdir()) == [tmp_path / "empty"]
 

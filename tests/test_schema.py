@@ -109,9 +109,19 @@ def test_checksum_covers_every_field(name: str) -> None:
         "ssim": 0.876,
         "exif": b"",
         "icc": None,
+        "label": "id_0001",
     }
     other = replace(LATENT, **{name: changed.get(name, 1)})  # type: ignore[arg-type]
     assert row_crc(fields_of(other)) != row_crc(fields_of(LATENT))
+
+
+@pytest.mark.parametrize(
+    ("label", "written"), [(None, b""), ("", b"\x17" + bytes(8)), ("ä", b"\x17\2" + bytes(7) + b"\xc3\xa4")]
+)
+def test_checksum_ends_with_the_label(label: str | None, written: bytes) -> None:
+    row = replace(LATENT, label=label)
+    assert row_crc(fields_of(row)) == zlib.crc32(written, PINNED_CRC)
+    assert row_of(fields_of(row)) == row
 
 
 @pytest.mark.parametrize("row", mixed_rows(8), ids=lambda row: row.path.decode(errors="replace"))
@@ -138,6 +148,7 @@ def test_quality_is_rounded_down_and_only_once(psnr: float, ssim: float) -> None
 @pytest.mark.parametrize(
     "change",
     [
+        {"label": "x" * 65_537},
         {"codec": "jpeg2000"},
         {"path": b""},
         {"path": b"x" * 65_537},

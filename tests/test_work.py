@@ -22,6 +22,7 @@ from zippy_batch.latent.codec import LatentItem
 from zippy_batch.plan import Shard
 from zippy_batch.report import Done
 from zippy_batch.schema import FORMAT_VERSION, Row
+from zippy_batch.sources import Source
 from zippy_batch.work.archive import archive_shard, commit_part
 from zippy_batch.work.hands import Hands
 from zippy_batch.work.restore import FileWriter, RestoreUnit, restore_shard
@@ -58,7 +59,9 @@ def rows_of(
     directory: Path, options: ArchiveOptions = OPTIONS, codec: FakeCodec | None = None, threads: int = 1
 ) -> list[Row]:
     shard = Shard(0, list_files(directory).files)
-    return archive_shard(shard, directory, options, Coders(codec or FakeCodec()), Hands(threads), ignore)
+    return archive_shard(
+        shard, Source("files", directory), options, Coders(codec or FakeCodec()), Hands(threads), ignore
+    )
 
 
 def test_rows_come_in_path_order_one_for_each_file(faces: Path) -> None:
@@ -88,7 +91,7 @@ def test_batches_have_one_grid_and_the_asked_size(faces: Path) -> None:
 def test_every_row_is_told_once(faces: Path) -> None:
     told: list[Done] = []
     shard = Shard(0, list_files(faces).files)
-    rows = archive_shard(shard, faces, OPTIONS, Coders(FakeCodec()), Hands(2), told.append)
+    rows = archive_shard(shard, Source("files", faces), OPTIONS, Coders(FakeCodec()), Hands(2), told.append)
     assert sum(told, Done()) == Done(11, shard.source_bytes, sum(len(row.payload) for row in rows))
 
 
@@ -106,7 +109,7 @@ def test_a_file_that_changes_after_it_was_listed_stops_the_run(faces: Path) -> N
     shard = Shard(0, list_files(faces).files)
     (faces / "3.jpg").write_bytes(b"something else")
     with pytest.raises(SourceError, match=r"3\.jpg"):
-        archive_shard(shard, faces, OPTIONS, Coders(FakeCodec()), Hands(1), ignore)
+        archive_shard(shard, Source("files", faces), OPTIONS, Coders(FakeCodec()), Hands(1), ignore)
 
 
 def test_a_picture_that_coding_makes_larger_is_kept_raw(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from zippy_batch.jpeg.file import Coefficients, parse
 from zippy_batch.plan import Shard
 from zippy_batch.report import Done
 from zippy_batch.schema import FORMAT_VERSION, Row
+from zippy_batch.sources import Source
 from zippy_batch.work.archive import archive_shard
 from zippy_batch.work.hands import Hands
 from zippy_batch.work.restore import FileWriter, RestoreUnit, ShardRestored, restore_shard
@@ -76,7 +77,7 @@ def rows_of(
 ) -> dict[bytes, Row]:
     coders = Coders(latent or FakeCodec(), exact or FakeExactCodec())
     shard = Shard(0, list_files(directory).files)
-    rows = archive_shard(shard, directory, options, coders, Hands(threads), ignore)
+    rows = archive_shard(shard, Source("files", directory), options, coders, Hands(threads), ignore)
     assert [row.path for row in rows] == [file.path for file in shard.files]
     return {row.path: row for row in rows}
 
@@ -292,8 +293,9 @@ def test_without_its_model_only_exact_rows_are_lost(faces: Path, tmp_path: Path)
 def verified(rows: Sequence[Row], tmp_path: Path, against: Path | None, deep: bool) -> ShardVerified:
     models = {"latent": MODEL.id, "exact": EXACT_MODEL.id}
     write_part(tmp_path / "v.parquet", rows, ArchiveInfo(FORMAT_VERSION, models, {}, (len(rows),)))
+    source = Source("files", against) if against else None
     originals = {file.path: file for file in list_files(against).files} if against else {}
-    job = VerifyJob(tmp_path / "v.parquet", against, deep, "cpu", {}, lambda model, device: None)
+    job = VerifyJob(tmp_path / "v.parquet", source, deep, "cpu", {}, lambda model, device: None)
     coders = Coders(FakeCodec(), FakeExactCodec())
     with Archive.open(tmp_path / "v.parquet") as archive:
         return verify_shard(VerifyUnit(0, originals), archive, job, coders, Hands(1), ignore)

@@ -52,6 +52,7 @@ from zippy_batch.schema import (
     COLUMNS,
     FORMAT_VERSION,
     GROUP_BYTES,
+    LABEL,
     MAX_GROUPS,
     MAX_ROWS_PER_GROUP,
     METADATA_KEY,
@@ -101,6 +102,8 @@ class ArchiveInfo:
     """Rows of each shard."""
     model_files: Mapping[str, bytes] = field(default_factory=dict)
     """Codec -> its model file, where it is not built in."""
+    labelled: bool = False
+    """Whether there is a column of labels."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def part_name(shard: int) -> str:
 
 
 def write_part(path: Path, rows: Sequence[Row], info: ArchiveInfo) -> None:
-    """Write one shard as a Parquet file with all columns: a part of an archive, and an archive of one shard by itself.
+    """Write one shard as a Parquet file with all columns, `label` only where `info.labelled`: a part of an archive, and
+    an archive of one shard by itself.
 
     The file is written under a name of its own beside `path`, flushed to disk and renamed, so that `path` is whole
     whenever it exists. `info.shards` and `info.model_files` are not used. Raises ValueError for a row no reader would
@@ -139,10 +143,12 @@ def write_part(path: Path, rows: Sequence[Row], info: ArchiveInfo) -> None:
         problem = problem_of(row)
         if problem:
             raise ValueError(f"row {place} ({row.path!r}) cannot be stored: {problem}")
+        if row.label is not None and not info.labelled:
+            raise ValueError(f"row {place} ({row.path!r}) has a label, and the archive no column for it")
     fields = [fields_of(row) for row in rows]
     for one in fields:
         one["crc"] = row_crc(one)
-    schema = arrow_schema()
+    schema = arrow_schema(tuple(column.name for column in COLUMNS if info.labelled or column.name != LABEL))
     filled = {name for name in schema.names if any(one[name] is not None for one in fields)}
     with _new_file(path) as sink, open_writer(sink, schema) as writer:
         for group in _cut_groups(fields):
@@ -173,6 +179,7 @@ def merge_parts(parts: Sequence[Path], output: Path, info: ArchiveInfo) -> None:
             f"choose larger shards, or write a directory (an output that does not end in .parquet)"
         )
     empty = set.intersection(*(set(head.all_null) for head in heads)) if heads else set()
+    empty |= set() if info.labelled else {LABEL}
     names = tuple(c.name for c in COLUMNS if not (c.nullable and c.name in empty))
     payload_bytes, exact_bytes = _sums(heads)
     with _new_file(output) as sink, open_writer(sink, arrow_schema(names)) as writer:
@@ -241,7 +248,7 @@ def _sums(heads: Sequence[Head]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _head(
     info: ArchiveInfo, shards: tuple[int, ...], payload_bytes: tuple[int, ...], exact_bytes: tuple[int, ...]
 ) -> dict[str, Any]:
-    return {
+    head = {
         "format": FORMAT_VERSION,
         "models": dict(info.models),
         "options": dict(info.options),
@@ -249,6 +256,7 @@ def _head(
         "payload_bytes": list(payload_bytes),
         "exact_bytes": list(exact_bytes),
     }
+    return head | ({"labelled": True} if info.labelled else {})
 
 
 @contextmanager
@@ -328,7 +336,7 @@ class Archive:
         if problems and not allow_damage:
             raise ArchiveError(_listed(problems))
         head = store.head
-        info = ArchiveInfo(head.version, head.models, head.options, head.shards, models)
+        info = ArchiveInfo(head.version, head.models, head.options, head.shards, models, head.labelled)
         return cls(path, info, store.size_bytes, problems, store)
 
     def __enter__(self) -> Archive:

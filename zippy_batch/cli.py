@@ -26,6 +26,8 @@ from zippy_batch.config import (
     CODECS,
     DEVICES,
     FORMATS,
+    INPUTS,
+    LABELS,
     LOSSES,
     ArchiveOptions,
     Preset,
@@ -89,6 +91,15 @@ Device = Annotated[
     str | None,
     _flag("--device", metavar="|".join(DEVICES), help="Where the networks run.", default=_ARCHIVE.device),
 ]
+Input = Annotated[
+    str | None,
+    _flag(
+        "--input",
+        metavar="|".join(INPUTS),
+        help="What the source is; auto tells by its name. tar and others take a directory of such files, too.",
+        default=_ARCHIVE.input,
+    ),
+]
 ArchivePath = Annotated[
     str, typer.Argument(metavar="ARCHIVE", help="A .parquet file or a directory of parts; a path or an s3:// URI.")
 ]
@@ -128,7 +139,9 @@ def archive(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="Directory of images; every file below it is archived. A path or an s3:// URI."
+            metavar="SOURCE",
+            help="Directory, list of paths (.txt), .tar, .zip, .parquet or .rec; every file in it is archived. A path, "
+            "or for a directory an s3:// URI.",
         ),
     ],
     output: Annotated[
@@ -185,6 +198,25 @@ def archive(
         str | None,
         _flag("--exact-model", metavar="NAME|FILE", help="Of the exact codec.", default=_ARCHIVE.exact_model),
     ] = None,
+    input: Input = None,
+    labels: Annotated[
+        str | None,
+        _flag(
+            "--labels",
+            metavar="|".join(LABELS),
+            help="Where the column label comes from: what the source itself has as labels, the name of the directory "
+            "that a file is in, or nowhere.",
+            default=_ARCHIVE.labels,
+        ),
+    ] = None,
+    leave_out: Annotated[
+        bool | None,
+        _flag(
+            "--leave-out",
+            help="Leave out, and name, what an archive has no place for, as other columns of a Parquet file; it is an "
+            "error otherwise.",
+        ),
+    ] = None,
     shard_size: Annotated[
         int | None,
         _flag("--shard-size", metavar="N", help="Images per shard, the unit of work and of loss.", default="chosen"),
@@ -197,7 +229,7 @@ def archive(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Archive a directory of images.
+    """Archive a directory of images, or a file that holds images.
 
     An interrupted run goes on where it stopped when the same command is given again.
 
@@ -209,6 +241,8 @@ def archive(
       zippy-batch archive ./faces out.parquet --quality 85 --min-psnr 30
       zippy-batch archive ./faces out/ --config configs/cluster.toml --workers 64
       zippy-batch archive s3://bucket/faces s3://bucket/faces.parquet
+      zippy-batch archive train.rec out.parquet --exact
+      zippy-batch archive ./shards out/ --input tar
     """
     with _outcome(ctx, "run the same command again to go on where it stopped"):
         preset = _preset(config)
@@ -223,6 +257,9 @@ def archive(
                 "exact": None if exact is None else "always" if exact else "never",
                 "model": model,
                 "exact_model": exact_model,
+                "input": input,
+                "labels": labels,
+                "leave_out": leave_out,
                 "shard_size": shard_size,
                 "batch_size": batch_size,
                 "device": device,
@@ -237,7 +274,9 @@ def archive(
         with showing("archive") as watch:
             report = pipeline.archive(origin, target, options, run, watch)
         _print_report(report, as_json)
-        _hint(f"before you delete the originals: zippy-batch verify {_quoted(target)} --against {_quoted(origin)}")
+        kind = "" if options.input == "auto" else f" --input {options.input}"
+        check = f"zippy-batch verify {_quoted(target)} --against {_quoted(origin)}{kind}"
+        _hint(f"before you delete the originals: {check}")
 
 
 @app.command()
@@ -344,10 +383,11 @@ def verify(
         str | None,
         _flag(
             "--against",
-            metavar="DIR",
+            metavar="SOURCE",
             help="The originals: is every one of them in the archive, and is every row what it promises?",
         ),
     ] = None,
+    input: Input = None,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image, beyond the checksums.")] = False,
     workers: Workers = None,
     address: Address = None,
@@ -369,7 +409,7 @@ def verify(
         from zippy_batch.progress import showing
 
         with showing("verify") as watch:
-            report = pipeline.verify(archive, against, deep, run, watch)
+            report = pipeline.verify(archive, against, deep, run, watch, input=input or _ARCHIVE.input)
         _print_report(report, as_json)
 
 
@@ -482,6 +522,14 @@ def train(
     fast: Annotated[
         bool | None, _flag("--fast", help="A lossy model that decodes faster, for a few per cent more bytes.")
     ] = None,
+    mirror: Annotated[
+        bool | None,
+        _flag(
+            "--mirror/--no-mirror",
+            help="Turn half of the images left to right, except JPEG files whose blocks that would move.",
+            default="mirror",
+        ),
+    ] = None,
     seed: Annotated[int | None, _flag("--seed", metavar="N", help="Of everything random.", default=_TRAIN.seed)] = None,
     notice: Annotated[
         str | None,
@@ -491,7 +539,12 @@ def train(
     device: Device = None,
     workers: Annotated[
         int | None,
-        _flag("--workers", metavar="N", help="Processes that train together, through Ray Train.", default=1),
+        _flag(
+            "--workers",
+            metavar="N",
+            help="Processes that train together, through Ray Train.",
+            default="1; with --address one per GPU, or per 4 CPUs",
+        ),
     ] = None,
     address: Address = None,
     overwrite: Overwrite = None,
@@ -514,7 +567,7 @@ def train(
     with _outcome(ctx, "the same command goes on where it stopped"):
         preset = _preset(config)
         given = {"codec": codec, "start": start, "minutes": minutes, "sizes": sizes, "loss": loss, "rate": rate}
-        given |= {"fast": fast, "seed": seed, "notice": notice, "device": device}
+        given |= {"fast": fast, "mirror": mirror, "seed": seed, "notice": notice, "device": device}
         options = combine(TrainOptions, preset.train, given)
         run = _run_options(preset, workers, address, overwrite)
         from zippy_batch.training import job

@@ -8,9 +8,10 @@ A worker that dies is replaced and its unit is done again elsewhere, which is sa
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -100,6 +101,43 @@ def choose_crew(units: int, images: int, source_bytes: int, device: str, run: Ru
         return Crew(1, min(cpus, THREADS_PER_WORKER), on_ray=False)
     threads = max(1, min(cpus // workers, THREADS_PER_WORKER))
     return Crew(workers, threads, on_ray=True, gpus=int(device == "cuda"))
+
+
+def choose_team(device: str, run: RunOptions) -> Crew:
+    """Who trains one network together: one worker, here, unless several or a cluster are named.
+
+    On a cluster without a number, one worker for each GPU, or for each `THREADS_PER_WORKER` CPUs. Raises UsageError for
+    more workers than there is room for, who would wait for ever.
+    """
+    gpus = int(device == "cuda")
+    if run.address is None:
+        workers = run.workers or 1
+        if gpus and workers > _gpus_here():
+            raise UsageError(
+                f"--workers {workers}: each takes a GPU, and here are {_gpus_here()}; use fewer, or --device cpu"
+            )
+        return Crew(workers, max(1, min(usable_cpus() // workers, THREADS_PER_WORKER)), workers > 1, gpus=gpus)
+    with connected(run.address, cpus=None):
+        workers, threads = _places(_nodes(), run.workers, gpus)
+    return Crew(workers, threads, on_ray=True, address=run.address, gpus=gpus)
+
+
+def _places(nodes: Sequence[Mapping[str, float]], workers: int, gpus: int) -> tuple[int, int]:
+    """Workers (0 chooses) and threads of each, for machines with these resources, of which each worker is on one."""
+    room = {
+        threads: sum(
+            int(min(node.get("CPU", 0) // threads, node.get("GPU", 0) // gpus if gpus else math.inf)) for node in nodes
+        )
+        for threads in range(1, THREADS_PER_WORKER + 1)
+    }
+    wanted = workers or max(1, room[1 if gpus else THREADS_PER_WORKER])
+    if wanted > room[1]:
+        needs = "a CPU and a GPU" if gpus else "a CPU"
+        raise UsageError(
+            f"--workers {wanted}: each takes {needs}, and the cluster has room for {room[1]}"
+            + ("; use fewer, or --device cpu" if gpus else "; use fewer, or add machines")
+        )
+    return wanted, max(threads for threads, places in room.items() if places >= wanted)
 
 
 def run_units(job: Job[Unit, Result], units: Iterable[Unit], crew: Crew, tick: Tick) -> Iterator[Result]:
@@ -259,11 +297,15 @@ def _fit(crew: Crew) -> Crew:
 
 def _cpus_per_gpu() -> int:
     """CPUs that each GPU worker can have on any node with GPUs."""
+    shares = [int(node.get("CPU", 0) // node["GPU"]) for node in _nodes() if node.get("GPU")]
+    return max(1, min([THREADS_PER_WORKER, *shares]))
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """Resources of each machine of the cluster."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    shares = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes]
-    return max(1, min([THREADS_PER_WORKER, *shares]))
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _cluster_total(resource: str) -> float:

@@ -25,7 +25,17 @@ FORMATS = ("jpeg", "png", "webp")
 EXACT = ("auto", "always", "never")
 CODECS = ("latent", "exact")
 LOSSES = ("mse", "ssim", "mix")
-CHOICES = {"device": DEVICES, "format": FORMATS, "exact": EXACT, "codec": CODECS, "loss": LOSSES}
+INPUTS = ("auto", "files", "list", "tar", "zip", "parquet", "recordio")
+LABELS = ("auto", "folders", "none")
+CHOICES = {
+    "device": DEVICES,
+    "format": FORMATS,
+    "exact": EXACT,
+    "codec": CODECS,
+    "loss": LOSSES,
+    "input": INPUTS,
+    "labels": LABELS,
+}
 """Words that a knob may be, by its name."""
 
 
@@ -54,6 +64,13 @@ class ArchiveOptions:
     """Images per batch through the networks."""
     device: str = "auto"
     """auto, cpu or cuda; auto is settled when the run is planned."""
+    input: str = "auto"
+    """What the source is; auto tells by its name, and takes a directory for a directory of files."""
+    labels: str = "auto"
+    """Where the column label comes from: auto takes what the source has as labels, folders the name of the directory
+    that a file is in, none makes no such column."""
+    leave_out: bool = False
+    """Leave out what an archive has no place for, and say so, instead of refusing it."""
 
     def __post_init__(self) -> None:
         _in_range("quality", self.quality, 1, 100)
@@ -62,6 +79,8 @@ class ArchiveOptions:
         if self.min_psnr is not None and not self.verify:
             raise UsageError("min_psnr needs the verification that no-verify leaves out; drop one of the two")
         _one_of("exact", self.exact, EXACT)
+        _one_of("input", self.input, INPUTS)
+        _one_of("labels", self.labels, LABELS)
         _in_range("shard_size", self.shard_size, 0, None)
         _in_range("batch_size", self.batch_size, 1, None)
         _one_of("device", self.device, DEVICES)
@@ -127,6 +146,8 @@ class TrainOptions:
     """Factor on the learning rates."""
     fast: bool = False
     """Of the lossy codec: decode with one block of layers instead of four."""
+    mirror: bool = True
+    """Turn half of the images left to right, except JPEG files whose blocks that would move."""
     seed: int = 0
     name: str = ""
     """In the model's card; the output's name where empty."""

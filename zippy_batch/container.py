@@ -75,6 +75,7 @@ class Head:
     model_bytes: dict[str, int]
     """By codec: size of the models in a directory."""
     parts: tuple[Part, ...]
+    labelled: bool
 
     def model_name(self, codec: str) -> str:
         """Of a model's file in a directory."""
@@ -142,6 +143,7 @@ def parse_head(text: bytes, path: Place) -> Head:
         model_at={codec: _pair(found) for codec, found in at.items()},
         model_bytes={codec: _counts([found])[0] for codec, found in sizes.items()},
         parts=tuple(parts),
+        labelled=head.get("labelled", False) is True,
     )
 
 

@@ -1,6 +1,6 @@
-"""A directory of files <-> a sorted listing; a file <-> pixels and facts about it.
+"""A directory of files <-> a sorted listing; a file <-> pixels and facts about it. Other sources are in `sources`.
 
-    directory -> list_files -> SourceFile -> read_file -> read_picture -> Picture | Unsuitable
+    directory -> find_files -> SourceFile -> read_file -> read_picture -> Picture | Unsuitable
     Picture.pixels, Facts -> write_picture -> a JPEG, PNG or WebP file -> decode_written -> the pixels a viewer sees
 
 Paths are bytes, relative to the directory, with "/" between their parts, as the file system has them. Pixels stay in
@@ -41,6 +41,7 @@ __all__ = [
     "DEFAULT_JPEG_QUALITY",
     "MAX_FILE_BYTES",
     "MAX_SIDE",
+    "Container",
     "Facts",
     "Listing",
     "Picture",
@@ -48,6 +49,7 @@ __all__ = [
     "Unsuitable",
     "decode_written",
     "display_path",
+    "file_problem",
     "find_files",
     "is_below",
     "list_files",
@@ -75,13 +77,27 @@ _SUFFIXES = {"jpeg": b".jpg", "png": b".png", "webp": b".webp"}
 # -------------------------------------------------------------------------------------------------------------- listing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
+    """A run holds one for each of its files, of which there may be millions."""
+
     path: bytes
     """Relative to the listed directory."""
     size_bytes: int
     mtime_s: int
     """Whole seconds since 1970, rounded down."""
+    label: str | None = None
+    place: tuple[int, ...] = ()
+    """Of a file in another one: the number of that container, and where in it; empty for a file by itself."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file that holds files, as it was when it was listed."""
+
+    path: Path
+    size_bytes: int
+    mtime_s: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,10 @@ class Listing:
     """Sorted by path, byte by byte."""
     empty_directories: int
     """Directories without any entry; they are not archived."""
+    containers: tuple[Container, ...] = ()
+    """What the files are in, by number."""
+    notes: tuple[str, ...] = ()
+    """What a person should know who thinks that everything is archived."""
 
 
 _MAX_VISITS = 1000
@@ -104,17 +124,18 @@ def list_files(root: Path) -> Listing:
     Raises UsageError naming everything that could not be archived (see `find_files`), before anything is read.
     """
     listing, refused = find_files(root)
-    require_none_refused(display_path(os.fsencode(root)), refused)
+    require_none_refused(root, refused)
     return listing
 
 
-def require_none_refused(root: str, refused: Sequence[tuple[bytes, str]]) -> None:
+def require_none_refused(root: Path | str, refused: Sequence[tuple[bytes, str]]) -> None:
     """Raises UsageError that names what could not be archived."""
     if refused:
         shown = "\n".join(f"  {display_path(path) or '.'}: {why}" for path, why in refused[:_SHOWN])
         more = f"\n  and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         count = f"{len(refused)} entries" if len(refused) > 1 else "one entry"
-        raise UsageError(f"{root}: {count} cannot be archived; remove or rename:\n{shown}{more}")
+        shown_root = root if isinstance(root, str) else display_path(os.fsencode(root))
+        raise UsageError(f"{shown_root}: {count} cannot be archived; remove or rename:\n{shown}{more}")
 
 
 def find_files(root: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
@@ -177,25 +198,25 @@ class _TreeWalk:
         except OSError:
             self.refused.append((path, "broken or circular link" if entry.is_symlink() else "vanished"))
             return False
-        is_directory = stat.S_ISDIR(status.st_mode)
-        why = ""
-        if is_outside:
-            why = "link to something outside the directory"
-        elif is_directory:
+        if stat.S_ISDIR(status.st_mode) and not is_outside:
             return True
-        elif not stat.S_ISREG(status.st_mode):
-            why = "neither a file nor a directory"
-        elif status.st_size > MAX_FILE_BYTES:
-            why = f"{status.st_size} bytes, over the limit of 1 GiB"
-        elif not os.access(entry.path, os.R_OK):
-            why = "may not be read (permission)"
-        else:
-            why = path_problem(path) or ""
+        why = file_problem(entry.path, status, is_outside) or path_problem(path)
         if why:
             self.refused.append((path, why))
         else:
             self.files.append(SourceFile(path, status.st_size, status.st_mtime_ns // 10**9))
         return False
+
+
+def file_problem(path: bytes, status: os.stat_result, is_outside: bool) -> str | None:
+    """What keeps something in a directory from being archived, whatever its name."""
+    if is_outside:
+        return "link to something outside the directory"
+    if not stat.S_ISREG(status.st_mode):
+        return "neither a file nor a directory"
+    if status.st_size > MAX_FILE_BYTES:
+        return f"{status.st_size} bytes, over the limit of 1 GiB"
+    return None if os.access(path, os.R_OK) else "may not be read (permission)"
 
 
 def read_file(root: Path, file: SourceFile) -> bytes:

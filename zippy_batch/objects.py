@@ -43,7 +43,10 @@ def list_objects(root: ObjectPath) -> Listing:
         parents.add(path.rpartition(b"/")[0])
     require_none_refused(str(root), sorted(refused))
     if not found and root.is_file():
-        raise UsageError(f"{root} is one object; a source is what lies below a name, such as {root.parent}")
+        raise UsageError(
+            f"{root} is one object; a source in a store is all that lies below a name, such as {root.parent}, and "
+            f"a .tar, .zip, .parquet or .rec is read from a disk: bring it to this machine first"
+        )
     empty = {path for path in directories if not any(parent.startswith(path) for parent in parents)}
     return Listing(tuple(sorted(files, key=lambda file: file.path)), len(empty))
 

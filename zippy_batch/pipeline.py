@@ -1,6 +1,6 @@
 """archive, restore, verify, stats: plan -> workers -> commit -> report.
 
-    archive   list -> plan -> staging -> shards on workers, parts committed -> join, publish -> report
+    archive   list (sources) -> plan -> staging -> shards on workers, parts committed -> join, publish -> report
     restore   paths -> check every target -> shards on workers, files renamed into place -> report
     verify    paths -> shards on workers -> report
     stats     columns -> report
@@ -23,8 +23,7 @@ from zippy_batch.cluster import Crew, choose_crew, run_units, settle_device
 from zippy_batch.coding import MakeCodec, make_codec
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ModelError, UsageError
-from zippy_batch.images import Listing, display_path, list_files
-from zippy_batch.objects import list_objects
+from zippy_batch.images import display_path
 from zippy_batch.plan import Plan, plan_archive, recorded
 from zippy_batch.remote_staging import (
     RemoteStaging,
@@ -46,6 +45,7 @@ from zippy_batch.report import (
     total_of,
 )
 from zippy_batch.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
+from zippy_batch.sources import Source, Wanted, list_source
 from zippy_batch.staging import Staging, open_staging, refuse_existing, refuse_unsuitable
 from zippy_batch.storage import ObjectPath, Place, place
 from zippy_batch.targets import plan_targets, restoring
@@ -77,7 +77,7 @@ def archive(
     progress: Watch | None = None,
     codecs: Codecs | None = None,
 ) -> ArchiveReport:
-    """Archive every file below `source`, or go on where an earlier run of the same was interrupted. Either may be the
+    """Archive every file of `source`, or go on where an earlier run of the same was interrupted. Either may be the
     URI of an object store (`storage.place`).
 
     Raises UsageError before anything is written: for an `output` that exists (OutputExists), for staging of other
@@ -88,10 +88,10 @@ def archive(
     clock, source, output = _Clock(progress), place(source), place(output)
     _refuse_output(source, output, run.overwrite)
     models = _models_for_archive(options, codecs)
-    plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
+    origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
     with _open_staging(output, plan, run.overwrite) as staging:
-        facts, seconds = _archive_shards(source, plan, staging, models, run, codecs, clock)
+        facts, seconds = _archive_shards(origin, plan, staging, models, run, codecs, clock)
         if not staging.is_published():
             _publish(plan, staging, models)
         report = stats(output)
@@ -129,15 +129,11 @@ def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Mo
     return models
 
 
-def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -> Plan:
-    listing = _list(source)
+def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -> tuple[Source, Plan]:
+    origin, listing = list_source(source, Wanted(options.input, options.labels, options.leave_out))
     if not listing.files:
-        raise UsageError(f"nothing to archive: there is no file below {source}")
-    return plan_archive(listing, options, {codec: model.id for codec, model in models.items()})
-
-
-def _list(source: Place) -> Listing:
-    return list_objects(source) if isinstance(source, ObjectPath) else list_files(source)
+        raise UsageError(f"nothing to archive: there is no file in {source}")
+    return origin, plan_archive(listing, options, {codec: model.id for codec, model in models.items()})
 
 
 def _refuse_too_many_groups(plan: Plan, output: Place) -> None:
@@ -157,7 +153,7 @@ def _is_single_file(output: Place) -> bool:
 
 
 def _archive_shards(
-    source: Place,
+    source: Source,
     plan: Plan,
     staging: Staging | RemoteStaging,
     models: Mapping[str, Model],
@@ -170,9 +166,7 @@ def _archive_shards(
     todo = [index for index in range(len(plan)) if index not in done]
     work = Done(sum(plan.rows[index] for index in todo), sum(plan.shard(index).source_bytes for index in todo))
     crew = clock.expect(work, len(todo), plan.options.device, run)
-    job = ArchiveJob(
-        source.absolute(), staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models)
-    )
+    job = ArchiveJob(source, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
     seconds: dict[int | None, float] = {}
     if todo:
         for result in run_units(job, map(plan.shard, todo), crew, clock.tick):
@@ -180,13 +174,15 @@ def _archive_shards(
             seconds[result.index] = result.seconds
             clock.shard_done()
     facts = clock.facts(plan.options.device, crew)
-    return replace(facts, shards_resumed=len(done), empty_directories=plan.listing.empty_directories), seconds
+    empty, notes = plan.listing.empty_directories, plan.listing.notes
+    return replace(facts, shards_resumed=len(done), empty_directories=empty, notes=notes), seconds
 
 
 def _info(plan: Plan, models: Mapping[str, Model]) -> ArchiveInfo:
     files = {codec: model.data for codec, model in models.items() if not model.builtin}
     ids = {codec: model.id for codec, model in models.items()}
-    return ArchiveInfo(FORMAT_VERSION, ids, recorded(plan.options), plan.rows, files)
+    options = recorded(plan.options) | ({"labels": plan.options.labels} if plan.labelled else {})
+    return ArchiveInfo(FORMAT_VERSION, ids, options, plan.rows, files, plan.labelled)
 
 
 def _publish(plan: Plan, staging: Staging | RemoteStaging, models: Mapping[str, Model]) -> None:
@@ -276,8 +272,10 @@ def verify(
     run: RunOptions | None = None,
     progress: Watch | None = None,
     codecs: Codecs | None = None,
+    input: str = "auto",
 ) -> VerifyReport:
     """Check every row's checksum; with `deep` decode every row; with `against` compare each with its original there.
+    `input` is the kind of source that `against` is, one of config.INPUTS.
 
     Damage is reported, not raised. Raises ArchiveError where there is nothing to read rows from.
     """
@@ -286,13 +284,12 @@ def verify(
     against = None if against is None else place(against)
     results: list[ShardVerified] = []
     with Archive.open(archive_path, allow_damage=True) as opened:
-        matched = _match(opened, against) if against else _Matched([VerifyUnit(i) for i in opened.shards()])
+        matched = _match(opened, against, input) if against else _Matched([VerifyUnit(i) for i in opened.shards()])
         models = _models_of(opened, opened.info.models, False, codecs) if deep or against else {}
         device = settle_device("auto", run.address) if models else "cpu"
         source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
         crew = clock.expect(Done(opened.row_count, source_bytes), len(matched.units), device, run)
-        originals = against.absolute() if against else None
-        job = VerifyJob(archive_path.absolute(), originals, deep, device, models, codecs.make)
+        job = VerifyJob(archive_path.absolute(), matched.source, deep, device, models, codecs.make, matched.with_labels)
         for result in run_units(job, matched.units, crew, clock.tick):
             results.append(result)
             clock.shard_done()
@@ -315,15 +312,19 @@ def verify(
 
 @dataclass(frozen=True)
 class _Matched:
-    """Rows of an archive and the files of a directory, by path."""
+    """Rows of an archive and the files of a source, by path."""
 
     units: Sequence[VerifyUnit]
     missing: Sequence[Finding] = ()
     extra: Sequence[Finding] = ()
+    source: Source | None = None
+    with_labels: bool = False
 
 
-def _match(opened: Archive, against: Place) -> _Matched:
-    files = {file.path: file for file in _list(against).files}
+def _match(opened: Archive, against: Place, input: str) -> _Matched:
+    labels = str(opened.info.options.get("labels", "none"))
+    source, listing = list_source(against, Wanted(input, labels, leave_out=True))
+    files = {file.path: file for file in listing.files}
     units, extra, seen = [], [], set()
     for shard in opened.shards():
         paths = opened.paths(shard)
@@ -334,7 +335,8 @@ def _match(opened: Archive, against: Place) -> _Matched:
                 extra.append(Finding(display_path(path), what, shard, row))
             seen.add(path)
     missing = [Finding(display_path(path), "no such row") for path in files if path not in seen]
-    return _Matched(units, missing, extra)
+    with_labels = any(file.label is not None for file in listing.files)
+    return _Matched(units, missing, extra, source, with_labels)
 
 
 def stats(archive_path: str | Place) -> ArchiveReport:

@@ -31,6 +31,9 @@ PLAN_VERSION = 2
 """Raised when the cuts below change, so that no staging of another version is taken up."""
 
 
+_NOT_RECORDED = ("model", "exact_model", "strict", "input", "labels", "leave_out")
+
+
 @dataclass(frozen=True)
 class Shard:
     index: int
@@ -62,6 +65,10 @@ class Plan:
         return Shard(index, self.listing.files[self.cuts[index] : self.cuts[index + 1]])
 
     @property
+    def labelled(self) -> bool:
+        return any(file.label is not None for file in self.listing.files)
+
+    @property
     def rows(self) -> tuple[int, ...]:
         """Files of each shard."""
         return tuple(stop - start for start, stop in pairwise(self.cuts))
@@ -73,9 +80,10 @@ class Plan:
         return {
             **{name.replace("_", "-"): value for name, value in recorded(self.options).items()},
             **{f"model of the {codec} codec": found for codec, found in sorted(self.model_ids.items())},
+            **({"labels": self.options.labels} if self.labelled else {}),
             "files": len(files),
             "source bytes": sum(file.size_bytes for file in files),
-            "sizes and times of the files": _files_digest(files),
+            "sizes and times of the files": _files_digest(self.listing),
             "version": _version(),
         }
 
@@ -93,9 +101,9 @@ def recorded(options: ArchiveOptions) -> dict[str, Any]:
     """The options that decide an archive's bytes, as it records them.
 
     Its models have a place of their own, where it does not matter by what path they were found; `strict` decides only
-    whether there is an archive.
+    whether there is an archive, and what is taken of a source shows in what is found there.
     """
-    return {name: value for name, value in asdict(options).items() if name not in ("model", "exact_model", "strict")}
+    return {name: value for name, value in asdict(options).items() if name not in _NOT_RECORDED}
 
 
 def cut_shards(sizes_bytes: Sequence[int], most_images: int, most_bytes: int) -> tuple[int, ...]:
@@ -196,10 +204,16 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
     return [items[i * len(items) // taken] for i in range(taken)]
 
 
-def _files_digest(files: Iterable[SourceFile]) -> str:
+def _files_digest(listing: Listing) -> str:
+    """Of what a copy of the source has in common with it: no path above the source is in it."""
     digest = hashlib.sha256()
-    for file in files:
+    for container in listing.containers:
+        digest.update(struct.pack("<Qq", container.size_bytes, container.mtime_s))
+    for file in listing.files:
         digest.update(struct.pack("<IQq", len(file.path), file.size_bytes, file.mtime_s) + file.path)
+        if file.place or file.label is not None:
+            label = b"" if file.label is None else b"=" + file.label.encode()
+            digest.update(struct.pack(f"<I{len(file.place)}qI", len(file.place), *file.place, len(label)) + label)
     return digest.hexdigest()
 
 

@@ -255,6 +255,8 @@ class RunFacts:
     """Shards that an earlier, interrupted run had committed."""
     empty_directories: int = 0
     """Directories without a file in them, which an archive of files does not hold."""
+    notes: tuple[str, ...] = ()
+    """What of the source is not in the archive as one might expect."""
 
     @property
     def images_per_s(self) -> float:
@@ -270,6 +272,7 @@ class RunFacts:
             "workers": self.workers,
             "shards_resumed": self.shards_resumed,
             "empty_directories": self.empty_directories,
+            "notes": list(self.notes),
         }
 
 
@@ -635,7 +638,7 @@ def _run_lines(run: RunFacts, shards: int) -> list[str]:
         out.append(f"{run.shards_resumed} of {shards} shards were there from an earlier run")
     if run.empty_directories:
         out.append(f"{run.empty_directories} empty directories are not in the archive, which holds files")
-    return out
+    return [*out, *run.notes]
 
 
 def _number(value: float | None, digits: int) -> str:

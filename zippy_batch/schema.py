@@ -37,6 +37,7 @@ PSNR_CAP_DB = 99.0
 """PSNR of identical images, and the most that any image is given."""
 
 MAX_PATH_BYTES = 1 << 16
+MAX_LABEL_BYTES = 1 << 16
 MAX_STORED_BYTES = 1 << 30
 """Of one payload or kept file; none larger is archived."""
 
@@ -51,6 +52,9 @@ CODECS = ("latent", "exact", "raw")
 CODED = ("latent", "exact")
 """Codecs whose payloads need a model."""
 MODES = ("RGB", "L")
+
+LABEL = "label"
+"""The column that only archives with labels have, also in their parts."""
 
 Kind = Literal["text", "bytes", "int32", "int64", "float32", "bool", "uint32"]
 Encoding = Literal[
@@ -93,6 +97,7 @@ COLUMNS = (
     Column(19, "icc", "bytes", "DICTIONARY", 19),
     Column(20, "mtime_s", "int64", "DELTA_BINARY_PACKED", nullable=False),
     Column(22, "jpeg_header", "bytes", "DICTIONARY", 19),
+    Column(23, LABEL, "text", "DICTIONARY", 19),
     Column(21, "crc", "uint32", "PLAIN", nullable=False),
 )
 BY_NAME = {column.name: column for column in COLUMNS}
@@ -131,6 +136,8 @@ class Row:
     """Seconds since 1970-01-01 UTC."""
     jpeg_header: bytes | None = None
     """Where codec is exact: what the file is rebuilt from besides its coefficients (`jpeg.file`)."""
+    label: str | None = None
+    """What the source says the file shows: a class, an identity."""
 
 
 Value = bytes | int | float | bool | None
@@ -162,12 +169,13 @@ def fields_of(row: Row) -> dict[str, Value]:
         "icc": row.icc,
         "mtime_s": row.mtime_s,
         "jpeg_header": row.jpeg_header,
+        "label": _utf8(row.label),
     }
 
 
 def row_of(fields: dict[str, Value]) -> Row:
     """Inverse of `fields_of`, for fields whose checksum is right. Raises ValueError for fields at odds."""
-    text = {name: _text(fields[name]) for name in ("codec", "raw_reason", "mode", "source_format")}
+    text = {name: _text(fields[name]) for name in ("codec", "raw_reason", "mode", "source_format", "label")}
     path_bytes = fields["path_bytes"]
     path = fields["path"] if path_bytes is None else path_bytes
     rest = {name: fields[name] for name in Row.__dataclass_fields__ if name not in ("path", "payload", *text)}
@@ -195,6 +203,8 @@ def problem_of(row: Row) -> str | None:
         return f"source_bytes is {row.source_bytes}"
     if any(value is not None and not math.isfinite(value) for value in (row.psnr, row.ssim)):
         return f"psnr {row.psnr}, ssim {row.ssim}"
+    if row.label is not None and len(row.label.encode()) > MAX_LABEL_BYTES:
+        return f"label of {len(row.label.encode())} bytes"
     if row.codec != "exact" and row.jpeg_header is not None:
         return f"a jpeg_header of a row whose codec is {row.codec}"
     if row.codec == "raw":

@@ -251,8 +251,9 @@ def measure(network: Network, samples: Sequence[Images], seed: int = 0) -> Range
     rng = np.random.default_rng(seed)
     for images in samples:
         h, w = images.shape[1:3]
+        is_grey = bool((images == images[..., :1]).all())
         level = torch.from_numpy(rng.uniform(0, LEVEL_MAX, len(images)).astype(np.float32))
-        ranges.observe(to_input(images)[1], as_float(spatial_features(h, w, False))[None], level)
+        ranges.observe(to_input(images)[1], as_float(spatial_features(h, w, is_grey))[None], level)
     return ranges
 
 

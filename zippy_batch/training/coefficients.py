@@ -2,14 +2,14 @@
 
 Two kinds: the sources' own coefficients, where they are JPEG files that can be rebuilt, in pools by size and sampling;
 and thumbnails shrunk from them and saved as JPEG at many qualities, as face data sets are made.
+
+As with `pictures`, what is in a pool depends on the seed and the order of the sources alone.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import io
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,15 +21,36 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from zippy_batch.durable import replacing
 from zippy_batch.exact.blocks import Geometry, geometry
 from zippy_batch.jpeg.file import JpegImage, Unrebuildable, parse
 from zippy_batch.jpeg.headers import Component, Frame
-from zippy_batch.training.pictures import FEWEST, PoolSpec, cut, decode
+from zippy_batch.training.pictures import (
+    FEWEST,
+    PoolSpec,
+    Wanted,
+    decode,
+    in_random_order,
+    map_ahead,
+    pieces_of,
+    read_all,
+)
+from zippy_batch.training.stamp import key_of, read_stamp, write_stamp
 
 SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "grey": 0}
 """What Pillow calls them."""
 MOST = 6000
-"""Images of a pool of sources."""
+"""Images of a pool of sources, and of all of rare geometries,"""
+MOST_BYTES = 1 << 29
+"""of whose coefficients a pool has so many at most,"""
+MOST_BYTES_IN_ALL = 1 << 30
+"""and all pools of sources together: they stay in memory."""
+LARGEST_SIDE = 1024
+"""Pixels; of larger images a piece is taken, since one is the least that a step of training sees."""
+_TOGETHER = 25
+"""Sources that a process takes apart before it hands them over."""
+_VERSION = 1
+"""Raised when the same sources and specs make other pools."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,12 @@ class ThumbnailSpec:
     count: int
     weight: float
     """How often training draws from it."""
+    mirror: bool = True
+    """Half of the images are turned left to right before they are saved."""
+
+    def clean(self) -> PoolSpec:
+        """Of the pictures before they are saved."""
+        return PoolSpec(self.height, self.width, self.count, self.weight, jpeg=0.0, mirror=self.mirror)
 
 
 @dataclass(frozen=True)
@@ -74,8 +101,10 @@ def chosen_specs(own: bool, sizes: Sequence[tuple[int, int]], images: int) -> Co
     """The sources' own coefficients, images shrunk to (height, width), or both, half each."""
     share = (0.5 if own else 1.0) / max(1, len(sizes))
     kinds = (("4:2:0", 0.75), ("4:4:4", 0.15), ("grey", 0.1))
+    # of 2 bytes, and with the chroma that most have
+    most_samples = min(MOST_BYTES, MOST_BYTES_IN_ALL // max(1, len(sizes))) // 3
     specs = [
-        ThumbnailSpec(h, w, sampling, round(min(4 * images, 30000) * part), share * part)
+        ThumbnailSpec(h, w, sampling, round(min(4 * images, 30000, most_samples // (h * w)) * part), share * part)
         for h, w in sizes
         for sampling, part in kinds
     ]
@@ -112,8 +141,8 @@ class CoefficientPool:
         return Frame(height, width, tuple(components))
 
 
-_Found = tuple[int | None, JpegImage]
-"""Number of the thumbnail spec, None for a source, and the image."""
+_Found = tuple[int | None, Geometry, tuple[NDArray[np.int16], ...], tuple[NDArray[np.uint16], ...]]
+"""Number of the thumbnail spec, None for a source; geometry, coefficients and tables."""
 
 
 def _save_as_jpeg(image: Image.Image, sampling: str, rng: random.Random) -> bytes:
@@ -124,79 +153,121 @@ def _save_as_jpeg(image: Image.Image, sampling: str, rng: random.Random) -> byte
     return stream.getvalue()
 
 
-def _take_apart(task: tuple[list[Path], list[tuple[int, ThumbnailSpec, int]], int]) -> list[_Found]:
-    paths, wanted, seed = task
-    rng = random.Random(seed)
+def _found(number: int | None, image: JpegImage) -> _Found:
+    tables = tuple(component.table for component in image.frame.components)
+    return number, geometry(image.frame), image.coefficients, tables
+
+
+def _piece(image: JpegImage, rng: random.Random) -> _Found:
+    """The image; of one that is too large a piece between its blocks, as if it had been saved by itself."""
+    frame = image.frame
+    if max(frame.height, frame.width) <= LARGEST_SIDE:
+        return _found(None, image)
+    most_down, most_across = (max(c.vertical for c in frame.components), max(c.horizontal for c in frame.components))
+    height, top = _side(frame.height, 8 * most_down, rng)
+    width, left = _side(frame.width, 8 * most_across, rng)
+    down, across = -(-height // (8 * most_down)), -(-width // (8 * most_across))
+    parts, coefficients = [], []
+    for c, whole in zip(frame.components, image.coefficients, strict=True):
+        rows = slice(top * c.vertical, (top + down) * c.vertical)
+        columns = slice(left * c.horizontal, (left + across) * c.horizontal)
+        piece = np.ascontiguousarray(whole[rows, columns])
+        coefficients.append(piece)
+        parts.append((c.horizontal, c.vertical, *piece.shape[:2]))
+    return None, (height, width, tuple(parts)), tuple(coefficients), tuple(c.table for c in frame.components)
+
+
+def _side(whole: int, unit: int, rng: random.Random) -> tuple[int, int]:
+    """Pixels of a piece along a side, and where it begins in units of pixels between which an image can be cut."""
+    if whole <= LARGEST_SIDE:
+        return whole, 0
+    side = LARGEST_SIDE // unit * unit
+    return side, rng.randint(0, (whole - side) // unit)
+
+
+def _take_apart(task: tuple[list[tuple[str, Path]], list[ThumbnailSpec], Wanted, bool]) -> list[_Found]:
+    sources, specs, wanted, takes_own = task
     out: list[_Found] = []
-    for path in paths:
-        data = path.read_bytes()
-        with contextlib.suppress(Unrebuildable):
-            out.append((None, parse(data)))
-        image = decode(io.BytesIO(data))
-        if image is None:
-            continue
-        for number, spec, copies in wanted:
-            for _ in range(copies // 1000 + (rng.randrange(1000) < copies % 1000)):
-                piece = cut(image, PoolSpec(spec.height, spec.width, 1, 1.0, jpeg=0.0), rng)
-                if piece is not None:
-                    out.append((number, parse(_save_as_jpeg(piece, spec.sampling, rng))))
+    for seed, data in read_all(sources):
+        if takes_own:
+            with contextlib.suppress(Unrebuildable):
+                out.append(_piece(parse(data), random.Random(f"{seed} own")))
+        image = decode(data) if wanted else None
+        if image is not None:
+            for number, piece, rng in pieces_of(image, wanted, seed):
+                out.append(_found(number, parse(_save_as_jpeg(piece, specs[number].sampling, rng))))
     return out
-
-
-def _find_all(paths: Sequence[Path], specs: CoefficientSpecs, workers: int, seed: int) -> Iterator[list[_Found]]:
-    order = list(paths)
-    random.Random(seed).shuffle(order)
-    # thousandths of an image of each spec per source; a quarter more, since some sources are too small
-    wanted = [(i, s, max(1, round(1250 * s.count / max(1, len(order))))) for i, s in enumerate(specs.thumbnails)]
-    tasks = [(order[i : i + 100], wanted, seed + i) for i in range(0, len(order), 100)]
-    with concurrent.futures.ProcessPoolExecutor(workers) as executor:
-        yield from executor.map(_take_apart, tasks)
 
 
 def build_pools(paths: Sequence[Path], specs: CoefficientSpecs, workers: int, seed: int = 0) -> list[CoefficientPool]:
     """Pools of the thumbnails, then those of the sources, the largest first, then one image each of what is left."""
-    thumbnails: list[list[JpegImage]] = [[] for _ in specs.thumbnails]
-    sources: dict[Geometry, list[JpegImage]] = defaultdict(list)
-    for some in _find_all(paths, specs, workers, seed):
-        for number, image in some:
-            if number is None:
-                sources[geometry(image.frame)].append(image)
-            else:
-                thumbnails[number].append(image)
-    pools = [
-        _pool(found[: spec.count], spec.weight)
-        for found, spec in zip(thumbnails, specs.thumbnails, strict=True)
-        if found
-    ]
+    thumbnails: list[list[_Found]] = [[] for _ in specs.thumbnails]
+    sources: dict[Geometry, list[_Found]] = defaultdict(list)
+    room = MOST_BYTES_IN_ALL if specs.sources_weight else 0
+
+    def tasks() -> Iterator[tuple[list[tuple[str, Path]], list[ThumbnailSpec], Wanted, bool]]:
+        for some in in_random_order(paths, seed, _TOGETHER):
+            # a quarter more than needed, since some sources are too small
+            wanted = [
+                (i, s.clean(), max(1, round(1250 * s.count / len(paths))))
+                for i, s in enumerate(specs.thumbnails)
+                if len(thumbnails[i]) < s.count
+            ]
+            if wanted or room > 0:
+                yield some, list(specs.thumbnails), wanted, room > 0
+
+    for some in map_ahead(_take_apart, tasks(), workers):
+        for found in some:
+            number, shape, coefficients, _ = found
+            if number is not None:
+                if len(thumbnails[number]) < specs.thumbnails[number].count:
+                    thumbnails[number].append(found)
+            elif room > 0 and len(sources[shape]) < _most_of(coefficients):
+                sources[shape].append(found)
+                room -= _bytes(coefficients)
+    pools = [_pool(found, spec.weight) for found, spec in zip(thumbnails, specs.thumbnails, strict=True) if found]
     # geometries that are rarer make one pool together
     many = sorted((found for found in sources.values() if len(found) >= FEWEST), key=len, reverse=True)
-    few = [[image] for found in sources.values() if len(found) < FEWEST for image in found]
+    few = [[image] for found in sources.values() if len(found) < FEWEST for image in found][:MOST]
     total = sum(len(found) ** 0.5 for found in many) + len(few) ** 0.5
-    pools += [_pool(found[:MOST], specs.sources_weight * len(found) ** 0.5 / total) for found in many]
+    pools += [_pool(found, specs.sources_weight * len(found) ** 0.5 / total) for found in many]
     return pools + [_pool(found, specs.sources_weight / len(few) ** 0.5 / total) for found in few]
 
 
-def _pool(images: Sequence[JpegImage], weight: float) -> CoefficientPool:
-    components = range(len(images[0].coefficients))
-    return CoefficientPool(
-        geometry(images[0].frame),
-        tuple(np.stack([image.coefficients[k] for image in images]) for k in components),
-        tuple(np.stack([image.frame.components[k].table for image in images]) for k in components),
-        weight,
-    )
+def _bytes(coefficients: Sequence[NDArray[np.int16]]) -> int:
+    return sum(c.nbytes for c in coefficients)
 
 
-def cached_pools(paths: Sequence[Path], specs: CoefficientSpecs, cache: Path, workers: int) -> list[CoefficientPool]:
-    """`build_pools`, kept in `cache` for the next run with the same sources and specs."""
-    key = json.dumps([[str(p) for p in paths], repr(specs)])
+def _most_of(coefficients: Sequence[NDArray[np.int16]]) -> int:
+    """Images of this geometry that a pool may have."""
+    return min(MOST, max(1, MOST_BYTES // _bytes(coefficients)))
+
+
+def _pool(images: Sequence[_Found], weight: float) -> CoefficientPool:
+    _, shape, coefficients, tables = zip(*images, strict=True)
+    parts, steps = (tuple(map(np.stack, zip(*arrays, strict=True))) for arrays in (coefficients, tables))
+    return CoefficientPool(shape[0], parts, steps, weight)
+
+
+def cached_pools(
+    paths: Sequence[Path], specs: CoefficientSpecs, cache: Path, workers: int, sources: str
+) -> list[CoefficientPool]:
+    """`build_pools`, kept in `cache` for the next run with the same sources and specs.
+
+    sources: digest of the files at `paths`, as they were when the run began.
+    """
+    key = key_of(f"coefficients {_VERSION}", sources, repr(specs))
     cache.mkdir(parents=True, exist_ok=True)
     stamp, stored = cache / "pools.json", cache / "pools.npz"
-    if not stamp.exists() or json.loads(stamp.read_text())["key"] != key:
+    listed = read_stamp(stamp, key)
+    if listed is None:
+        stamp.unlink(missing_ok=True)
         pools = build_pools(paths, specs, workers)
         arrays = {f"{i}.{name}": array for i, pool in enumerate(pools) for name, array in pool.arrays().items()}
-        np.savez(stored, **arrays)  # type: ignore[arg-type]
-        stamp.write_text(json.dumps({"key": key, "pools": [[p.geometry, p.weight] for p in pools]}))
-    listed: list[tuple[Any, float]] = json.loads(stamp.read_text())["pools"]
+        with replacing(stored) as new, new.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+        listed = [[pool.geometry, pool.weight] for pool in pools]
+        write_stamp(stamp, key, listed)
     with np.load(stored) as arrays:
         return [_load(arrays, i, shape, weight) for i, (shape, weight) in enumerate(listed)]
 

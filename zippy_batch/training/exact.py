@@ -25,9 +25,14 @@ from zippy_batch.weights import serialise
 MIN_IMAGES = 8
 """Below this there is nothing to train on."""
 HELD_OUT = 64
-"""Images of the larger pools that are kept for the log, at most a quarter of a pool."""
+"""Images of a pool that are kept for the log, at most a quarter of it, and of all pools without quarters together;"""
+_HELD_OUT_BLOCKS = 1 << 16
+"""of large images fewer, and of the pools without quarters every so many is kept whole."""
+_OF_SMALL_POOLS = 5
 POSITIONS = 2400
 """8x8 blocks of the first component per step."""
+_SHOWN_POOLS = 6
+"""Of those that training draws from most."""
 _LOSS_SCALE = 0.1
 
 
@@ -57,13 +62,20 @@ class ExactTask:
 
     def __init__(self, network: Network, pools: Sequence[CoefficientPool], positions: int = POSITIONS) -> None:
         if sum(map(len, pools)) < MIN_IMAGES:
-            raise UsageError(f"{sum(map(len, pools))} JPEG images to train on, need {MIN_IMAGES}")
+            raise UsageError(
+                f"{sum(map(len, pools))} JPEG images to train on, need {MIN_IMAGES}: only baseline JPEG files can be "
+                "stored exactly; --sizes WIDTHxHEIGHT makes some of any images"
+            )
         self.network = network
         self._pools = list(pools)
         self._positions = positions
-        weights = np.array([pool.weight for pool in pools])
-        self._weights = weights / weights.sum()
-        self._held = [min(HELD_OUT, len(pool) // 4) for pool in pools]
+        self._weights = np.array([pool.weight for pool in pools]) / sum(pool.weight for pool in pools)
+        self._held = [min(HELD_OUT, len(pool) // 4, max(1, _HELD_OUT_BLOCKS // pool.blocks)) for pool in pools]
+        self._small = _kept_whole(pools)
+        for which in self._small:
+            self._held[which] = len(pools[which])
+        drawn = self._weights * [held < len(pool) for held, pool in zip(self._held, pools, strict=True)]
+        self._draws = drawn / drawn.sum()
 
     def card(self) -> dict[str, Any]:
         return self.network.architecture.to_dict()
@@ -72,7 +84,7 @@ class ExactTask:
         return any(part in name for part in ("hidden", "taps"))
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        which = int(rng.choice(len(self._pools), p=self._weights))
+        which = int(rng.choice(len(self._pools), p=self._draws))
         pool, most = self._pools[which], len(self._pools[which]) - self._held[which]
         numbers = rng.integers(0, most, min(most, max(1, self._positions // pool.blocks)))
         bits = bits_of(self.network, pool, numbers)
@@ -80,20 +92,45 @@ class ExactTask:
         return _LOSS_SCALE * total / (len(numbers) * pool.blocks)
 
     def evaluate(self, network: Network) -> Score:
-        """Bytes per image of the pools that training draws from most."""
+        """Bytes per image of the pools that training draws from most, and of images of rare sizes."""
+        larger = [int(i) for i in np.argsort(-self._weights, kind="stable") if 0 < self._held[i] < len(self._pools[i])]
+        looks = [(_name(self._pools[i]), [i], self._weights[i]) for i in larger[:_SHOWN_POOLS]]
+        if self._small:
+            rare = sum(self._weights[i] for i, pool in enumerate(self._pools) if len(pool) < 4)
+            looks.append(("rare sizes", self._small, rare))
         shown, loss, share = [], 0.0, 0.0
-        for which in np.argsort(-self._weights, kind="stable")[:6]:
-            pool, held = self._pools[which], self._held[which]
-            if not held:
-                continue
-            total = 0.0
-            for numbers in np.array_split(np.arange(len(pool) - held, len(pool)), -(-held * pool.blocks // 8192)):
-                total += sum(plane.sum().item() for plane in bits_of(network, pool, numbers).values())
-            loss += self._weights[which] * _LOSS_SCALE * total / (held * pool.blocks)
-            share += self._weights[which]
-            height, width, parts = pool.geometry
-            shown.append(f"{height}x{width}/{len(parts)}: {total / held / 8:.1f} B")
-        return Score(float(loss / max(share, 1e-9)), "  ".join(shown))
+        for name, pools, weight in looks:
+            bits = sum(self._bits_held_out(network, i) for i in pools)
+            loss += weight * _LOSS_SCALE * bits / sum(self._held[i] * self._pools[i].blocks for i in pools)
+            share += weight
+            shown.append(f"{name}: {bits / sum(self._held[i] for i in pools) / 8:.1f} B")
+        return Score(float(loss / share), "  ".join(shown))
+
+    def _bits_held_out(self, network: Network, which: int) -> float:
+        pool, held = self._pools[which], self._held[which]
+        parts = min(held, -(-held * pool.blocks // 8192))
+        numbers = np.array_split(np.arange(len(pool) - held, len(pool)), parts)
+        return sum(plane.sum().item() for some in numbers for plane in bits_of(network, pool, some).values())
+
+
+def _kept_whole(pools: Sequence[CoefficientPool]) -> list[int]:
+    """Numbers of the pools too small to keep a part of that are kept out of training: some of them, where there are
+    more, or where nothing else could be."""
+    small = [i for i, pool in enumerate(pools) if len(pool) < 4]
+    if len(small) < (_OF_SMALL_POOLS if len(small) < len(pools) else 2):
+        return []
+    kept, blocks = list[int](), 0
+    for i in small[::_OF_SMALL_POOLS][:HELD_OUT]:
+        blocks += len(pools[i]) * pools[i].blocks
+        if kept and blocks > _HELD_OUT_BLOCKS:
+            break
+        kept.append(i)
+    return kept
+
+
+def _name(pool: CoefficientPool) -> str:
+    height, width, parts = pool.geometry
+    return f"{height}x{width}/{len(parts)}"
 
 
 def set_units(network: Network, pools: Sequence[CoefficientPool]) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from zippy_batch.compare.curves import Point, ratio_at
 from zippy_batch.exact.codec import ExactCodec
-from zippy_batch.images import Picture, Unsuitable, read_picture
+from zippy_batch.images import Picture, read_picture
 from zippy_batch.jpeg.file import JpegImage, Unrebuildable, parse
 from zippy_batch.latent.codec import LatentCodec, LatentItem, Pixels, grid
 from zippy_batch.metrics import mean_squared_error, psnr_db
+from zippy_batch.plan import BatchLimit, cut_batches
+from zippy_batch.training.pictures import read_all
 from zippy_batch.weights import Model
 
 QUALITIES = (30, 45, 60, 75, 90)
 JUDGED_QUALITY = 75
 """Of `archive`, when nothing else is said."""
-_BATCH = 32
+_MOST_SAMPLES = 1 << 27
+"""Of the images that are measured on: 128 of 590x590 px, in colour."""
+_BATCH = BatchLimit(32)
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class Gain:
         """Per image."""
         return self.before_bytes - self.after_bytes
 
-    def pays_from(self, model_bytes: int) -> int | None:
-        """Images of an archive that make up for the model inside it; None where none do."""
-        return None if self.saved_bytes <= 0 else int(model_bytes / self.saved_bytes) + 1
+    def pays_from(self, more_bytes: int) -> int | None:
+        """Images of an archive that make up for so many bytes of model more inside it; None where none do."""
+        return None if self.saved_bytes <= 0 else max(0, int(more_bytes / self.saved_bytes)) + 1
 
 
 def measure_gain(before: Model, after: Model, held_out: Sequence[Path]) -> Gain | None:
@@ -48,8 +52,7 @@ def measure_gain(before: Model, after: Model, held_out: Sequence[Path]) -> Gain 
 
 
 def _lossy(before: Model, after: Model, held_out: Sequence[Path]) -> Gain | None:
-    found: list[Picture | Unsuitable] = [read_picture(path.read_bytes()) for path in held_out]
-    pictures = [one.pixels for one in found if isinstance(one, Picture)]
+    pictures = list(_decoded(held_out))
     if not pictures:
         return None
     old, new = (_curve(LatentCodec(model), pictures) for model in (before, after))
@@ -60,12 +63,27 @@ def _lossy(before: Model, after: Model, held_out: Sequence[Path]) -> Gain | None
     return Gain(len(pictures), here.bytes_per_image / ratio, here.bytes_per_image, here.psnr_db)
 
 
+def _decoded(paths: Sequence[Path]) -> Iterator[Pixels]:
+    """As many as are held in memory at once, without those that are no longer there."""
+    room = _MOST_SAMPLES
+    for _, data in read_all(("", path) for path in paths):
+        found = read_picture(data)
+        if isinstance(found, Picture):
+            room -= found.pixels.size
+            if room >= 0:
+                yield found.pixels
+
+
 def _curve(codec: LatentCodec, pictures: Sequence[Pixels]) -> list[Point]:
     """Payload bytes per image and PSNR of the pooled error, by quality."""
-    alike: dict[tuple[int, int], list[Pixels]] = defaultdict(list)
-    for picture in pictures:
-        alike[grid(*picture.shape[:2])].append(picture)
-    batches = [some[i : i + _BATCH] for some in alike.values() for i in range(0, len(some), _BATCH)]
+    batches = list(
+        cut_batches(
+            pictures,
+            lambda picture: ("latent", *grid(*picture.shape[:2])),
+            lambda picture: picture.shape[0] * picture.shape[1],
+            lambda key: _BATCH,
+        )
+    )
     points = []
     for quality in QUALITIES:
         size, error = 0, 0.0
@@ -82,12 +100,7 @@ def _curve(codec: LatentCodec, pictures: Sequence[Pixels]) -> list[Point]:
 
 
 def _exact(before: Model, after: Model, held_out: Sequence[Path]) -> Gain | None:
-    images: list[JpegImage] = []
-    for path in held_out:
-        try:
-            images.append(parse(path.read_bytes()))
-        except Unrebuildable:
-            continue
+    images = list(_parsed(held_out))
     if not images:
         return None
     sizes = []
@@ -96,3 +109,13 @@ def _exact(before: Model, after: Model, held_out: Sequence[Path]) -> Gain | None
         payloads = [codec.encode([(one.frame, one.coefficients)])[0] for one in images]
         sizes.append(sum(map(len, payloads)) / len(images))
     return Gain(len(images), sizes[0], sizes[1], None)
+
+
+def _parsed(paths: Sequence[Path]) -> Iterator[JpegImage]:
+    room = _MOST_SAMPLES
+    for _, data in read_all(("", path) for path in paths):
+        with contextlib.suppress(Unrebuildable):
+            found = parse(data)
+            room -= sum(c.size for c in found.coefficients)
+            if room >= 0:
+                yield found

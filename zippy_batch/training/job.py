@@ -1,7 +1,9 @@
 """`zippy-batch train`: sources -> pools -> network, trained -> model file -> what it saves.
 
 OUT.safetensors          the model, written early and whenever the held-out images say that it is better
-OUT.training/            the run: run.json, pools/, checkpoint.pt, log.txt; the same command goes on from it
+OUT.training/            the run: run.json, pools/, checkpoint.pt, log.txt; the same command goes on from it. Archives
+                         among the sources are restored to sources/; workers on Ray are heard by standings.jsonl and
+                         stopped by a file called stop
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zippy_batch.cluster import settle_device, usable_cpus
+from zippy_batch.cluster import choose_team, settle_device, usable_cpus
 from zippy_batch.config import RunOptions, TrainOptions
 from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageError
 from zippy_batch.exact.codec import ExactCodec
@@ -34,7 +36,7 @@ from zippy_batch.training.coefficients import default_specs as mixed_coefficient
 from zippy_batch.training.gain import Gain, measure_gain
 from zippy_batch.training.pictures import Pool, PoolSpec, cached_pools, chosen_specs, default_specs
 from zippy_batch.training.run import CHECKPOINT, Schedule, Standing, Task, fit, load_checkpoint, replace_file
-from zippy_batch.training.sources import Sources, gather
+from zippy_batch.training.sources import RESTORED, Sources, gather
 from zippy_batch.training.team import ALONE, Team
 from zippy_batch.training.warm_start import exact_network, latent_network
 from zippy_batch.weights import Model, load_model, model_from_bytes, serialise
@@ -62,9 +64,11 @@ class TrainReport:
     """To train on."""
     held_out: int
     skipped: int
-    """Files that are no images that can be read."""
+    """Files that `archive` would refuse or keep as they are."""
     against: str
-    """The model that it was compared with."""
+    """The model that it was compared with,"""
+    against_bytes: int
+    """and its size where archives carry it too; 0 for one that is built in."""
     gain: Gain | None
 
     exit_code = 0
@@ -76,7 +80,7 @@ class TrainReport:
         return fields
 
     def _pays_from(self) -> int | None:
-        return self.gain.pays_from(self.model_bytes) if self.gain else None
+        return self.gain.pays_from(self.model_bytes - self.against_bytes) if self.gain else None
 
     def lines(self) -> list[str]:
         out = [
@@ -96,7 +100,8 @@ class TrainReport:
         pays = self._pays_from()
         if pays is None:
             return [*out, f"it saves nothing there: keep {self.against}, or train longer"]
-        return [*out, f"an archive carries the model, which pays from {pays:,} images on"]
+        likewise = f", as it would carry {self.against}" if self.against_bytes else ""
+        return [*out, f"an archive carries the model{likewise}; it pays from {pays:,} images on"]
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,9 @@ class TrainJob:
     paths: tuple[Path, ...]
     """To train on."""
     sizes: dict[tuple[int, int], int]
+    digest: str
+    """Of the files that the run began with."""
     start: Model | None
-    workers: int
     device: str
 
     def work(
@@ -147,7 +153,8 @@ class TrainJob:
     def pictures(self) -> tuple[list[PoolSpec], list[Pool]]:
         o = self.options
         specs = default_specs() if o.is_mixed() else chosen_specs(self.sizes, o.takes_own(), o.shrunk_sizes())
-        return specs, cached_pools(self.paths, specs, self.run / "pools", usable_cpus())
+        specs = [replace(spec, mirror=o.mirror) for spec in specs]
+        return specs, cached_pools(self.paths, specs, self.run / "pools", usable_cpus(), self.digest)
 
     def coefficients(self) -> list[CoefficientPool]:
         o = self.options
@@ -156,7 +163,9 @@ class TrainJob:
             if o.is_mixed()
             else chosen_coefficients(o.takes_own(), o.shrunk_sizes(), sum(self.sizes.values()))
         )
-        return cached_coefficients(self.paths, specs, self.run / "pools", usable_cpus())
+        thumbnails = tuple(replace(spec, mirror=o.mirror) for spec in specs.thumbnails)
+        specs = replace(specs, thumbnails=thumbnails)
+        return cached_coefficients(self.paths, specs, self.run / "pools", usable_cpus(), self.digest)
 
     def export(self, sources: Sequence[str]) -> bytes:
         """The best weights of the run's checkpoint -> the bytes of a model file."""
@@ -219,7 +228,7 @@ def train(
     start = load_model(options.start) if options.start else None
     run = output.with_suffix(".training")
     is_run = (run / _STAMP).is_file()
-    if run.exists() and not is_run and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and not is_run and not _is_empty(run):
         raise UsageError(f"{run} is in the way, and no run of this program; choose another name for {output}")
     if output.is_dir() or (output.exists() and not is_run and not run_options.overwrite):
         raise OutputExists(f"{output} is there already; --overwrite replaces it if it is a file")
@@ -228,11 +237,12 @@ def train(
     if start and options.start and output.exists() and Path(options.start).resolve() == output:
         raise UsageError(f"{output} cannot be both what to start from and what to write")
     sources = gather(roots, run)
-    if restart and is_run:
-        shutil.rmtree(run)
-    _claim(run, roots, options, start)
+    if restart:
+        _forget(run)
+    _claim(run, roots, options, start, sources)
     device = settle_device(options.device, run_options.address)
-    job = TrainJob(options, run, sources.training, dict(sources.sizes), start, run_options.workers or 1, device)
+    crew = choose_team(device, run_options)
+    job = TrainJob(options, run, sources.training, dict(sources.sizes), sources.digest, start, device)
     names = [root.name for root in roots]
     watch(
         f"{len(sources.training)} images to train on, {len(sources.held_out)} held out, {sources.skipped} skipped; "
@@ -254,10 +264,10 @@ def train(
                 watch(f"{output}: the best so far")
 
     with _interruptible(watch) as is_stopped:
-        if job.workers > 1 or run_options.address:
+        if crew.on_ray:
             from zippy_batch.training.workers import work_on_ray
 
-            work_on_ray(job, run_options.address, watch)
+            work_on_ray(job, crew, watch, look, is_stopped)
         else:
             job.work(task, look, is_stopped)
         replace_file(output, job.export(names))
@@ -284,25 +294,48 @@ def _report(job: TrainJob, output: Path, sources: Sources, start: Model | None) 
         held_out=len(sources.held_out),
         skipped=sources.skipped,
         against=before.name,
+        against_bytes=0 if before.builtin else len(before.data),
         gain=measure_gain(before, model, sources.held_out),
     )
 
 
-def _claim(run: Path, roots: Sequence[Path], options: TrainOptions, start: Model | None) -> None:
+def _is_empty(run: Path) -> bool:
+    """Whether a run can begin there: what an earlier attempt restored from archives is no run yet."""
+    return run.is_dir() and all(entry.name == RESTORED for entry in run.iterdir())
+
+
+def _forget(run: Path) -> None:
+    """Take away a run, and leave what was restored from archives for the next one."""
+    for entry in run.iterdir() if run.is_dir() else ():
+        if entry.is_dir() and entry.name != RESTORED:
+            shutil.rmtree(entry)
+        elif entry.is_file():
+            entry.unlink()
+
+
+def _claim(run: Path, roots: Sequence[Path], options: TrainOptions, start: Model | None, sources: Sources) -> None:
     """Make the run's directory, or see that it is of the same run. Raises StagingMismatch."""
     # a run may be made longer, and its learning rate lowered, when it goes on
-    ours = {
+    ours: dict[str, Any] = {
         k: v for k, v in asdict(options).items() if k not in ("minutes", "rate", "device", "start", "notice", "name")
     }
     ours |= {"sources": [str(root) for root in roots], "from": start.id if start else None}
+    images = len(sources.training) + len(sources.held_out)
+    ours["files"] = {"images": images, "bytes": sources.bytes, "digest": sources.digest}
     stamp = run / _STAMP
     if stamp.exists():
         try:
             # what the version that began the run did not know yet, it did as is done by default
-            theirs = asdict(TrainOptions()) | json.loads(stamp.read_text())
-        except ValueError as error:
+            theirs = asdict(TrainOptions()) | {"files": ours["files"]} | json.loads(stamp.read_text())
+        except (ValueError, TypeError) as error:
             raise StagingMismatch(f"{stamp} cannot be read ({error}); --restart begins anew") from error
         differing = sorted(k for k in ours if ours[k] != theirs.get(k))
+        if differing == ["files"]:
+            now, then = (f"{f['images']} images of {f['bytes']} bytes" for f in (ours["files"], theirs["files"]))
+            raise StagingMismatch(
+                f"{run} is of a run on other files: {now} are there now, {then} were there then, and paths, sizes or "
+                "times differ; --restart begins anew, and another -o with --from goes on from what was learnt"
+            )
         if differing:
             raise StagingMismatch(
                 f"{run} is of a run with other {', '.join(differing)}; --restart begins anew, or write to another file"

@@ -34,8 +34,10 @@ POSITIONS = 3456
 """8x8 blocks per step; 96 thumbnails of 42x42."""
 MIN_IMAGES = 8
 """Below this there is nothing to train on."""
+_HELD_OUT = 256
+"""Images of the pool that is scored for the log, at most a quarter of it."""
 GREY_SHARE = 0.06
-"""Of the batches: turned to grey."""
+"""Of the batches in colour: turned to grey."""
 LOSSES = {"mse": 0.0, "mix": 0.5, "ssim": 1.0}
 """Share of SSIM in the distortion."""
 SHOWN_QUALITIES = (40, 75, 90)
@@ -102,6 +104,16 @@ def to_grey(images: Pool) -> Pool:
     return np.repeat(luma[..., None], 3, -1)
 
 
+def are_grey(images: Pool) -> NDArray[np.bool_]:
+    """(N,) whether red, green and blue are equal everywhere: such a picture is archived as a grey one."""
+    return (images == images[..., :1]).all((1, 2, 3))
+
+
+def _as_archived(images: Pool) -> list[Pool]:
+    """Images (H, W, 3), grey ones (H, W)."""
+    return [image[..., 0] if grey else image for image, grey in zip(images, are_grey(images), strict=True)]
+
+
 def random_levels(n: int, rng: np.random.Generator) -> Tensor:
     """Levels over the whole range, denser where most archives are made."""
     wide, dense = rng.random(n), 0.1 + 0.6 * rng.random(n)
@@ -113,13 +125,14 @@ def evaluate(
 ) -> tuple[list[tuple[int, float, float]], float]:
     """(quality, bits per pixel, PSNR of the pooled error in dB) with real rounding, and the mean loss."""
     rows, losses = [], []
-    device = network.log_gain.device
+    device, grey = network.log_gain.device, are_grey(images)
+    alike = [(images[grey == flag], flag) for flag in (False, True)]
+    parts = [(some[i : i + 64], flag) for some, flag in alike for i in range(0, len(some), 64)]
     for quality in qualities:
         bits, errors = [], []
-        for i in range(0, len(images), 64):
-            part = images[i : i + 64]
+        for part, flag in parts:
             level = torch.full((len(part),), float(quality_levels()[quality - 1]), device=device)
-            bpp, out, target = reconstruct(network, part, level, False, noise=False)
+            bpp, out, target = reconstruct(network, part, level, flag, noise=False)
             losses.append(_weighted(bpp, _distortion(out, target, ssim_share), level))
             bits.append(bpp)
             errors.append(mean_squared_errors(out, target))
@@ -133,7 +146,10 @@ def _weighted(bpp: Tensor, distortion: Tensor, level: Tensor) -> Tensor:
 
 
 class LatentTask:
-    """Training of one network on pools of pictures (`run.Task`); the first pool is scored for the log."""
+    """Training of one network on pools of pictures (`run.Task`).
+
+    A part of the pool that training draws from most is held out and scored for the log.
+    """
 
     def __init__(
         self,
@@ -143,13 +159,13 @@ class LatentTask:
         positions: int = POSITIONS,
         loss: str = "mse",
     ) -> None:
-        if len(pools[0]) < MIN_IMAGES:
-            size = f"{specs[0].width}x{specs[0].height}"
-            raise UsageError(f"{len(pools[0])} training images of {size} px, need {MIN_IMAGES}")
         self.network = network
-        held = min(256, len(pools[0]) // 4)
-        self._held_out = np.array(pools[0][-held:])
-        self._pools, self._specs, self._positions = [pools[0][:-held], *pools[1:]], specs, positions
+        scored = _scored_pool(pools, specs)
+        held = min(_HELD_OUT, len(pools[scored]) // 4)
+        kept = len(pools[scored]) - held
+        self._held_out = np.array(pools[scored][kept:])
+        self._pools, self._specs, self._positions = list(pools), specs, positions
+        self._pools[scored] = pools[scored][:kept]
         self._ssim_share = LOSSES[loss]
 
     def card(self) -> dict[str, Any]:
@@ -159,16 +175,36 @@ class LatentTask:
         return any(part in name for part in ("expand", "project", "hidden", "neighbours"))
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        images = draw_batch(self._pools, self._specs, self._positions, rng)
-        grey = rng.random() < GREY_SHARE
+        images, grey = _of_one_kind(draw_batch(self._pools, self._specs, self._positions, rng))
+        if not grey and rng.random() < GREY_SHARE:
+            images, grey = to_grey(images), True
         level = random_levels(len(images), rng).to(self.network.log_gain.device)
-        bpp, out, target = reconstruct(self.network, to_grey(images) if grey else images, level, grey, noise=True)
+        bpp, out, target = reconstruct(self.network, images, level, grey, noise=True)
         return _weighted(bpp, _distortion(out, target, self._ssim_share), level).mean()
 
     def evaluate(self, network: Network) -> Score:
         rows, loss = evaluate(network, self._held_out, SHOWN_QUALITIES, self._ssim_share)
         shown = "  ".join(f"q{quality} {bpp:.3f} bit/px {psnr:.2f} dB" for quality, bpp, psnr in rows)
         return Score(loss, shown)
+
+
+def _scored_pool(pools: Sequence[Pool], specs: Sequence[PoolSpec]) -> int:
+    """The pool with the largest weight among those of photographs with enough images. Raises UsageError."""
+    found = [(spec, len(pool)) for spec, pool in zip(specs, pools, strict=True)]
+    enough = [i for i, (spec, count) in enumerate(found) if count >= MIN_IMAGES and not spec.drawn]
+    if not enough:
+        there = ", ".join(f"{count} of {spec.width}x{spec.height} px" for spec, count in found if not spec.drawn)
+        raise UsageError(
+            f"training needs {MIN_IMAGES} images of one size, and the sources give {there}; they are too few, cannot "
+            "be decoded or are smaller than that: add some, or choose a smaller size (--sizes 32x32)"
+        )
+    return max(enough, key=lambda i: specs[i].weight)
+
+
+def _of_one_kind(images: Pool) -> tuple[Pool, bool]:
+    """Those of a batch that are archived as its first one is, in grey or in colour, and whether in grey."""
+    grey = are_grey(images)
+    return images[grey == grey[0]], bool(grey[0])
 
 
 def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) -> list[NDArray[np.float64]]:
@@ -179,7 +215,8 @@ def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) 
     counts = [np.zeros(2 * r + 2) for r in radius]
     rng = np.random.default_rng(seed)
     for images in samples:
-        residuals, tables = codec.encode_symbols(list(images), rng.integers(1, QUALITIES + 1, len(images)).tolist())
+        qualities = rng.integers(1, QUALITIES + 1, len(images)).tolist()
+        residuals, tables = codec.encode_symbols(_as_archived(images), qualities)
         for i in range(1, len(radius)):
             of_table = tables == i
             symbols = codec.book.symbols(residuals[of_table], tables[of_table])

@@ -3,33 +3,50 @@
 A pool is a uint8 array (n, H, W, 3). Several sizes are mixed because a codec trained on one size is lost on others:
 thumbnails shrunk from larger faces (most of them saved as JPEG once more, since archived thumbnails are JPEGs), other
 small sizes, 112 px, and native detail. A model for one data set trains on its images as they are.
+
+Which piece of which source is in a pool depends on the seed and the order of the sources alone: every source and pool
+has random numbers of its own, and a pool takes the first that come until it is full.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import io
-import json
 import random
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from zippy_batch.durable import replacing
+from zippy_batch.images import Picture, read_picture
+from zippy_batch.training.stamp import key_of, read_stamp, write_stamp
+
 Pool = NDArray[np.uint8]
 FEWEST = 16
 """Images of one size, or sources of one geometry, that make a pool of their own."""
 MOST_BYTES = 1 << 29
-"""Of a pool."""
+"""Of a pool,"""
+MOST_BYTES_IN_ALL = 1 << 31
+"""and of all pools of a run: they are built in memory."""
 LARGEST_WHOLE = 256
 """Side in pixels; of larger images, and of sizes that are rare, pieces are cut."""
 _PIECES = (160, 96, 48, 24)
+_MCU = 16
+"""Pixels over which the blocks of a JPEG with halved chroma repeat."""
 _DRAWN = 0.04
 """Share of the batches that are drawn patterns."""
+_TOGETHER = 50
+"""Sources that a process cuts before it hands the pieces over."""
+_VERSION = 1
+"""Raised when the same sources and specs make other pools."""
 _FILTERS = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BOX, Image.Resampling.BILINEAR)
 
 
@@ -47,6 +64,8 @@ class PoolSpec:
     """Taken as they are, from sources of just this size."""
     jpeg: float = 0.75
     """Share of the images saved as JPEG after shrinking; the rest stay clean."""
+    mirror: bool = True
+    """Half of the images are turned left to right, where that leaves a JPEG's blocks where they were."""
     drawn: bool = False
     """Noise, stripes and other patterns instead of photographs: a codec that never saw them fails on them badly."""
 
@@ -86,7 +105,13 @@ def chosen_specs(sizes: Mapping[tuple[int, int], int], own: bool, shrunk: Sequen
     for h, w in shrunk:
         count = min(4 * images, 36000, MOST_BYTES // (3 * h * w))
         specs.append(PoolSpec(h, w, count, (1 - _DRAWN - own_share) / len(shrunk)))
-    return [*specs, PoolSpec(48, 48, 2000, _DRAWN, jpeg=0.3, drawn=True)]
+    return [*_within(specs, MOST_BYTES_IN_ALL), PoolSpec(48, 48, 2000, _DRAWN, jpeg=0.3, drawn=True)]
+
+
+def _within(specs: Sequence[PoolSpec], most_bytes: int) -> list[PoolSpec]:
+    """Specs of which all have fewer images, in proportion, where they would take more bytes together."""
+    total = sum(3 * spec.height * spec.width * spec.count for spec in specs)
+    return [replace(s, count=max(1, s.count * most_bytes // max(total, most_bytes))) for s in specs]
 
 
 def _own_specs(sizes: Mapping[tuple[int, int], int], share: float) -> list[PoolSpec]:
@@ -127,13 +152,10 @@ def _resave(image: Image.Image, rng: random.Random) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def decode(file: Path | io.BytesIO) -> Image.Image | None:
-    """In RGB, and not turned, as the archive codes it; None for what cannot be decoded."""
-    try:
-        with Image.open(file) as opened:
-            return opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError):
-        return None
+def decode(data: bytes) -> Image.Image | None:
+    """In RGB, and not turned, as the archive codes it; None for what it keeps as it is."""
+    picture = read_picture(data)
+    return Image.fromarray(picture.pixels).convert("RGB") if isinstance(picture, Picture) else None
 
 
 def cut(image: Image.Image, spec: PoolSpec, rng: random.Random) -> Image.Image | None:
@@ -150,7 +172,7 @@ def cut(image: Image.Image, spec: PoolSpec, rng: random.Random) -> Image.Image |
     if min(square.size) < 0.8 * max(spec.height, spec.width):
         return None
     out = square.resize((spec.width, spec.height), rng.choice(_FILTERS))
-    if rng.random() < 0.5:
+    if spec.mirror and rng.random() < 0.5:
         out = ImageOps.mirror(out)
     return _resave(out, rng) if rng.random() < spec.jpeg else out
 
@@ -187,55 +209,99 @@ def _draw_pool(spec: PoolSpec, seed: int) -> Pool:
     return np.stack([np.asarray(_resave(i, choices) if choices.random() < spec.jpeg else i) for i in drawn])
 
 
-def _cut_many(task: tuple[list[Path], list[tuple[int, PoolSpec, int]], int]) -> list[tuple[int, Pool]]:
-    """Sources that cannot be decoded are left out."""
-    paths, wanted, seed = task
-    rng = random.Random(seed)
+Wanted = Sequence[tuple[int, PoolSpec, int]]
+"""Number of a pool, its spec, and thousandths of a piece that each source gives."""
+
+
+def pieces_of(image: Image.Image, wanted: Wanted, seed: str) -> Iterator[tuple[int, Image.Image, random.Random]]:
+    """Number of a pool, a piece for it, and the random numbers of this source and pool."""
+    for index, spec, copies in wanted:
+        rng = random.Random(f"{seed} {index}")
+        for _ in range(copies // 1000 + (rng.randrange(1000) < copies % 1000)):
+            piece = cut(image, spec, rng)
+            if piece is not None:
+                yield index, piece, rng
+
+
+def _cut_many(task: tuple[list[tuple[str, Path]], Wanted]) -> list[tuple[int, Pool]]:
+    """Sources that cannot be read or decoded are left out."""
+    sources, wanted = task
     out: list[tuple[int, Pool]] = []
-    for path in paths:
-        image = decode(path)
-        if image is None:
-            continue
-        for index, spec, copies in wanted:
-            for _ in range(copies // 1000 + (rng.randrange(1000) < copies % 1000)):
-                piece = cut(image, spec, rng)
-                if piece is not None:
-                    out.append((index, np.asarray(piece)))
+    for seed, data in read_all(sources):
+        image = decode(data)
+        if image is not None:
+            out += [(index, np.asarray(piece)) for index, piece, _ in pieces_of(image, wanted, seed)]
     return out
+
+
+def read_all(sources: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, bytes]]:
+    for seed, path in sources:
+        with contextlib.suppress(OSError):
+            yield seed, path.read_bytes()
+
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def map_ahead(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+    """Results in order. No more tasks are taken than keep the processes at work, so that results never pile up."""
+    rest, pending = iter(tasks), deque[Future[Result]]()
+    with ProcessPoolExecutor(workers) as executor:
+        pending.extend(executor.submit(work, task) for task in islice(rest, workers + 1))
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(executor.submit(work, task) for task in islice(rest, 1))
+
+
+def in_random_order(paths: Sequence[Path], seed: int, together: int) -> Iterator[list[tuple[str, Path]]]:
+    """Some sources at a time, each with a seed of its own."""
+    order = list(paths)
+    random.Random(seed).shuffle(order)
+    for i in range(0, len(order), together):
+        yield [(f"{seed} {i + k}", path) for k, path in enumerate(order[i : i + together])]
 
 
 def build_pools(paths: Sequence[Path], specs: Sequence[PoolSpec], workers: int, seed: int = 0) -> list[Pool]:
     """Cut every spec's images out of the sources, spread evenly over them."""
-    order = list(paths)
-    random.Random(seed).shuffle(order)
-    # thousandths of an image of each spec per source; a third more, since some sources are too small
-    photographed = [(i, s) for i, s in enumerate(specs) if not s.drawn]
-    wanted = [(i, s, 1000 if s.whole else max(1, round(1333 * s.count / max(1, len(order))))) for i, s in photographed]
-    pieces: list[list[Pool]] = [[] for _ in specs]
-    tasks = [(order[i : i + 200], wanted, seed + i) for i in range(0, len(order), 200)]
-    with concurrent.futures.ProcessPoolExecutor(workers) as executor:
-        for result in executor.map(_cut_many, tasks):
-            for index, piece in result:
-                pieces[index].append(piece)
-    for index, spec in enumerate(specs):
-        if spec.drawn:
-            pieces[index] = list(_draw_pool(spec, seed))
-    return [
-        np.stack(p[: s.count]) if p else np.zeros((0, s.height, s.width, 3), np.uint8)
-        for p, s in zip(pieces, specs, strict=True)
-    ]
+    pools = [_draw_pool(s, seed) if s.drawn else np.empty((s.count, s.height, s.width, 3), np.uint8) for s in specs]
+    filled = [len(pool) if spec.drawn else 0 for pool, spec in zip(pools, specs, strict=True)]
+
+    def tasks() -> Iterator[tuple[list[tuple[str, Path]], Wanted]]:
+        for sources in in_random_order(paths, seed, _TOGETHER):
+            # a third more than needed, since some sources are too small
+            wanted = [
+                (i, s, 1000 if s.whole else max(1, round(1333 * s.count / len(paths))))
+                for i, s in enumerate(specs)
+                if filled[i] < s.count
+            ]
+            if wanted:
+                yield sources, wanted
+
+    for result in map_ahead(_cut_many, tasks(), workers):
+        for index, piece in result:
+            if filled[index] < len(pools[index]):
+                pools[index][filled[index]] = piece
+                filled[index] += 1
+    return [pool[:count] for pool, count in zip(pools, filled, strict=True)]
 
 
-def cached_pools(paths: Sequence[Path], specs: Sequence[PoolSpec], cache: Path, workers: int) -> list[Pool]:
-    """`build_pools`, kept in `cache` for the next run with the same sources and specs; mapped, not read, from there."""
-    key = json.dumps([[str(p) for p in paths], [repr(s) for s in specs]])
+def cached_pools(
+    paths: Sequence[Path], specs: Sequence[PoolSpec], cache: Path, workers: int, sources: str
+) -> list[Pool]:
+    """`build_pools`, kept in `cache` for the next run with the same sources and specs; mapped, not read, from there.
+
+    sources: digest of the files at `paths`, as they were when the run began.
+    """
+    key = key_of(f"pictures {_VERSION}", sources, repr(list(specs)))
     cache.mkdir(parents=True, exist_ok=True)
     stamp = cache / "pools.json"
-    if not stamp.exists() or stamp.read_text() != key:
-        pools = build_pools(paths, specs, workers)
-        for i, pool in enumerate(pools):
-            np.save(cache / f"pool-{i:02d}.npy", pool)
-        stamp.write_text(key)
+    if read_stamp(stamp, key) is None:
+        stamp.unlink(missing_ok=True)
+        for i, pool in enumerate(build_pools(paths, specs, workers)):
+            with replacing(cache / f"pool-{i:02d}.npy") as new, new.open("wb") as stream:
+                np.save(stream, pool)
+        write_stamp(stamp, key, len(specs))
     return [np.load(cache / f"pool-{i:02d}.npy", mmap_mode="r") for i in range(len(specs))]
 
 
@@ -251,5 +317,10 @@ def draw_batch(pools: Sequence[Pool], specs: Sequence[PoolSpec], positions: int,
     """(n, H, W, 3) of one size, about `positions` 8x8 blocks in all."""
     weights = np.array([s.weight if len(p) else 0.0 for s, p in zip(specs, pools, strict=True)])
     i = int(rng.choice(len(pools), p=weights / weights.sum()))
-    blocks = -(-specs[i].height // 8) * -(-specs[i].width // 8)
-    return pools[i][rng.integers(0, len(pools[i]), max(2, positions // blocks))]
+    spec = specs[i]
+    blocks = -(-spec.height // 8) * -(-spec.width // 8)
+    images = pools[i][rng.integers(0, len(pools[i]), max(2, positions // blocks))]
+    if spec.mirror and spec.native and spec.width % (_MCU if spec.whole else 8) == 0:
+        turned = rng.random(len(images)) < 0.5
+        images[turned] = images[turned, :, ::-1]
+    return images

@@ -32,6 +32,8 @@ CHECKPOINT = "checkpoint.pt"
 _KEYS = {"card", "network", "average", "best", "optimisers", "seconds", "step", "best_loss"}
 MOST_MISSES = 20
 """Losses in a row that are not finite, after which a run gives up."""
+_SCORING = 1
+"""Raised when scores are taken on other images than before, and the best one so far means nothing any more."""
 _WARM_UP_STEPS = 200
 _AVERAGE_DECAY = 0.998
 
@@ -141,6 +143,7 @@ def fit(
     watch: Callable[[Standing], None] = _ignore,
     is_stopped: Callable[[], bool] = _never,
     team: Team = ALONE,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
     """Train in `run` until its minutes are used up or `is_stopped`, and leave a checkpoint either way.
 
@@ -153,7 +156,7 @@ def fit(
     progress = _resume(checkpoint, network, average, optimisers) if checkpoint.exists() else Progress()
     rng = np.random.default_rng([o.seed, progress.step, team.rank])
     torch.manual_seed((o.seed << 40) + (progress.step << 10) + team.rank)
-    begun, saved, misses = time.monotonic() - progress.seconds, progress.seconds, 0
+    begun, saved, misses = clock() - progress.seconds, progress.seconds, 0
     total, recent = 60 * o.minutes, list[float]()
     stopped = False
     while progress.seconds < total and not stopped:
@@ -165,7 +168,7 @@ def fit(
             loss = task.loss(rng)
         network.zero_grad(set_to_none=True)
         loss.backward()
-        said = team.share(network, [time.monotonic() - begun, float(is_stopped())])
+        said = team.share(network, [clock() - begun, float(is_stopped())])
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         if torch.isfinite(norm):
             misses = 0
@@ -188,7 +191,7 @@ def fit(
                 watch(standing)
             recent.clear()
             # looking at the held-out images is no training
-            begun = time.monotonic() - saved
+            begun = clock() - saved
     return progress
 
 
@@ -251,6 +254,7 @@ def _save(
             "step": progress.step,
             "best_loss": progress.best_loss,
             "best": progress.best,
+            "scoring": _SCORING,
         },
         stream,
     )
@@ -278,7 +282,8 @@ def _resume(
     average.weights = {k: v.to(device) for k, v in state["average"].items()}
     for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
         optimiser.load_state_dict(saved)
-    return Progress(state["seconds"], state["step"], state["best_loss"], state["best"])
+    best_loss = state["best_loss"] if state.get("scoring") == _SCORING else math.inf
+    return Progress(state["seconds"], state["step"], best_loss, state["best"])
 
 
 def load_checkpoint(checkpoint: Path) -> dict[str, Any]:

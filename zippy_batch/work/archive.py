@@ -17,7 +17,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,14 +31,13 @@ from zippy_batch.images import (
     Unsuitable,
     display_path,
     estimate_jpeg_quality,
-    read_file,
     read_picture,
 )
-from zippy_batch.objects import ObjectReader
 from zippy_batch.plan import BatchLimit, Key, Shard, cut_batches
 from zippy_batch.report import FLOOR_REASON, Done, Tick
 from zippy_batch.schema import Row
-from zippy_batch.storage import ObjectPath, Place, put
+from zippy_batch.sources import Source
+from zippy_batch.storage import Place, put
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
 from zippy_batch.work.rows import EXACT_BATCH, sizes
@@ -82,7 +80,7 @@ class ShardDone:
 class ArchiveJob:
     """Shards -> committed parts."""
 
-    source: Place
+    source: Source
     parts: Place
     """Directory in the staging."""
     options: ArchiveOptions
@@ -128,7 +126,7 @@ def _write_checked(new: Path, part: Place, rows: Sequence[Row], info: ArchiveInf
 
 
 def archive_shard(
-    shard: Shard, source: Place, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick
+    shard: Shard, source: Source, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick
 ) -> list[Row]:
     """Rows of a shard, in path order.
 
@@ -165,13 +163,13 @@ def _done_of(rows: Sequence[Row]) -> Done:
 
 
 def _read_all(
-    files: Sequence[SourceFile], source: Place, options: ArchiveOptions, hands: Hands
+    files: Sequence[SourceFile], source: Source, options: ArchiveOptions, hands: Hands
 ) -> Iterator[tuple[SourceFile, bytes, Picture | JpegImage | Unsuitable]]:
-    read_one = ObjectReader(source, files) if isinstance(source, ObjectPath) else partial(read_file, source)
+    read_file = source.reader(files)
     look = {"always": _look_exact, "auto": _look_both, "never": read_picture}[options.exact]
 
     def read(some: Sequence[SourceFile]) -> list[tuple[SourceFile, bytes, Picture | JpegImage | Unsuitable]]:
-        contents = ((file, read_one(file)) for file in some)
+        contents = ((file, read_file(file)) for file in some)
         return [(file, data, look(data)) for file, data in contents]
 
     for group in hands.in_order(read, _groups(files)):
@@ -386,6 +384,7 @@ def _latent_row(loaded: Loaded, picture: Picture, coded: Coded) -> Row:
         exif=facts.exif,
         icc=facts.icc,
         mtime_s=loaded.file.mtime_s,
+        label=loaded.file.label,
     )
 
 
@@ -427,4 +426,5 @@ def _raw_row(
         exif=None,
         icc=None,
         mtime_s=file.mtime_s,
+        label=file.label,
     )

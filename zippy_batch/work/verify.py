@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from zippy_batch.archive import Archive
 from zippy_batch.coding import Coders, MakeCodec, Pixels, compare_restored
 from zippy_batch.config import ArchiveOptions
-from zippy_batch.images import Picture, SourceFile, display_path, read_file, read_picture
-from zippy_batch.objects import read_object
+from zippy_batch.images import Picture, SourceFile, display_path, read_picture
 from zippy_batch.report import Done, Finding, Tick
 from zippy_batch.schema import Row
-from zippy_batch.storage import ObjectPath, Place
+from zippy_batch.sources import Read, Source
+from zippy_batch.storage import Place
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
 from zippy_batch.work.rows import (
@@ -55,12 +55,14 @@ class ShardVerified:
 @dataclass(frozen=True)
 class VerifyJob:
     archive: Place
-    against: Place | None
+    against: Source | None
     deep: bool
     device: str
     models: Mapping[str, Model]
     """By codec; none where nothing is decoded."""
     make_codec: MakeCodec
+    with_labels: bool = True
+    """Whether `against` has any labels to compare: the directory that a tar was unpacked to has none."""
 
     def start(self, threads: int) -> Callable[[VerifyUnit, Tick], ShardVerified]:
         coders = Coders.of(self.models, self.device, self.make_codec)
@@ -89,9 +91,10 @@ def verify_shard(
         tick(done)
         return ShardVerified(unit.index, done, 0, damaged, (), 0)
     verified = ShardVerified(unit.index, done, 0, damaged, (), 0)
+    read = job.against.reader(list(unit.originals.values())) if job.against else None
 
     def check(batch: Sequence[Numbered]) -> ShardVerified:
-        return _verify_batch(batch, unit, job.against, coders)
+        return _verify_batch(batch, unit, job, read, coders)
 
     for part in hands.in_order(check, row_batches(rows, ArchiveOptions.batch_size)):
         verified = replace(
@@ -106,7 +109,9 @@ def verify_shard(
     return verified
 
 
-def _verify_batch(batch: Sequence[Numbered], unit: VerifyUnit, against: Place | None, coders: Coders) -> ShardVerified:
+def _verify_batch(
+    batch: Sequence[Numbered], unit: VerifyUnit, job: VerifyJob, read: Read | None, coders: Coders
+) -> ShardVerified:
     verbatim = is_verbatim(batch[0][1])
     pictures, damage = ([], {}) if verbatim else decode_pictures(batch, coders.latent)
     files = stored_files(batch, coders) if verbatim else []
@@ -116,9 +121,11 @@ def _verify_batch(batch: Sequence[Numbered], unit: VerifyUnit, against: Place | 
         where = display_path(row.path), unit.index, place
         if i in damage:
             damaged.append(Finding(where[0], damage[i], *where[1:]))
-        elif against is not None and row.path in unit.originals:
+        elif read is not None and row.path in unit.originals:
             found = files[i] if verbatim else pictures[i]
-            difference = _difference(row, found, against, unit.originals[row.path])
+            file = unit.originals[row.path]
+            difference = _label_difference(row, file) if job.with_labels else None
+            difference = difference or _difference(row, found, read, file)
             differing += [Finding(where[0], difference, *where[1:])] if difference else []
             unpromised += not verbatim and row.psnr is None
     done = Done(len(batch), *sizes(row for _, row in batch))
@@ -126,12 +133,16 @@ def _verify_batch(batch: Sequence[Numbered], unit: VerifyUnit, against: Place | 
     return ShardVerified(unit.index, done, decoded, tuple(damaged), tuple(differing), unpromised)
 
 
-def _difference(row: Row, found: Pixels | bytes | str, against: Place, file: SourceFile) -> str | None:
+def _label_difference(row: Row, file: SourceFile) -> str | None:
+    return None if row.label == file.label else f"its label is {file.label!r}, the archive says {row.label!r}"
+
+
+def _difference(row: Row, found: Pixels | bytes | str, read: Read, file: SourceFile) -> str | None:
     """How the row is not what it promises of its original; None where it is. What was found of it is its file, or the
     pixels of a latent row."""
     if row.source_bytes != file.size_bytes:
         return f"the file has {file.size_bytes} bytes, the archive says {row.source_bytes}"
-    data = read_object(against, file) if isinstance(against, ObjectPath) else read_file(against, file)
+    data = read(file)
     if isinstance(found, bytes | str):
         return None if data == found else "the file's bytes are not those in the archive"
     picture = read_picture(data)

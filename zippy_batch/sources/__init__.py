@@ -1,0 +1,168 @@
+"""What can be archived -> a sorted listing, and then the content of any file in it, in any order, on any worker.
+
+    files       a directory; every file below it                           (images.find_files)
+    list        a text file that names files, one path a line              (listfile)
+    tar         members of an uncompressed tar file, or WebDataset shard   (tar)
+    zip         members of a zip file                                      (zipped)
+    parquet     a column of images, as Hugging Face datasets have it       (parquet)
+    recordio    records of an MXNet .rec file                              (recordio)
+    files in an object store, of the kind files too                        (objects)
+
+    path, Wanted -> list_source -> Source, Listing;    Source.opened(files) -> read(file) -> bytes
+
+Every kind keeps what a directory of the same files would keep, and refuses by name what it would refuse; what is left
+out all the same stands in `Listing.notes`. The files of a container are found again by `SourceFile.place`, so that no
+worker walks through what it does not need.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from zippy_batch.errors import UsageError
+from zippy_batch.images import (
+    Container,
+    Listing,
+    SourceFile,
+    display_path,
+    find_files,
+    read_file,
+    require_none_refused,
+)
+from zippy_batch.objects import ObjectReader, list_objects
+from zippy_batch.sources import listfile, parquet, recordio, tar, zipped
+from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened, settle
+from zippy_batch.storage import ObjectPath, Place
+
+__all__ = ["Read", "Source", "Wanted", "list_source"]
+
+Read = Callable[[SourceFile], bytes]
+
+_FIND: dict[str, Callable[[Opened, Members, Wanted], None]] = {
+    "tar": tar.find,
+    "zip": zipped.find,
+    "parquet": parquet.find,
+    "recordio": recordio.find,
+}
+_READ: dict[str, Callable[[Sequence[Container], SourceFile], bytes]] = {
+    "tar": tar.read,
+    "zip": zipped.read,
+    "recordio": recordio.read,
+}
+_SUFFIX = {"list": ".txt", "tar": ".tar", "zip": ".zip", "parquet": ".parquet", "recordio": ".rec"}
+_BESIDE = {"recordio": (".idx", ".lst")}
+"""Suffixes of files that belong to a container and hold no images."""
+_COMPRESSED = (".tgz", ".gz", ".bz2", ".xz", ".zst")
+_SHOWN = 5
+"""Files that a message names before it only counts."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the files of a listing are read. Pickles."""
+
+    kind: str
+    root: Place
+    """Directory that paths are relative to; not used where there are containers."""
+    containers: tuple[Container, ...] = ()
+
+    def reader(self, files: Sequence[SourceFile]) -> Read:
+        """Reads any of these files, from any thread. It raises SourceError for one that cannot be read, or is not what
+        was listed."""
+        if isinstance(self.root, ObjectPath):
+            return ObjectReader(self.root, files)
+        if not self.containers:
+            return partial(read_file, self.root)
+        if self.kind == "parquet":
+            return parquet.Reader(self.containers, files).read
+        return partial(_READ[self.kind], self.containers)
+
+
+def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
+    """Every file of a source.
+
+    Raises UsageError for what is no source, and naming what in it could not be archived or would be lost, before
+    anything is written; SourceError for a container that is truncated or damaged.
+    """
+    if isinstance(path, ObjectPath):
+        if wanted.input not in ("auto", "files"):
+            raise UsageError(f"{path}: --input {wanted.input} is read from a disk; bring it to this machine first")
+        return Source("files", path), _labelled(list_objects(path), wanted)
+    kind = _kind(path, wanted.input)
+    if kind not in ("files", "list"):
+        return _list_containers(path, kind, wanted)
+    listing, refused = find_files(path) if kind == "files" else listfile.find(path)
+    require_none_refused(path, refused)
+    root = path.absolute()
+    return Source(kind, root if kind == "files" else root.parent), _labelled(listing, wanted)
+
+
+def _labelled(listing: Listing, wanted: Wanted) -> Listing:
+    if wanted.labels != "folders":
+        return listing
+    return replace(listing, files=tuple(replace(file, label=folder_label(file.path)) for file in listing.files))
+
+
+def _kind(path: Path, asked: str) -> str:
+    """Raises UsageError where there is nothing, or what it is cannot be told."""
+    shown = display_path(os.fsencode(path))
+    if not path.exists():
+        raise UsageError(f"there is no source {shown}")
+    if asked != "auto":
+        if path.is_dir() and asked == "list":
+            raise UsageError(f"{shown} is a directory, and --input list is for a text file with a path a line")
+        return asked
+    if path.is_dir():
+        return "files"
+    kinds = [kind for kind, suffix in _SUFFIX.items() if path.suffix.lower() == suffix]
+    if not kinds and path.suffix.lower() in _COMPRESSED:
+        raise UsageError(
+            f"{shown} is compressed, so what is in it cannot be read piece by piece; unpack it first, and archive the "
+            f"directory or the plain .tar"
+        )
+    if not kinds:
+        known = ", ".join(_SUFFIX.values())
+        raise UsageError(f"{shown} is neither a directory nor a file that ends in {known}; say what it is with --input")
+    return kinds[0]
+
+
+def _list_containers(path: Path, kind: str, wanted: Wanted) -> tuple[Source, Listing]:
+    paths, notes = _containers_below(path, kind, wanted) if path.is_dir() else ([path], [])
+    containers = tuple(container_at(one.absolute()) for one in paths)
+    files: list[SourceFile] = []
+    refused: list[tuple[bytes, str]] = []
+    empty_directories = 0
+    for number, (one, container) in enumerate(zip(paths, containers, strict=True)):
+        prefix = os.fsencode(one.relative_to(path).with_suffix("")) if path.is_dir() else b""
+        members = Members(number, prefix, wanted.labels)
+        with opened(container) as file:
+            _FIND[kind](file, members, wanted)
+        files += members.files
+        refused += members.refused
+        notes += members.notes
+        empty_directories += members.empty_directories
+    settled = settle(files, refused, containers)
+    require_none_refused(path, sorted(refused))
+    return Source(kind, path.absolute(), containers), Listing(settled, empty_directories, containers, tuple(notes))
+
+
+def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path], list[str]]:
+    """Containers of a kind in a directory, sorted, and what is left out. Raises UsageError where there is anything
+    else."""
+    suffix = _SUFFIX[kind]
+    beside = (suffix, *_BESIDE.get(kind, ()))
+    found = sorted((one for one in path.rglob("*") if not one.is_dir()), key=os.fsencode)
+    others = [one for one in found if one.suffix.lower() not in beside]
+    shown = ", ".join(display_path(os.fsencode(one.relative_to(path))) for one in others[:_SHOWN])
+    shown += ", ..." if len(others) > _SHOWN else ""
+    if others and not wanted.leave_out:
+        raise UsageError(
+            f"{display_path(os.fsencode(path))}: {len(others)} files do not end in {suffix} ({shown}); take them out, "
+            f"or leave them out with --leave-out"
+        )
+    notes = [f"{len(others)} files that do not end in {suffix} are left out: {shown}"] if others else []
+    return [one for one in found if one.suffix.lower() == suffix], notes

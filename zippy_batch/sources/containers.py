@@ -1,0 +1,299 @@
+"""Files that hold files: read at any offset, and what is found in them checked as a directory's files are.
+
+A container is opened anew for each read, which costs some 20 microseconds, so that a shard that touches thousands of
+them needs no more open files than threads, and a container that was replaced is noticed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from zippy_batch.config import INPUTS
+from zippy_batch.errors import SourceError, UsageError
+from zippy_batch.images import MAX_FILE_BYTES, Container, SourceFile, display_path, path_problem
+from zippy_batch.schema import MAX_LABEL_BYTES
+
+_MOST_LINKS = 40
+"""Links that may lead to one another, as in Linux."""
+_MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095
+"""Of Linux: what is longer could not be restored."""
+_LATEST_S = 1 << 38
+"""Seconds since or before 1970; times beyond it, which are nonsense, are ones that no file can be given."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a source."""
+
+    input: str = "auto"
+    """Its kind, one of config.INPUTS."""
+    labels: str = "auto"
+    """One of config.LABELS."""
+    leave_out: bool = False
+    """Leave out what an archive has no place for, and say so, instead of refusing it."""
+
+    def __post_init__(self) -> None:
+        if self.input not in INPUTS:
+            raise UsageError(f"input must be one of {', '.join(INPUTS)}, not {self.input!r}")
+
+
+# ---- reading ----
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A container, for as long as it is open."""
+
+    container: Container
+    descriptor: int
+
+    @property
+    def name(self) -> str:
+        return display_path(os.fsencode(self.container.path))
+
+    @property
+    def size_bytes(self) -> int:
+        return self.container.size_bytes
+
+    def read_at(self, offset: int, size_bytes: int) -> bytes:
+        """Exactly so many bytes. Raises SourceError where the container ends before."""
+        data = b""
+        if 0 <= offset <= offset + size_bytes <= self.size_bytes:
+            try:
+                data = os.pread(self.descriptor, size_bytes, offset)
+                while data and len(data) < size_bytes:
+                    more = os.pread(self.descriptor, size_bytes - len(data), offset + len(data))
+                    data = data + more if more else b""
+            except OSError as error:
+                raise SourceError(f"{self.name}: cannot be read at byte {offset}: {error.strerror}") from error
+        if len(data) != size_bytes:
+            raise self.damaged(offset, f"{size_bytes} bytes are expected there, and it ends at {self.size_bytes}")
+        return data
+
+    def damaged(self, offset: int, what: str) -> SourceError:
+        return SourceError(
+            f"{self.name} is truncated or damaged at byte {offset}: {what}; bring it back from where it is whole"
+        )
+
+    def stream(self, most_bytes: int) -> Stream:
+        return Stream(self, most_bytes)
+
+
+class Stream(io.RawIOBase):
+    """A container as libraries want files. A header can ask for any number of bytes: more than `most_bytes` in one go
+    raise SourceError."""
+
+    def __init__(self, file: Opened, most_bytes: int) -> None:
+        self._file, self._most_bytes, self._at = file, most_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.size_bytes}[whence]
+        if base + offset < 0:
+            raise self._file.damaged(self._at, f"it points to byte {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._file.size_bytes - self._at)
+        wanted = left if size < 0 else min(size, left)
+        if wanted > self._most_bytes or size > self._most_bytes:
+            raise self._file.damaged(self._at, f"a header of {max(size, wanted)} bytes")
+        data = self._file.read_at(self._at, wanted)
+        self._at += wanted
+        return data
+
+
+def container_at(path: Path) -> Container:
+    """Raises SourceError."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    return Container(path, status.st_size, status.st_mtime_ns // 10**9)
+
+
+@contextmanager
+def opened(container: Container) -> Iterator[Opened]:
+    """Raises SourceError where it cannot be opened, or is not what was listed."""
+    name = display_path(os.fsencode(container.path))
+    try:
+        # not to hang where a file was replaced by a pipe
+        descriptor = os.open(container.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise SourceError(f"{name}: cannot be read: {error.strerror}") from error
+    try:
+        status = os.fstat(descriptor)
+        found = (status.st_size, status.st_mtime_ns // 10**9)
+        if found != (container.size_bytes, container.mtime_s) or not stat.S_ISREG(status.st_mode):
+            raise SourceError(
+                f"{name}: changed during the run: expected {container.size_bytes} bytes of time {container.mtime_s}, "
+                f"found {found[0]} bytes of time {found[1]}; run again when it is at rest"
+            )
+        yield Opened(container, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- members ----
+
+
+class Members:
+    """What is found in one container, in the order in which it is found."""
+
+    def __init__(self, number: int, prefix: bytes, labels: str) -> None:
+        self.files: list[SourceFile] = []
+        self.refused: list[tuple[bytes, str]] = []
+        self.notes: list[str] = []
+        self._number, self._prefix, self._labels = number, prefix, labels
+        self._links: dict[bytes, tuple[bytes, int]] = {}
+        self._directories: set[bytes] = set()
+        self._same: dict[str, str] = {}
+
+    def add(self, path: bytes, size_bytes: int, mtime_s: int, at: tuple[int, ...], label: str | None = None) -> None:
+        """A file; it is refused where a directory's would be. `at` is where a reader of its kind finds it."""
+        path = without_dot(path)
+        full = self._full(path)
+        why = _member_problem(size_bytes, mtime_s) or name_problem(path) or name_problem(full)
+        if why:
+            self.refuse(path, why)
+            return
+        if self._labels != "auto":
+            label = folder_label(path) if self._labels == "folders" else None
+        if label is not None and len(label.encode()) > MAX_LABEL_BYTES:
+            self.refuse(path, f"label of {len(label.encode())} bytes")
+            return
+        # equal labels become one object, however many files have them
+        label = None if label is None else self._same.setdefault(label, label)
+        self.files.append(SourceFile(full, size_bytes, mtime_s, label, (self._number, *at)))
+
+    def refuse(self, path: bytes, why: str) -> None:
+        self.refused.append((self._full(path), why))
+
+    def add_link(self, path: bytes, target: bytes, mtime_s: int) -> None:
+        """`target` is relative to the container's root, or absolute."""
+        path = without_dot(path)
+        if path in self._links:
+            self.refuse(path, "there twice, as a link; unpack it, and archive the directory")
+        self._links[path] = (target, mtime_s)
+
+    def add_directory(self, path: bytes) -> None:
+        self._directories.add(without_dot(path).rstrip(b"/"))
+
+    def label(self, labels: dict[bytes, str]) -> None:
+        """Give pictures the label of their sample, by `sample_of` their path in the container."""
+        start = len(self._full(b""))
+        for i, file in enumerate(self.files):
+            found = labels.get(sample_of(file.path[start:])) if _PICTURE.search(file.path) else None
+            if found is not None:
+                self.files[i] = replace(file, label=self._same.setdefault(found, found))
+
+    def follow_links(self) -> None:
+        """Links to files become those files, under their own path and time, as in a directory."""
+        if not self._links:
+            return
+        start = len(self._full(b""))
+        regular = {file.path[start:]: file for file in self.files}
+        for path, (_, mtime_s) in self._links.items():
+            target, hops = path, 0
+            while target in self._links and hops < _MOST_LINKS:
+                target, hops = normal(self._links[target][0]), hops + 1
+            found = regular.get(target)
+            if found is None:
+                self.refuse(path, "link to something that is no file in it; unpack it, and archive the directory")
+            else:
+                self.add(path, found.size_bytes, mtime_s, found.place[1:])
+
+    @property
+    def empty_directories(self) -> int:
+        start = len(self._full(b""))
+        taken = parents(file.path[start:] for file in self.files) | parents(self._directories)
+        return len(self._directories - taken - {b"", b"."})
+
+    def _full(self, path: bytes) -> bytes:
+        return self._prefix + b"/" + path if self._prefix else path
+
+
+_PICTURE = re.compile(rb"\.(?:jpe?g|png|webp|bmp|gif|tiff?|ppm|pgm)$", re.IGNORECASE)
+
+
+def name_problem(path: bytes) -> str | None:
+    """Why no directory could hold a file of this path."""
+    longest = max(map(len, path.split(b"/")))
+    if longest > _MAX_NAME_BYTES or len(path) > _MAX_PATH_BYTES:
+        return f"path of {len(path)} bytes with a name of {longest}, and no directory holds it"
+    return path_problem(path)
+
+
+def _member_problem(size_bytes: int, mtime_s: int) -> str | None:
+    if size_bytes > MAX_FILE_BYTES:
+        return f"{size_bytes} bytes, over the limit of 1 GiB"
+    if not -_LATEST_S < mtime_s < _LATEST_S:
+        return f"{mtime_s} s since 1970 is no time of a file"
+    return None
+
+
+def settle(
+    files: list[SourceFile], refused: list[tuple[bytes, str]], containers: Sequence[Container]
+) -> tuple[SourceFile, ...]:
+    """The files of all containers, sorted; those that could not be side by side in a directory are refused."""
+    files.sort(key=lambda file: file.path)
+    for one, other in pairwise(files):
+        if one.path == other.path:
+            where = " and ".join(f"{containers[n].path.name} at {at}" for n, at, *_ in (one.place, other.place))
+            refused.append((one.path, f"there twice, in {where}; unpack it, and archive the directory"))
+    directories = parents(file.path for file in files)
+    refused += [(file.path, "a file, and a directory of other files") for file in files if file.path in directories]
+    return tuple(files)
+
+
+def parents(paths: Iterable[bytes]) -> set[bytes]:
+    """All directories that these paths lie in."""
+    found: set[bytes] = set()
+    for path in paths:
+        cut = path.rfind(b"/")
+        while cut > 0 and path[:cut] not in found:
+            found.add(path[:cut])
+            cut = path.rfind(b"/", 0, cut)
+    return found
+
+
+def without_dot(path: bytes) -> bytes:
+    """The path as `tar -cf x.tar .` would not have written it."""
+    while path.startswith(b"./"):
+        path = path[2:].lstrip(b"/")
+    return path
+
+
+def normal(path: bytes) -> bytes:
+    """Without "." and ".." where that is possible; what leads out of the container keeps them."""
+    return posixpath.normpath(path)
+
+
+def sample_of(path: bytes) -> bytes:
+    """WebDataset's key of a file: its path up to the first dot in its name."""
+    folder, slash, name = path.rpartition(b"/")
+    return folder + slash + name.split(b".", 1)[0]
+
+
+def folder_label(path: bytes) -> str | None:
+    """Name of the directory that a file is in; None at the top."""
+    folder = path.rpartition(b"/")[0].rpartition(b"/")[2]
+    return display_path(folder) if folder else None

@@ -1,0 +1,114 @@
+"""Members of an uncompressed tar file, WebDataset shards among them, found again by their offset.
+
+A compressed tar is refused: no member of it can be reached without what is before it, and a run that unpacked it for
+each shard, or aside, would do in secret what one command does well. Hard and symbolic links to members become those
+members under another name. A member NAME.cls is a file like any other, and what it says becomes the label of the
+pictures whose names begin with NAME and a dot (github.com/webdataset/webdataset).
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import tarfile
+from collections.abc import Iterator, Sequence
+
+from zippy_batch.errors import SourceError, UsageError
+from zippy_batch.images import Container, SourceFile
+from zippy_batch.sources.containers import Members, Opened, Wanted, normal, opened, sample_of, without_dot
+
+_BLOCK = tarfile.BLOCKSIZE
+_MAX_HEADER_BYTES = 1 << 20
+"""Of a long name or of pax records."""
+_MAX_CLASS_BYTES = 4096
+"""Of a .cls member that is taken for a label."""
+_COPY_BYTES = 1 << 20
+_COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+
+
+def find(file: Opened, members: Members, wanted: Wanted) -> None:
+    """Raises UsageError for a compressed tar, and SourceError for a truncated or damaged one."""
+    start = file.read_at(0, min(8, file.size_bytes))
+    for magic, command in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise UsageError(
+                f"{file.name} is compressed, so its members cannot be read one by one; unpack it first ({command}), "
+                f"and archive the plain .tar"
+            )
+    classes: dict[bytes, str] = {}
+    for info in _walk(file):
+        path = _bytes(info.name)
+        _take(info, path, members)
+        if info.isreg() and path.endswith(b".cls") and info.size <= _MAX_CLASS_BYTES and wanted.labels == "auto":
+            label = _text(file.read_at(info.offset_data, info.size))
+            if label:
+                classes[sample_of(without_dot(path))] = label
+    members.follow_links()
+    if classes:
+        members.label(classes)
+
+
+def read(containers: Sequence[Container], file: SourceFile) -> bytes:
+    """Raises SourceError."""
+    number, offset = file.place
+    with opened(containers[number]) as tar:
+        return tar.read_at(offset, file.size_bytes)
+
+
+def _take(info: tarfile.TarInfo, path: bytes, members: Members) -> None:
+    mtime_s = math.floor(info.mtime) if math.isfinite(info.mtime) else 1 << 62
+    if info.isdir():
+        members.add_directory(path)
+    elif info.issparse():
+        members.refuse(path, "a sparse file; unpack the tar, and archive the directory")
+    elif info.isreg():
+        members.add(path, info.size, mtime_s, (info.offset_data,))
+    elif info.islnk():
+        members.add_link(path, normal(_bytes(info.linkname)), mtime_s)
+    elif info.issym():
+        members.add_link(path, normal(posixpath.join(posixpath.dirname(path), _bytes(info.linkname))), mtime_s)
+    else:
+        members.refuse(path, "neither a file nor a directory")
+
+
+def _walk(file: Opened) -> Iterator[tarfile.TarInfo]:
+    """All members. Raises SourceError for a tar that is not whole: Python's own reader takes a damaged header for the
+    end."""
+    at = 0
+    try:
+        with tarfile.open(fileobj=file.stream(_MAX_HEADER_BYTES), mode="r:", encoding="utf-8") as tar:
+            while (info := tar.next()) is not None:
+                # it would keep them all
+                tar.members = []  # type: ignore[attr-defined]
+                at = info.offset
+                # links, and files with holes, may have the size of what is not there
+                if info.isreg() and not info.issparse() and not 0 <= info.size <= file.size_bytes - info.offset_data:
+                    raise file.damaged(at, f"the member {info.name} has {info.size} bytes there")
+                yield info
+            at = tar.offset
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, LookupError) as error:
+        raise file.damaged(at, f"no member of a tar file ({error})") from error
+    if file.read_at(at, _BLOCK) != bytes(_BLOCK):
+        raise file.damaged(at, "neither a member of a tar file nor its end")
+    for offset in range(at, file.size_bytes, _COPY_BYTES):
+        if file.read_at(offset, min(_COPY_BYTES, file.size_bytes - offset)).strip(b"\0"):
+            raise SourceError(
+                f"{file.name} goes on after its end at byte {at}, as tar files do that were joined; unpack it "
+                f"(tar --ignore-zeros -xf), and archive the directory"
+            )
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _text(data: bytes) -> str | None:
+    try:
+        return data.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return None
