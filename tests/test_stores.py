@@ -167,7 +167,7 @@ def test_unsuitable_outputs_are_refused_before_anything_is_written(faces: Path, 
         back(s3.uri("out.parquet"), s3.uri("back"))
     with pytest.raises(UsageError, match=r"there is no archive s3://faces-bucket/out.parquet"):
         stats(s3.uri("out.parquet"))
-    with pytest.raises(UsageError, match="no file below"):
+    with pytest.raises(UsageError, match="no file in s3:"):
         make(s3.uri("nothing"), s3.uri("out"))
     assert set(content(s3.at("faces"))) == {"0.png", "1.png"}
 
