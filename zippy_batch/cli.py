@@ -351,9 +351,10 @@ def restore(
         run = _run_options(preset, workers, address, overwrite)
         from zippy_batch import pipeline
         from zippy_batch.progress import showing
+        from zippy_batch.storage import place
 
         with showing("restore") as watch:
-            report = pipeline.restore(archive, destination, options, run, watch)
+            report = pipeline.restore(place(archive), place(destination), options, run, watch)
         _print_report(report, as_json)
 
 
@@ -371,8 +372,9 @@ def stats(ctx: typer.Context, archive: ArchivePath, as_json: Json = False) -> No
     """
     with _outcome(ctx, "nothing was changed"):
         from zippy_batch import pipeline
+        from zippy_batch.storage import place
 
-        _print_report(pipeline.stats(archive), as_json)
+        _print_report(pipeline.stats(place(archive)), as_json)
 
 
 @app.command()
@@ -407,9 +409,11 @@ def verify(
         run = _run_options(_preset(config), workers, address, None)
         from zippy_batch import pipeline
         from zippy_batch.progress import showing
+        from zippy_batch.storage import place
 
+        originals = None if against is None else place(against)
         with showing("verify") as watch:
-            report = pipeline.verify(archive, against, deep, run, watch, input=input or _ARCHIVE.input)
+            report = pipeline.verify(place(archive), originals, deep, run, watch, input=input or _ARCHIVE.input)
         _print_report(report, as_json)
 
 

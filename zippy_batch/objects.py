@@ -27,9 +27,10 @@ def list_objects(root: ObjectPath) -> Listing:
     Raises UsageError naming what could not be archived, before anything is read, and where there is no object.
     """
     found = listed(root, recursive=True)
-    files, refused, directories, parents = [], [], set(), set()
+    files, refused, directories, filled = [], [], set(), set()
     for info in found:
         path = info.path[len(root.key) + 1 :].encode()
+        filled.add(path.rpartition(b"/")[0])
         if not info.is_file:
             directories.add(path)
             continue
@@ -40,15 +41,13 @@ def list_objects(root: ObjectPath) -> Listing:
             refused.append((path, why))
         else:
             files.append(SourceFile(path, info.size, (info.mtime_ns or 0) // 10**9))
-        parents.add(path.rpartition(b"/")[0])
     require_none_refused(str(root), sorted(refused))
     if not found and root.is_file():
         raise UsageError(
             f"{root} is one object; a source in a store is all that lies below a name, such as {root.parent}, and "
             f"a .tar, .zip, .parquet or .rec is read from a disk: bring it to this machine first"
         )
-    empty = {path for path in directories if not any(parent.startswith(path) for parent in parents)}
-    return Listing(tuple(sorted(files, key=lambda file: file.path)), len(empty))
+    return Listing(tuple(sorted(files, key=lambda file: file.path)), len(directories - filled))
 
 
 class ObjectReader:
