@@ -1,6 +1,7 @@
 """Images per second of archive (verified) and restore, beside what Pillow does on the same cores in the same run.
 
-    python benchmarks/throughput.py [DIRECTORY ...] [--cores 2] [--seconds 6] [--skip-ray] [--json FILE]
+    python benchmarks/throughput.py [DIRECTORY ...] [--model NAME|FILE] [--cores 2] [--seconds 6] [--skip-ray]
+                                    [--json FILE]
 
 Each DIRECTORY holds images of one size; without one, faces of 42x42 and of 178x218 are drawn. The images of a directory
 are linked as often as it takes to keep a measurement going, which makes nothing faster: nothing here looks at an image
@@ -157,11 +158,11 @@ def classical(name: str, source: Path, seconds: float, cores: int) -> tuple[floa
     return sum(encode for encode, _ in rates), sum(decode for _, decode in rates)
 
 
-def _zippy(source: Path, folder: Path, workers: int, shard_size: int) -> list[tuple[float, float]]:
+def _zippy(source: Path, folder: Path, workers: int, shard_size: int, model: str) -> list[tuple[float, float]]:
     from zippy_batch import pipeline
     from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 
-    options, run = ArchiveOptions(shard_size=shard_size), RunOptions(workers=workers)
+    options, run = ArchiveOptions(shard_size=shard_size, model=model), RunOptions(workers=workers)
     if workers == 1:
         # load the model, compile the coder: what a long run does once
         few = linked(source, folder / "few", 2 * options.batch_size)
@@ -183,14 +184,14 @@ def steady(images: int, shards: Sequence[Any], workers: int) -> float:
     return images * workers / seconds if seconds else 0.0
 
 
-def zippy(source: Path, workers: int, shard_size: int) -> list[tuple[float, float]]:
+def zippy(source: Path, workers: int, shard_size: int, model: str) -> list[tuple[float, float]]:
     """(whole run, steady) images per second, of archive and of restore, in a fresh process."""
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as folder,
         concurrent.futures.ProcessPoolExecutor(1, context) as pool,
     ):
-        return pool.submit(_zippy, source, Path(folder), workers, shard_size).result()
+        return pool.submit(_zippy, source, Path(folder), workers, shard_size, model).result()
 
 
 def measure(source: Path, work: Path, options: argparse.Namespace) -> list[Rate]:
@@ -210,10 +211,10 @@ def measure(source: Path, work: Path, options: argparse.Namespace) -> list[Rate]
     print(f"{source.name}: {count} images of {size}; images/s on {options.cores} cores")
     print(f"  {'':26} {'archive':>10} {'restore':>10}")
     # in process shards follow one another: the automatic size keeps the threads busy
-    (archive, _), (restore, _) = zippy(many, 1, 0)
+    (archive, _), (restore, _) = zippy(many, 1, 0, options.model)
     add("zippy, in process", archive, restore)
     if not options.skip_ray:
-        (archive, archive_steady), (restore, restore_steady) = zippy(many, options.cores, shard_size)
+        (archive, archive_steady), (restore, restore_steady) = zippy(many, options.cores, shard_size, options.model)
         add("zippy, Ray", archive, restore)
         add("zippy, Ray, steady", archive_steady, restore_steady)
     for name in CLASSICAL:
@@ -242,6 +243,7 @@ def _shown(rate: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", nargs="*", type=Path, metavar="DIRECTORY")
+    parser.add_argument("--model", default="faces", help="of the lossy codec")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each classical measurement")
     parser.add_argument("--images", type=int, default=0, help="of each zippy-batch measurement; 0 chooses by size")
