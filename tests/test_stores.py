@@ -190,7 +190,10 @@ def test_rerun_does_only_what_is_missing(faces: Path, name: str, s3: S3, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         make(faces, s3.uri(name), interrupt_after=1)
     assert not s3.at(name).exists()
-    put_bytes(b"half", remote_staging_path(s3.at(name)) / "attempts" / "part-00001.parquet.0123")
+    staging = remote_staging_path(s3.at(name))
+    put_bytes(b"half", staging / "attempts" / "part-00001.parquet.0123")
+    (parts,) = [info.base_name for info in listed(staging) if len(info.base_name) == 32]
+    put_bytes(b"", staging / parts / "part-00002.parquet")
     with pytest.raises(StagingMismatch, match="quality: 75 then, 50 now"):
         make(faces, s3.uri(name), replace(OPTIONS, quality=50))
     report = make(faces, s3.uri(name))

@@ -77,7 +77,8 @@ class RemoteStaging:
         """Indices of the shards that are done."""
         for name, size_bytes in sizes_in(self.parts).items():
             match = PART_NAME.fullmatch(name)
-            if match:
+            # some servers make an empty object of a copy whose request was cut off within its head
+            if match and size_bytes:
                 self._note(int(match[1]), size_bytes)
         return set(self._sizes)
 
@@ -228,10 +229,12 @@ def _holds_work(root: ObjectPath) -> bool:
 
 
 def _read_plan(root: ObjectPath) -> dict[str, Any] | None:
+    """None where there is none, and where a request that was cut off made it empty."""
     try:
-        return parse_plan((root / PLAN_FILE).read_bytes())
+        text = (root / PLAN_FILE).read_bytes()
     except FileNotFoundError:
         return None
+    return parse_plan(text) if text else None
 
 
 def _sweep(root: ObjectPath, keep: tuple[str, ...]) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import pyarrow.fs as pa_fs
 
 CONNECT_TIMEOUT_S = 10.0
+STALLED_S = 60.0
+"""Without a byte, before a request to S3 counts as failed; the library's own 3 s are too few for a busy machine."""
 ATTEMPTS = 5
 """Of a request to S3, with growing pauses, before it counts as failed."""
 GOOGLE_PATIENCE_S = 120
@@ -205,6 +207,7 @@ def _open_s3(store: Store) -> pa_fs.FileSystem:
         secret_key=unquote(password) or None,
         endpoint_override=endpoint,
         connect_timeout=CONNECT_TIMEOUT_S,
+        request_timeout=STALLED_S,
         retry_strategy=pa_fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         # small objects in one request instead of three
         allow_delayed_open=True,
