@@ -27,6 +27,7 @@ from zippy_batch.report import Done, Finding, Quality, RestoreLine, Tick
 from zippy_batch.schema import Row
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
+from zippy_batch.work.isolation import once_more
 from zippy_batch.work.rows import (
     Numbered,
     decode_pictures,
@@ -76,6 +77,9 @@ class RestoreJob:
             return restore_shard(unit, archive, writer, self.options, coders, hands, tick)
 
         return work
+
+    def after_death(self, unit: RestoreUnit, deaths: int, reason: str) -> RestoreUnit:
+        return once_more(unit, deaths, reason)
 
 
 @dataclass(frozen=True)
