@@ -14,7 +14,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -222,7 +222,7 @@ def archive(
         from zippy_batch import pipeline
         from zippy_batch.progress import showing
 
-        with showing("archive") as watch:
+        with _for_the_report(), showing("archive") as watch:
             report = pipeline.archive(source, output, options, run, watch)
         _print_report(report, as_json)
         _hint(f"before you delete the originals: zippy-batch verify {_quoted(output)} --against {_quoted(source)}")
@@ -295,7 +295,7 @@ def restore(
         from zippy_batch import pipeline
         from zippy_batch.progress import showing
 
-        with showing("restore") as watch:
+        with _for_the_report(), showing("restore") as watch:
             report = pipeline.restore(archive, destination, options, run, watch)
         _print_report(report, as_json)
 
@@ -350,7 +350,7 @@ def verify(
         from zippy_batch import pipeline
         from zippy_batch.progress import showing
 
-        with showing("verify") as watch:
+        with _for_the_report(), showing("verify") as watch:
             report = pipeline.verify(archive, against, deep, run, watch)
         _print_report(report, as_json)
 
@@ -501,7 +501,8 @@ def train(
         run = _run_options(preset, workers, address, overwrite)
         from zippy_batch.training import job
 
-        report = job.train(sources, output, options, run, lambda line: typer.echo(line, err=True), restart)
+        with _for_the_report():
+            report = job.train(sources, output, options, run, lambda line: typer.echo(line, err=True), restart)
         _print_report(report, as_json)
 
 
@@ -567,6 +568,13 @@ def _outcome(ctx: typer.Context, when_interrupted: str) -> Iterator[None]:
                 f"this was not foreseen; to see where it came from: zippy-batch --traceback {name} ...", err=True
             )
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _for_the_report() -> Iterator[None]:
+    """Keeps standard output free for it: Ray prints there when a worker or a node dies, and cannot be told not to."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def _show_traceback(ctx: typer.Context) -> None:
