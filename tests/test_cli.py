@@ -75,7 +75,7 @@ def failing(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-COMMANDS = ("archive", "restore", "stats", "verify", "compare", "train", "models")
+COMMANDS = ("archive", "restore", "stats", "verify", "compare", "train", "models", "submit")
 
 
 # help
