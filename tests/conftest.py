@@ -11,8 +11,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # before anything imports Ray: tests never report usage, and a run of them stays on the cores it was given
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# nodes that share their cores with other work take longer to start than the half minute that Ray gives them
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
 
 
 @pytest.fixture(scope="session")
