@@ -12,6 +12,7 @@ from pathlib import Path
 from zippy_batch.archive import Archive
 from zippy_batch.coding import Coders, MakeCodec, Pixels, compare
 from zippy_batch.config import RestoreOptions
+from zippy_batch.durable import writing
 from zippy_batch.errors import ArchiveError, DamagedRow
 from zippy_batch.images import (
     Picture,
@@ -94,7 +95,8 @@ class FileWriter:
         object.__setattr__(self, "_real", os.path.realpath(os.fsencode(self.destination)))
 
     def write(self, path: bytes, data: bytes, mtime_s: int) -> None:
-        """Raises ArchiveError for a path that leads out of the destination, by itself or through a link there."""
+        """Raises ArchiveError for a path that leads out of the destination, by itself or through a link there, and
+        WriteError."""
         safe_relative_path(path)
         target = os.path.join(self._real, path)
         parent = os.path.dirname(target)
@@ -102,12 +104,13 @@ class FileWriter:
             raise ArchiveError(
                 f"{display_path(path)} would leave {self.destination} through a link; take the link away"
             )
-        os.makedirs(parent, exist_ok=True)
         new = os.path.join(os.fsencode(self.temporary), uuid.uuid4().hex.encode())
-        with open(new, "wb") as file:
-            file.write(data)
-        os.utime(new, (mtime_s, mtime_s))
-        os.replace(new, target)
+        with writing(f"{self.destination}/{display_path(path)}"):
+            os.makedirs(parent, exist_ok=True)
+            with open(new, "wb") as file:
+                file.write(data)
+            os.utime(new, (mtime_s, mtime_s))
+            os.replace(new, target)
 
 
 def restore_shard(
