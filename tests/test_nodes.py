@@ -27,24 +27,30 @@ NODE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 
 SHARDS = 6
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A head that does no work, and two nodes with room for a worker each."""
+@contextmanager
+def nodes(count: int) -> Iterator[Any]:
+    """A head that does no work, and nodes with room for a worker each."""
     from ray.cluster_utils import Cluster
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), *([before] if before else [])])
-    nodes = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
     try:
-        for _ in range(2):
-            nodes.add_node(**NODE)
-        yield nodes
+        for _ in range(count):
+            made.add_node(**NODE)
+        yield made
     finally:
-        nodes.shutdown()
+        made.shutdown()
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with nodes(2) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +164,21 @@ def test_a_run_whose_driver_is_killed_is_finished_by_the_next(
     assert printed >= committed if command == "archive" else printed == 4 * SHARDS
     assert files_of(output) == files_of(expected / output.name)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([output.name, "gates-0", "gates-2"])
+
+
+def test_a_run_whose_head_is_lost_ends_and_is_finished_without_a_cluster(
+    expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")  # by default Ray looks for a lost head for 60 s
+    output = tmp_path / "archived"
+    with nodes(1) as made, driving("archive", expected, output, made) as driver:
+        driver.workers(1)
+        made.remove_node(made.head_node, allow_graceful=False)
+        driver.open_gate()
+        assert driver.process.wait(PATIENCE_S) == 1
+    assert not output.exists()
+    assert list(staging_path(output).glob("*/part-?????.parquet"))
+    report = archive(expected / "faces", output, ARCHIVE, RunOptions(workers=1), codecs=CODECS)
+    assert report.run is not None
+    assert report.run.shards_resumed >= 1
+    assert files_of(output) == files_of(expected / "archived")
