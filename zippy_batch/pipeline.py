@@ -21,7 +21,7 @@ from zippy_batch.archive import Archive, ArchiveInfo, merge_parts, write_manifes
 from zippy_batch.cluster import Crew, choose_crew, run_units, settle_device
 from zippy_batch.coding import MakeCodec, make_codec
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
-from zippy_batch.errors import ModelError, UsageError
+from zippy_batch.errors import ArchiveError, ModelError, UsageError
 from zippy_batch.images import display_path
 from zippy_batch.plan import Plan, plan_archive, recorded
 from zippy_batch.report import (
@@ -163,9 +163,19 @@ def _info(plan: Plan, models: Mapping[str, Model]) -> ArchiveInfo:
 
 
 def _finish(plan: Plan, staging: Staging, models: Mapping[str, Model]) -> None:
-    """Parts -> the whole archive, still in the staging."""
+    """Parts -> the whole archive, still in the staging. Raises ArchiveError for a part that is damaged."""
     if staging.finished.exists():
         return
+    try:
+        _join(plan, staging, models)
+    except ArchiveError as error:
+        raise ArchiveError(
+            f"a shard that was done is no longer what was written: {error}. Delete that part, check the disk, and give "
+            f"the same command again, which does it anew"
+        ) from error
+
+
+def _join(plan: Plan, staging: Staging, models: Mapping[str, Model]) -> None:
     parts = [staging.part(index) for index in range(len(plan))]
     used = {codec for part in parts for codec in _models_of_part(part)}
     info = _info(plan, {codec: model for codec, model in models.items() if codec in used})

@@ -194,7 +194,8 @@ def _read_plan(root: Path) -> dict[str, Any] | None:
 
 
 def _mismatch(staging: Staging, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    changed = [f"{name}: {old.get(name)} then, {new.get(name)} now" for name in new if old.get(name) != new.get(name)]
+    differing = [name for name in new if old.get(name) != new.get(name)] if old else []
+    changed = [f"{name}: {old.get(name)} then, {new.get(name)} now" for name in differing]
     return (
         f"{staging.root} holds an unfinished run of other inputs or options for {staging.output} "
         f"({'; '.join(changed) or 'its plan cannot be read'}). Run it again as it was to finish it, "
