@@ -2,6 +2,7 @@
 #
 #   SRC=, OUT=   what to read and what to write       ARGS=   more flags, passed on as they are
 #   FACES=       a directory of images for demo, bench and compare (default: faces drawn on the spot)
+#   ADDRESS=     a cluster's job server, http://HOST:8265
 #   PYTHON=      the interpreter that .venv is made from (3.11 or newer)
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench train archive restore stats verify compare clean
+.PHONY: help setup demo test lint format bench train archive restore stats verify compare submit clean
 
 help:  ## print this list
 	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*  ## (.*)/  make \1 | \2/' | column -t -s '|' 2>/dev/null \
@@ -76,6 +77,10 @@ verify: $(STAMP)  ## OUT=out.parquet [SRC=faces]
 compare: $(STAMP)  ## beside JPEG, WebP, AVIF and others on your images FACES=dir [ARGS="--plot curves.png"]
 	@test -n "$(FACES)" || { echo 'usage: make compare FACES=dir [ARGS="--plot curves.png --sheet faces.png"]' >&2; exit 2; }
 	$(BIN)/zippy-batch compare "$(FACES)" $(ARGS)
+
+submit: $(STAMP)  ## archive on a Ray cluster SRC=/mnt/faces OUT=/mnt/out ADDRESS=http://head:8265 [ARGS="--quality 80"]
+	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make submit SRC=/mnt/faces OUT=/mnt/out ADDRESS=http://head:8265 [ARGS="--quality 80"]' >&2; exit 2; }
+	$(BIN)/zippy-batch submit $(if $(ADDRESS),--address "$(ADDRESS)") -- archive "$(SRC)" "$(OUT)" $(ARGS)
 
 clean:  ## remove demo output and caches (not .venv)
 	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,9 @@
 
 Arguments are those of `zippy-batch archive`; below them lies the preset configs/cluster.toml. Paths are those that
 every machine of the cluster sees. Submit the same job again to go on after an interruption.
+
+This is Ray's own way, which uploads the working directory. `zippy-batch submit` uploads nothing, wants zippy-batch
+installed on the cluster, and checks versions and paths on every machine before it starts.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from zippy_batch.cluster import Crew, _places, choose_crew, choose_team, run_uni
 from zippy_batch.config import RunOptions
 from zippy_batch.errors import SourceError, UsageError, WorkerError
 from zippy_batch.report import Done, Tick
+from zippy_batch.work.isolation import once_more
 
 RAY = Crew(workers=2, threads=1, on_ray=True)
 IN_PROCESS = Crew(workers=1, threads=2, on_ray=False)
@@ -55,6 +56,9 @@ class Job:
             return Answer(unit.index, Done(1, 10, 5), os.getpid())
 
         return work
+
+    def after_death(self, unit: Unit, deaths: int, reason: str) -> Unit:
+        return once_more(unit, deaths, reason)
 
 
 def ignore(done: Done) -> None:

@@ -13,7 +13,7 @@ from zippy_batch.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
-COMMANDS = ("archive", "restore", "stats", "verify", "compare", "train", "models")
+COMMANDS = ("archive", "restore", "stats", "verify", "compare", "train", "models", "submit")
 SHELL_BLOCK = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.M | re.S)
 TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
 
@@ -66,9 +66,10 @@ def test_documented_command_lines_exist(page: str, line: str) -> None:
         if words[1].startswith("--"):
             assert words[1] in CliRunner().invoke(app, ["--help"]).stdout
             return
-        assert words[1] in COMMANDS
-        given = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
-        assert not given - options_of(words[1])
+        for command in " ".join(words[1:]).split(" -- "):
+            name, *rest = command.split()
+            assert name in COMMANDS
+            assert not {word.split("=")[0] for word in rest if word.startswith("--")} - options_of(name)
     elif program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
         assert {word for word in words[1:] if "=" not in word} <= set(targets)

@@ -13,8 +13,8 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -271,7 +271,7 @@ def archive(
         from zippy_batch.storage import place
 
         origin, target = place(source), place(output)
-        with showing("archive") as watch:
+        with _for_the_report(), showing("archive") as watch:
             report = pipeline.archive(origin, target, options, run, watch)
         _print_report(report, as_json)
         kind = "" if options.input == "auto" else f" --input {options.input}"
@@ -353,7 +353,7 @@ def restore(
         from zippy_batch.progress import showing
         from zippy_batch.storage import place
 
-        with showing("restore") as watch:
+        with _for_the_report(), showing("restore") as watch:
             report = pipeline.restore(place(archive), place(destination), options, run, watch)
         _print_report(report, as_json)
 
@@ -412,7 +412,7 @@ def verify(
         from zippy_batch.storage import place
 
         originals = None if against is None else place(against)
-        with showing("verify") as watch:
+        with _for_the_report(), showing("verify") as watch:
             report = pipeline.verify(place(archive), originals, deep, run, watch, input=input or _ARCHIVE.input)
         _print_report(report, as_json)
 
@@ -576,7 +576,8 @@ def train(
         run = _run_options(preset, workers, address, overwrite)
         from zippy_batch.training import job
 
-        report = job.train(sources, output, options, run, lambda line: typer.echo(line, err=True), restart)
+        with _for_the_report():
+            report = job.train(sources, output, options, run, lambda line: typer.echo(line, err=True), restart)
         _print_report(report, as_json)
 
 
@@ -605,6 +606,95 @@ def models(
             _print_json([asdict(summary) for summary in summaries])
         else:
             _print("\n".join(line for summary in summaries for line in summary.lines()))
+
+
+@app.command()
+def submit(
+    ctx: typer.Context,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- COMMAND ...", help="archive, restore, verify or train, with all it needs."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        _flag(
+            "--address",
+            metavar="http://HOST:8265",
+            help="The cluster's job server.",
+            default="$RAY_API_SERVER_ADDRESS, else this machine",
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Print the job's id once it works, and leave it to itself.")
+    ] = False,
+    status: Annotated[str | None, _flag("--status", metavar="ID", help="Print the state of a job.")] = None,
+    logs: Annotated[str | None, _flag("--logs", metavar="ID", help="Follow a job that was submitted before.")] = None,
+    stop: Annotated[str | None, _flag("--stop", metavar="ID", help="End a job; submitted again, it goes on.")] = None,
+) -> None:
+    """Run a command on a Ray cluster, through its job server.
+
+    Paths are those that the machines of the cluster see. Versions and paths are checked on every machine; then the
+    job's log is shown, and its exit code becomes that of this command. Ctrl-C ends the showing and not the job.
+
+    Examples:
+
+    \b
+      zippy-batch submit --address http://head:8265 -- archive /mnt/faces /mnt/out -q 80
+      zippy-batch submit --address http://head:8265 --detach -- restore /mnt/out /mnt/restored
+      zippy-batch submit --address http://head:8265 --logs raysubmit_12345
+    """
+    wanted = parameters_of(command) if command else None
+    with _outcome(ctx, "if a job was submitted, it goes on"):
+        from zippy_batch import submit as jobs
+
+        if sum(bool(one) for one in (command, status, logs, stop)) != 1:
+            raise UsageError("give either a command after -- or one of --status, --logs and --stop")
+        if command and command[0] not in jobs.COMMANDS:
+            raise UsageError(f"submit runs {', '.join(jobs.COMMANDS)}; {command[0]} works without a cluster")
+        paths = wanted is not None and jobs.Paths.of(wanted)
+        address = address or os.environ.get(jobs.ADDRESS_VARIABLE) or jobs.DEFAULT_ADDRESS
+        client = jobs.reach(address)
+        if status:
+            info = jobs.info_of(client, status)
+            _print(f"{info.status}: {info.message}")
+        elif stop:
+            _print(jobs.stop(client, stop))
+        elif logs:
+            _follow(client, logs, address)
+        elif wanted and command and paths:
+            job = jobs.submit(client, command, joins=wanted.get("address") is not None)
+            if not detach:
+                _follow(client, job, address)
+            elif code := jobs.wait_until_checked(client, job, _write):
+                raise typer.Exit(code)
+            else:
+                _print(job)
+
+
+def _follow(client: Any, job: str, address: str) -> None:
+    """Raises Exit with the job's exit code."""
+    from zippy_batch import submit as jobs
+
+    again = f"zippy-batch submit --address {shlex.quote(address)}"
+    try:
+        raise typer.Exit(jobs.follow(client, job, _write))
+    except KeyboardInterrupt:
+        typer.echo(f"\nthe job goes on. To follow it: {again} --logs {job}\nto end it: {again} --stop {job}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def parameters_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """Of a command line of zippy-batch, by name. Raises what the command itself raises for a wrong one."""
+    name, *rest = arguments
+    group: Any = typer.main.get_command(app)
+    with group.make_context("zippy-batch", [name, *rest]) as ctx:
+        name, found, rest = group.resolve_command(ctx, [name, *rest])
+        return dict(found.make_context(name, rest, parent=ctx).params)
 
 
 def main() -> None:
@@ -642,6 +732,13 @@ def _outcome(ctx: typer.Context, when_interrupted: str) -> Iterator[None]:
                 f"this was not foreseen; to see where it came from: zippy-batch --traceback {name} ...", err=True
             )
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _for_the_report() -> Iterator[None]:
+    """Keeps standard output free for it: Ray prints there when a worker or a node dies, and cannot be told not to."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def _show_traceback(ctx: typer.Context) -> None:

@@ -20,8 +20,8 @@ from zippy_batch.config import RunOptions
 from zippy_batch.errors import UsageError, WorkerError
 from zippy_batch.report import Done, Tick
 
-ATTEMPTS = 3
-"""Times that a unit is tried on workers that die, before the run gives up."""
+STILLBORN = 3
+"""Workers that die before their first unit, before the run gives up."""
 PATIENCE_S = 60.0
 """Without any result, before saying what the run is waiting for."""
 RAY_PAYS_IMAGES = 30_000
@@ -42,14 +42,22 @@ class HasDone(Protocol):
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result", bound=HasDone)
-UnitIn = TypeVar("UnitIn", contravariant=True)
 ResultOut = TypeVar("ResultOut", bound=HasDone, covariant=True)
 
 
-class Job(Protocol[UnitIn, ResultOut]):
-    """What every worker of a run needs; pickles. `start` is called once in each worker."""
+class Job(Protocol[Unit, ResultOut]):
+    """What every worker of a run needs; pickles."""
 
-    def start(self, threads: int) -> Callable[[UnitIn, Tick], ResultOut]: ...
+    def start(self, threads: int) -> Callable[[Unit, Tick], ResultOut]:
+        """Called once in each worker."""
+        ...
+
+    def after_death(self, unit: Unit, deaths: int, reason: str) -> Unit:
+        """The unit as it is to be tried next, called in the driver when a worker has died at it for the nth time.
+
+        Raises WorkerError to give up.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -143,8 +151,8 @@ def _places(nodes: Sequence[Mapping[str, float]], workers: int, gpus: int) -> tu
 def run_units(job: Job[Unit, Result], units: Iterable[Unit], crew: Crew, tick: Tick) -> Iterator[Result]:
     """Results in the order they come. `tick` hears of work as it is done: per batch in process, per unit on Ray.
 
-    What a unit raises is raised here, and WorkerError when its worker died ATTEMPTS times. Closing the iterator stops
-    the workers.
+    What a unit raises is raised here, and what the job says when a worker has died once too often. Closing the iterator
+    stops the workers.
     """
     if not crew.on_ray:
         work = job.start(crew.threads)
@@ -167,8 +175,8 @@ class _Foreman:
     def __init__(self, job: Any, units: Iterator[Any], crew: Crew) -> None:
         import ray
 
-        self._crew, self._units = crew, units
-        self._job = ray.put(job)
+        self._crew, self._units, self._job = crew, units, job
+        self._stored_job = ray.put(job)
         self._again: deque[tuple[Any, int]] = deque()
         self._busy: dict[Any, tuple[Any, tuple[Any, int] | None]] = {}
         """What is waited for -> worker, and the unit and attempt it is at; None while it starts."""
@@ -216,7 +224,7 @@ class _Foreman:
         import ray
 
         needs = {"num_cpus": self._crew.threads, "num_gpus": self._crew.gpus, "max_restarts": 0, "max_task_retries": 0}
-        worker: Any = ray.remote(_Worker).options(**needs).remote([self._job], self._crew.threads)
+        worker: Any = ray.remote(_Worker).options(**needs).remote([self._stored_job], self._crew.threads)
         self._busy[worker.ready.remote()] = (worker, None)
 
     def _replace(self, worker: Any, task: tuple[Any, int] | None, error: Exception) -> None:
@@ -227,17 +235,16 @@ class _Foreman:
         reason = _reason(error)
         if task is None:
             self._stillborn += 1
-            if self._stillborn >= ATTEMPTS:
+            if self._stillborn >= STILLBORN:
                 raise WorkerError(f"workers do not start: {reason}; is the same version on every machine?") from error
         else:
             unit, attempt = task
-            if attempt >= ATTEMPTS:
-                raise WorkerError(
-                    f"shard {unit.index}: its worker died {attempt} times ({reason}); what is committed stays, and the "
-                    f"same command goes on from there. If memory ran out, use a smaller --batch-size or fewer --workers"
-                ) from error
-            _log.warning("shard %d: its worker died (%s); attempt %d of %d", unit.index, reason, attempt + 1, ATTEMPTS)
-            self._again.append((unit, attempt + 1))
+            try:
+                again = self._job.after_death(unit, attempt, reason)
+            except WorkerError as given_up:
+                raise given_up from error
+            _log.warning("shard %d: its worker died (%s); attempt %d", unit.index, reason, attempt + 1)
+            self._again.append((again, attempt + 1))
         self._hire()
 
     def _say_why_nothing_happens(self) -> None:

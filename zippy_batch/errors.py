@@ -7,6 +7,7 @@
     ├── SourceError                 1: a source file cannot be read, or changed during the run
     ├── ArchiveError                1: not an archive, truncated, or of an unknown version
     │   └── DamagedRow              1: one row's bytes are not what was written
+    ├── WriteError                  1: no room, or no right, to write a file
     ├── ModelError                  1: a model file is damaged, unknown, inexact or not the archive's
     ├── StorageError                1: an object store cannot be reached, refuses, or does not keep what it was given
     └── WorkerError                 1: a worker died or a shard failed for good
@@ -43,6 +44,10 @@ class ArchiveError(ZippyError):
 
 
 class DamagedRow(ArchiveError):
+    pass
+
+
+class WriteError(ZippyError):
     pass
 
 

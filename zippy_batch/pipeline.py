@@ -22,7 +22,7 @@ from zippy_batch.archive import Archive, ArchiveInfo, merge_parts, write_manifes
 from zippy_batch.cluster import Crew, choose_crew, run_units, settle_device
 from zippy_batch.coding import MakeCodec, make_codec
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
-from zippy_batch.errors import ModelError, UsageError
+from zippy_batch.errors import ArchiveError, ModelError, UsageError
 from zippy_batch.images import display_path
 from zippy_batch.plan import Plan, plan_archive, recorded
 from zippy_batch.remote_staging import (
@@ -186,15 +186,21 @@ def _info(plan: Plan, models: Mapping[str, Model]) -> ArchiveInfo:
 
 
 def _publish(plan: Plan, staging: Staging | RemoteStaging, models: Mapping[str, Model]) -> None:
-    """Parts -> the whole archive -> its place."""
+    """Parts -> the whole archive -> its place. Raises ArchiveError for a part that is damaged."""
 
     def describe(used: Iterable[str]) -> ArchiveInfo:
         return _info(plan, {codec: model for codec, model in models.items() if codec in used})
 
-    if isinstance(staging, RemoteStaging):
-        staging.publish(len(plan), describe)
-        return
-    _finish([staging.part(index) for index in range(len(plan))], staging, describe)
+    try:
+        if isinstance(staging, RemoteStaging):
+            staging.publish(len(plan), describe)
+            return
+        _finish([staging.part(index) for index in range(len(plan))], staging, describe)
+    except ArchiveError as error:
+        raise ArchiveError(
+            f"a shard that was done is no longer what was written: {error}. Delete that part, check the disk, and give "
+            f"the same command again, which does it anew"
+        ) from error
     staging.publish()
 
 

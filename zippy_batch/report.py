@@ -632,7 +632,7 @@ def _findings(title: str, findings: Sequence[Finding]) -> list[str]:
 
 
 def _run_lines(run: RunFacts, shards: int) -> list[str]:
-    workers = f"{run.workers} workers" if run.workers > 1 else "in process"
+    workers = {0: "on a cluster", 1: "in process"}.get(run.workers, f"{run.workers} workers")
     out = [f"{run.images} images in {run.seconds:.1f} s: {run.images_per_s:.0f} images/s on {run.device}, {workers}"]
     if run.shards_resumed:
         out.append(f"{run.shards_resumed} of {shards} shards were there from an earlier run")

@@ -207,7 +207,8 @@ def parse_plan(text: bytes) -> dict[str, Any]:
 
 
 def mismatch(root: Place, output: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    changed = [f"{name}: {old.get(name)} then, {new.get(name)} now" for name in new if old.get(name) != new.get(name)]
+    differing = [name for name in new if old.get(name) != new.get(name)] if old else []
+    changed = [f"{name}: {old.get(name)} then, {new.get(name)} now" for name in differing]
     return (
         f"{root} holds an unfinished run of other inputs or options for {output} "
         f"({'; '.join(changed) or 'its plan cannot be read'}). Run it again as it was to finish it, "

@@ -133,6 +133,10 @@ class ObjectPath:
 Place = Path | ObjectPath
 
 
+def is_uri(text: str) -> bool:
+    return _URI.fullmatch(text) is not None
+
+
 def place(text: str | Place) -> Place:
     """The place that a path or a URI names. Raises UsageError, also for a scheme that nothing here knows."""
     if isinstance(text, ObjectPath):

@@ -6,6 +6,8 @@ What a row becomes:
     otherwise     latent, where the file is a picture and the codec can keep it; exact instead, where that takes no more
                   bytes or where the lossy codec fails; else raw
     --no-exact    latent, else raw
+
+A file that kills its workers is raw in any case: see `isolation`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
+
+import numpy as np
 
 from zippy_batch.archive import Archive, ArchiveInfo, part_name, write_part
 from zippy_batch.coding import Coded, CodedFile, Coders, MakeCodec, code_batch, code_files
@@ -26,6 +30,7 @@ from zippy_batch.config import ArchiveOptions
 from zippy_batch.errors import SourceError, WorkerError
 from zippy_batch.headers import EMPTY, Refused, read_header
 from zippy_batch.images import (
+    Facts,
     Picture,
     SourceFile,
     Unsuitable,
@@ -40,6 +45,7 @@ from zippy_batch.sources import Source
 from zippy_batch.storage import Place, put
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
+from zippy_batch.work.isolation import CODING, DECODING, Care, CarefulShard, Step, once_more_with_care, taking_care
 from zippy_batch.work.rows import EXACT_BATCH, sizes
 
 if TYPE_CHECKING:
@@ -67,6 +73,24 @@ class Loaded:
     file: SourceFile
     data: bytes
     found: Picture | JpegImage
+    stands_in: bool = False
+    """For a culprit, whose row is made: an empty picture that keeps the shape of its batch."""
+
+
+@dataclass(frozen=True)
+class Condemned:
+    """A file that killed its workers."""
+
+    reason: str
+    format: str | None
+    width: int | None
+    height: int | None
+    empty: Picture | None = None
+    """What stands in for it; None for a file that is in no batch of pictures, whoever reads it."""
+
+
+Found = Union[Picture, "JpegImage", Unsuitable, Condemned]
+Look = Callable[[bytes], Union[Picture, "JpegImage", Unsuitable]]
 
 
 @dataclass(frozen=True)
@@ -89,16 +113,19 @@ class ArchiveJob:
     make_codec: MakeCodec
     info: ArchiveInfo
 
-    def start(self, threads: int) -> Callable[[Shard, Tick], ShardDone]:
+    def start(self, threads: int) -> Callable[[Shard | CarefulShard, Tick], ShardDone]:
         coders, hands = Coders.of(self.models, self.options.device, self.make_codec), Hands(threads)
 
-        def work(shard: Shard, tick: Tick) -> ShardDone:
+        def work(unit: Shard | CarefulShard, tick: Tick) -> ShardDone:
             started = time.monotonic()
-            rows = archive_shard(shard, self.source, self.options, coders, hands, tick)
-            commit_part(self.parts / part_name(shard.index), rows, self.info, self.options.verify)
-            return ShardDone(shard.index, _done_of(rows), time.monotonic() - started)
+            rows = archive_shard(unit, self.source, self.options, coders, hands, tick)
+            commit_part(self.parts / part_name(unit.index), rows, self.info, self.options.verify)
+            return ShardDone(unit.index, _done_of(rows), time.monotonic() - started)
 
         return work
+
+    def after_death(self, unit: Shard | CarefulShard, deaths: int, reason: str) -> Shard | CarefulShard:
+        return once_more_with_care(unit, deaths, reason, self.parts)
 
 
 def commit_part(part: Place, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
@@ -126,33 +153,61 @@ def _write_checked(new: Path, part: Place, rows: Sequence[Row], info: ArchiveInf
 
 
 def archive_shard(
-    shard: Shard, source: Source, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick
+    unit: Shard | CarefulShard, source: Source, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick
 ) -> list[Row]:
     """Rows of a shard, in path order.
 
     Raises SourceError for a file that cannot be read or has changed since it was listed and, with `options.strict`,
     for one that would have to be kept raw.
     """
+    if isinstance(unit, CarefulShard):
+        with taking_care(unit) as care:
+            return _archive_shard(unit.shard, source, options, coders, Hands(1), tick, care)
+    return _archive_shard(unit, source, options, coders, hands, tick, Care())
+
+
+def _archive_shard(
+    shard: Shard, source: Source, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick, care: Care
+) -> list[Row]:
     rows: dict[int, Row] = {}
 
     def loaded() -> Iterator[Loaded]:
-        for place, (file, data, found) in enumerate(_read_all(shard.files, source, options, hands)):
-            if not isinstance(found, Unsuitable):
+        for place, (file, data, found) in enumerate(_read_all(shard.files, source, options, hands, care)):
+            if not isinstance(found, Unsuitable | Condemned):
                 yield Loaded(place, file, data, found)
                 continue
             _forbid_raw(file, found.reason, options)
             rows[place] = _raw_row(file, data, found.reason, found.format, found.width, found.height)
             tick(_done_of([rows[place]]))
+            if isinstance(found, Condemned) and found.empty is not None:
+                yield Loaded(place, file, b"", found.empty, stands_in=True)
+
+    def archive_batch(batch: Sequence[Loaded]) -> tuple[list[Loaded], list[Row]]:
+        if all(one.stands_in for one in batch):
+            return [], []
+        if care.careful:
+            _try_alone(batch, options, coders, care)
+        made = zip(batch, _archive_batch(batch, options, coders), strict=True)
+        kept = [(one, row) for one, row in made if not one.stands_in]
+        return [one for one, _ in kept], [row for _, row in kept]
 
     limits = {"latent": BatchLimit(options.batch_size), "exact": EXACT_BATCH}
     batches = cut_batches(loaded(), _key, _samples, lambda key: limits[key[0]])
-    for batch, made in hands.in_order(lambda batch: (batch, _archive_batch(batch, options, coders)), batches):
+    for batch, made in hands.in_order(archive_batch, batches):
         for one, row in zip(batch, made, strict=True):
             if row.raw_reason not in (None, SMALLER_REASON):
                 _forbid_raw(one.file, row.raw_reason, options)
         rows.update((one.place, row) for one, row in zip(batch, made, strict=True))
         tick(_done_of(made))
     return [rows[place] for place in range(len(shard.files))]
+
+
+def _try_alone(batch: Sequence[Loaded], options: ArchiveOptions, coders: Coders, care: Care) -> None:
+    """Codes each file of a batch by itself, for nothing but the journal: it says which one a worker dies of."""
+    for one in batch:
+        if not one.stands_in:
+            with care.at(CODING, one.place):
+                _archive_batch([one], options, coders)
 
 
 def _done_of(rows: Sequence[Row]) -> Done:
@@ -163,30 +218,58 @@ def _done_of(rows: Sequence[Row]) -> Done:
 
 
 def _read_all(
-    files: Sequence[SourceFile], source: Source, options: ArchiveOptions, hands: Hands
-) -> Iterator[tuple[SourceFile, bytes, Picture | JpegImage | Unsuitable]]:
+    files: Sequence[SourceFile], source: Source, options: ArchiveOptions, hands: Hands, care: Care
+) -> Iterator[tuple[SourceFile, bytes, Found]]:
     read_file = source.reader(files)
-    look = {"always": _look_exact, "auto": _look_both, "never": read_picture}[options.exact]
+    looks: Mapping[str, Look] = {"always": _look_exact, "auto": _look_both, "never": read_picture}
+    look = looks[options.exact]
 
-    def read(some: Sequence[SourceFile]) -> list[tuple[SourceFile, bytes, Picture | JpegImage | Unsuitable]]:
-        contents = ((file, read_file(file)) for file in some)
-        return [(file, data, look(data)) for file, data in contents]
+    def read_one(place: int, file: SourceFile) -> tuple[SourceFile, bytes, Found]:
+        with care.at(DECODING, place):
+            data = read_file(file)
+            step = care.culprits.get(place)
+            return file, data, look(data) if step is None else _condemn(data, step, look)
+
+    def read(some: Sequence[tuple[int, SourceFile]]) -> list[tuple[SourceFile, bytes, Found]]:
+        return [read_one(place, file) for place, file in some]
 
     for group in hands.in_order(read, _groups(files)):
         yield from group
 
 
-def _groups(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
-    group: list[SourceFile] = []
+def _groups(files: Sequence[SourceFile]) -> Iterator[list[tuple[int, SourceFile]]]:
+    group: list[tuple[int, SourceFile]] = []
     held = 0
-    for file in files:
+    for place, file in enumerate(files):
         if group and (len(group) == FILES_PER_READ or held + file.size_bytes > BYTES_PER_READ):
             yield group
             group, held = [], 0
-        group.append(file)
+        group.append((place, file))
         held += file.size_bytes
     if group:
         yield group
+
+
+def _condemn(data: bytes, step: Step, look: Look) -> Condemned:
+    """What is known of a culprit; it is decoded only where that is not what its workers died of."""
+    found = look(data) if step.doing == CODING else None
+    if isinstance(found, Picture):
+        facts = found.facts
+        like_it = _empty(facts.width, facts.height, found.pixels.ndim == 2)
+        return Condemned(step.reason, facts.format, facts.width, facts.height, like_it)
+    try:
+        header = read_header(data)
+    except Refused as refused:
+        return Condemned(step.reason, refused.format, refused.width, refused.height)
+    grey = header.jpeg is not None and len(header.jpeg.sampling) == 1
+    empty = _empty(header.width, header.height, grey) if found is None and look is not _look_exact else None
+    return Condemned(step.reason, header.format, header.width, header.height, empty)
+
+
+def _empty(width: int, height: int, grey: bool) -> Picture:
+    """In no format that the exact codec might be tried on."""
+    pixels = np.zeros((height, width) if grey else (height, width, 3), np.uint8)
+    return Picture(pixels, Facts("png", "L" if grey else "RGB", width, height))
 
 
 def _look_exact(data: bytes) -> JpegImage | Unsuitable:

@@ -14,6 +14,7 @@ from pathlib import Path
 from zippy_batch.archive import Archive
 from zippy_batch.coding import Coders, MakeCodec, Pixels, compare
 from zippy_batch.config import RestoreOptions
+from zippy_batch.durable import writing
 from zippy_batch.errors import ArchiveError, DamagedRow
 from zippy_batch.images import (
     Picture,
@@ -30,6 +31,7 @@ from zippy_batch.schema import Row
 from zippy_batch.storage import Place
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
+from zippy_batch.work.isolation import once_more
 from zippy_batch.work.rows import (
     Numbered,
     decode_pictures,
@@ -80,6 +82,9 @@ class RestoreJob:
 
         return work
 
+    def after_death(self, unit: RestoreUnit, deaths: int, reason: str) -> RestoreUnit:
+        return once_more(unit, deaths, reason)
+
 
 class FileWriter:
     """Writes files below one directory, each whole or not at all. Shared by the threads of a worker.
@@ -94,18 +99,20 @@ class FileWriter:
         self._last_parent: bytes | None = None
 
     def write(self, path: bytes, data: bytes, mtime_s: int) -> None:
-        """Raises ArchiveError for a path that leads out of the destination, by itself or through a link there."""
+        """Raises ArchiveError for a path that leads out of the destination, by itself or through a link there, and
+        WriteError."""
         safe_relative_path(path)
         target = os.path.join(self._real, path)
         self._make_parent(os.path.dirname(target), path)
         new = os.path.join(self._temporary, b"%s-%d" % (self._name.encode(), next(self._numbers)))
-        with open(new, "xb", buffering=0) as file:
-            # without a buffer a write may take a part of what it is given
-            left = memoryview(data)
-            while left:
-                left = left[file.write(left) :]
-            os.utime(file.fileno(), (mtime_s, mtime_s))
-        os.replace(new, target)
+        with writing(f"{self._destination}/{display_path(path)}"):
+            with open(new, "xb", buffering=0) as file:
+                # without a buffer a write may take a part of what it is given
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
+                os.utime(file.fileno(), (mtime_s, mtime_s))
+            os.replace(new, target)
 
     def _make_parent(self, parent: bytes, path: bytes) -> None:
         # nothing here makes links, and rows of a directory follow each other
@@ -115,7 +122,8 @@ class FileWriter:
             raise ArchiveError(
                 f"{display_path(path)} would leave {self._destination} through a link; take the link away"
             )
-        os.makedirs(parent, exist_ok=True)
+        with writing(f"{self._destination}/{display_path(path)}"):
+            os.makedirs(parent, exist_ok=True)
         self._last_parent = parent
 
 

@@ -15,6 +15,7 @@ from zippy_batch.sources import Read, Source
 from zippy_batch.storage import Place
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
+from zippy_batch.work.isolation import once_more
 from zippy_batch.work.rows import (
     Numbered,
     decode_pictures,
@@ -72,6 +73,9 @@ class VerifyJob:
             return verify_shard(unit, archive, self, coders, hands, tick)
 
         return work
+
+    def after_death(self, unit: VerifyUnit, deaths: int, reason: str) -> VerifyUnit:
+        return once_more(unit, deaths, reason)
 
 
 def verify_shard(

@@ -1,0 +1,184 @@
+"""A head and two more nodes, each of its own processes: whatever of them ends in the middle, the result is the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import CODECS, files_of, pixels
+from gated_run import ARCHIVE, PATIENCE_S, RESTORE
+from PIL import Image
+
+from zippy_batch.config import RunOptions
+from zippy_batch.pipeline import archive, restore
+from zippy_batch.staging import staging_path
+
+TESTS = Path(__file__).parent
+NODE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20}
+SHARDS = 6
+
+
+@contextmanager
+def nodes(count: int) -> Iterator[Any]:
+    """A head that does no work, and nodes with room for a worker each."""
+    from ray.cluster_utils import Cluster
+
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), *([before] if before else [])])
+    made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(count):
+            made.add_node(**NODE)
+        yield made
+    finally:
+        made.shutdown()
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with nodes(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with faces, and what one process makes of them: an archive and its restored files. Read only."""
+    root = tmp_path_factory.mktemp("expected")
+    (root / "faces").mkdir()
+    for i in range(4 * SHARDS):
+        Image.fromarray(pixels(i)).save(root / f"faces/{i:02}.jpg", quality=90)
+    archive(root / "faces", root / "archived", ARCHIVE, RunOptions(workers=1), codecs=CODECS)
+    restore(root / "archived", root / "restored", RESTORE, RunOptions(workers=1), codecs=CODECS)
+    return root
+
+
+@dataclass
+class Driver:
+    process: subprocess.Popen[str]
+    gates: Path
+
+    def workers(self, wanted: int) -> dict[str, int]:
+        """Once so many workers wait at the gate: process of each by its node."""
+        deadline = time.monotonic() + PATIENCE_S
+        while len(found := [path.name.split("-") for path in self.gates.glob("*-*")]) < wanted:
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return {node: int(process) for node, process in found}
+
+    def open_gate(self) -> None:
+        (self.gates / "open").touch()
+
+    def printed(self) -> int:
+        """Once it has ended well. Lines above the last are Ray's, which reports deaths on standard output."""
+        out, err = self.process.communicate(timeout=PATIENCE_S)
+        assert self.process.returncode == 0, err
+        return int(out.splitlines()[-1])
+
+
+@contextmanager
+def driving(command: str, root: Path, output: Path, cluster: Any) -> Iterator[Driver]:
+    gates = output.with_name(f"gates-{len(list(output.parent.iterdir()))}")
+    gates.mkdir()
+    source = root / ("faces" if command == "archive" else "archived")
+    arguments = [command, str(source), str(output), cluster.address, str(gates)]
+    process = subprocess.Popen(
+        [sys.executable, str(TESTS / "gated_run.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Driver(process, gates)
+    finally:
+        (gates / "open").touch()
+        process.kill()
+        process.communicate()
+
+
+def lose_worker(driver: Driver, cluster: Any) -> None:
+    os.kill(driver.workers(2).popitem()[1], signal.SIGKILL)
+
+
+def lose_node(driver: Driver, cluster: Any) -> None:
+    name = next(iter(driver.workers(2)))
+    node = next(node for node in cluster.worker_nodes if node.node_id == name)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def lose_nothing(driver: Driver, cluster: Any) -> None:
+    assert len(driver.workers(2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "lose"),
+    [
+        ("archive", lose_nothing),
+        ("archive", lose_worker),
+        ("archive", lose_node),
+        ("restore", lose_worker),
+        ("restore", lose_node),
+    ],
+)
+def test_a_run_over_nodes_outlives_them(
+    command: str, lose: Callable[[Driver, Any], None], cluster: Any, expected: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / f"{command}d"
+    with driving(command, expected, output, cluster) as driver:
+        lose(driver, cluster)
+        driver.open_gate()
+        assert driver.printed() == {"archive": 0, "restore": 4 * SHARDS}[command]
+    assert files_of(output) == files_of(expected / output.name)
+    if lose is lose_node:
+        cluster.add_node(**NODE)
+
+
+@pytest.mark.parametrize("command", ["archive", "restore"])
+def test_a_run_whose_driver_is_killed_is_finished_by_the_next(
+    command: str, cluster: Any, expected: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / f"{command}d"
+    with driving(command, expected, output, cluster) as driver:
+        driver.workers(2)
+        driver.process.kill()
+        driver.process.wait()
+        if command == "archive":
+            committed = len(list(staging_path(output).glob("*/part-?????.parquet")))
+            assert 0 < committed < SHARDS
+    with driving(command, expected, output, cluster) as driver:
+        driver.open_gate()
+        printed = driver.printed()
+    assert printed >= committed if command == "archive" else printed == 4 * SHARDS
+    assert files_of(output) == files_of(expected / output.name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([output.name, "gates-0", "gates-2"])
+
+
+def test_a_run_whose_head_is_lost_ends_and_is_finished_without_a_cluster(
+    expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")  # by default Ray looks for a lost head for 60 s
+    output = tmp_path / "archived"
+    with nodes(1) as made, driving("archive", expected, output, made) as driver:
+        driver.workers(1)
+        made.remove_node(made.head_node, allow_graceful=False)
+        driver.open_gate()
+        assert driver.process.wait(PATIENCE_S) == 1
+    assert not output.exists()
+    assert list(staging_path(output).glob("*/part-?????.parquet"))
+    report = archive(expected / "faces", output, ARCHIVE, RunOptions(workers=1), codecs=CODECS)
+    assert report.run is not None
+    assert report.run.shards_resumed >= 1
+    assert files_of(output) == files_of(expected / "archived")
