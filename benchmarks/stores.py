@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.drawn import draw_faces
@@ -51,7 +52,7 @@ class Store:
         def count(handler: WSGIRequestHandler, code: int | str = "-", size: int | str = "-") -> None:
             self.asked += 1
 
-        WSGIRequestHandler.log_request = count
+        patch.object(WSGIRequestHandler, "log_request", count).start()
         self._server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
         self._server.start()
         self._host = "{}:{}".format(*self._server.get_host_and_port())

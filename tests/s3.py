@@ -47,14 +47,13 @@ def s3_server() -> Iterator[S3]:
     server.start()
     host, port = server.get_host_and_port()
     s3 = S3(f"{host}:{port}")
-    sent = WSGIRequestHandler.log_request
 
     def note(self: WSGIRequestHandler, code: int | str = "-", size: int | str = "-") -> None:
         s3.requests.append((self.command, self.path))
 
-    WSGIRequestHandler.log_request = note
-    yield s3
-    WSGIRequestHandler.log_request = sent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WSGIRequestHandler, "log_request", note)
+        yield s3
     server.stop()
 
 
