@@ -13,7 +13,6 @@ what is damaged is a value that names its place.
 from __future__ import annotations
 
 import hashlib
-import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from zippy_batch.conditions import Condition
 from zippy_batch.container import (
     File,
     Head,
+    OpenFile,
     Part,
     as_text,
     foreign,
@@ -38,11 +38,13 @@ from zippy_batch.container import (
     read_column,
     read_group,
     read_tables,
+    require_one_shard,
     seal,
 )
 from zippy_batch.durable import replacing
 from zippy_batch.errors import ArchiveError, UsageError
 from zippy_batch.globs import compile_glob
+from zippy_batch.layout import Chunk
 from zippy_batch.salvage import LOST, Lost, salvage
 from zippy_batch.schema import (
     BY_NAME,
@@ -63,10 +65,10 @@ from zippy_batch.schema import (
     row_crc,
     row_of,
 )
+from zippy_batch.storage import Place, exists, size_of, sizes_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 __all__ = [
     "MANIFEST_NAME",
@@ -83,7 +85,7 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 
 _MAX_MANIFEST_BYTES = 1 << 28
-_COPY_BYTES = 1 << 20
+_COPY_BYTES = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -197,20 +199,42 @@ def write_manifest(directory: Path, info: ArchiveInfo) -> None:
 
     Raises ArchiveError when a part is missing or not what `info` says.
     """
-    parts: list[dict[str, Any]] = []
-    heads: list[Head] = []
-    for shard, rows in enumerate(info.shards):
-        path = directory / part_name(shard)
-        heads.append(open_part(path, rows).head)
-        parts.append({"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)})
-    head = _head(info, info.shards, *_sums(heads))
-    head["parts"] = parts
+    facts = [part_facts(directory / part_name(shard)) for shard in range(len(info.shards))]
+    text = manifest_text(info, facts)
     for codec, model in sorted(info.model_files.items()):
         with _new_file(directory / model_name(codec)) as sink:
             sink.write(model)
-        head.setdefault("model_bytes", {})[codec] = len(model)
     with _new_file(directory / MANIFEST_NAME) as sink:
-        sink.write(seal(head).encode() + b"\n")
+        sink.write(text)
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """What a manifest says of a part."""
+
+    name: str
+    head: Head
+    size_bytes: int
+    sha256: str
+
+
+def part_facts(path: Path) -> PartFacts:
+    """Raises ArchiveError for what is no part."""
+    if not path.is_file():
+        raise ArchiveError(f"{path} is missing")
+    file = open_file(path)
+    return PartFacts(path.name, file.head, file.size_bytes, _sha256(path))
+
+
+def manifest_text(info: ArchiveInfo, parts: Sequence[PartFacts]) -> bytes:
+    """Raises ArchiveError when a part is not what `info` says."""
+    for part, rows in zip(parts, info.shards, strict=True):
+        require_one_shard(part.name, part.head, rows)
+    head = _head(info, info.shards, *_sums([part.head for part in parts]))
+    head["parts"] = [{"name": part.name, "bytes": part.size_bytes, "sha256": part.sha256} for part in parts]
+    if info.model_files:
+        head["model_bytes"] = {codec: len(model) for codec, model in sorted(info.model_files.items())}
+    return seal(head).encode() + b"\n"
 
 
 def _sums(heads: Sequence[Head]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -267,7 +291,7 @@ def _array(fields: Sequence[dict[str, Value]], name: str, kind: pa.DataType) -> 
     return pa.array(values, kind)
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Place) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_COPY_BYTES):
@@ -282,7 +306,7 @@ def _sha256(path: Path) -> str:
 class Archive:
     """An archive that can be read; made by `Archive.open`. Keeps no file open between calls."""
 
-    path: Path
+    path: Place
     info: ArchiveInfo
     size_bytes: int
     """Of all its files."""
@@ -291,7 +315,7 @@ class Archive:
     _store: _SingleFile | _Directory
 
     @classmethod
-    def open(cls, path: Path, allow_damage: bool = False) -> Archive:
+    def open(cls, path: Place, allow_damage: bool = False) -> Archive:
         """Reads the footer or the manifest, and no row.
 
         Raises UsageError when there is nothing at `path`, and ArchiveError for what is not an archive, is truncated or
@@ -299,7 +323,7 @@ class Archive:
         `allow_damage` wants them as `problems`: rows of such a part are read as Damage, and a model that is damaged
         is not in `info.model_files`.
         """
-        if not os.path.lexists(path):
+        if not exists(path):
             raise UsageError(f"there is no archive {path}")
         store = _open_directory(path) if path.is_dir() else _SingleFile(open_file(path))
         problems = store.problems()
@@ -402,10 +426,11 @@ class Archive:
         """
         file, groups = self._store.locate(shard)
         found: dict[str, list[Any]] = {name: [] for name in names}
-        with foreign(f"{file.path}"), file.opened() as parquet:
+        with foreign(f"{file.path}"), file.opened() as opened:
+            opened.fetch(_chunks(file, groups, found))
             for group in groups:
                 for name, values in found.items():
-                    values += as_text(read_column(file, parquet, group, name), name)
+                    values += as_text(read_column(file, opened, group, name), name)
         return found
 
     def paths(self, shard: int) -> list[bytes | None]:
@@ -415,11 +440,11 @@ class Archive:
         """
         try:
             file, groups = self._store.locate(shard)
-            with foreign(str(file.path)), file.opened() as parquet:
+            with foreign(str(file.path)), file.opened() as opened:
+                opened.fetch(_chunks(file, groups, ("path", "path_bytes")))
                 starts = accumulate((file.groups[group].rows for group in groups), initial=0)
                 found = [
-                    _read_paths(file, parquet, group, shard, start)
-                    for group, start in zip(groups, starts, strict=False)
+                    _read_paths(file, opened, group, shard, start) for group, start in zip(groups, starts, strict=False)
                 ]
         except ArchiveError:
             return [None] * self.info.shards[shard]
@@ -506,7 +531,7 @@ class _SingleFile:
 
 @dataclass(frozen=True)
 class _Directory:
-    path: Path
+    path: Place
     head: Head
     _last: dict[int, File] = field(default_factory=dict)
     """The part read last."""
@@ -514,34 +539,35 @@ class _Directory:
     @property
     def size_bytes(self) -> int:
         models = map(self.head.model_name, self.head.model_bytes)
-        files = (self.path / name for name in (MANIFEST_NAME, *models, *(part.name for part in self.head.parts)))
-        return sum(file.stat().st_size for file in files if file.is_file())
+        sizes = sizes_in(self.path)
+        return sum(sizes.get(name, 0) for name in (MANIFEST_NAME, *models, *(part.name for part in self.head.parts)))
 
     def problems(self) -> tuple[str, ...]:
-        expected = {part.name for part in self.head.parts}
-        extra = sorted(name for name in os.listdir(self.path) if name.endswith(".parquet") and name not in expected)
-        found = [self._problem(part) for part in self.head.parts]
+        expected, sizes = {part.name for part in self.head.parts}, sizes_in(self.path)
+        extra = sorted(name for name in sizes if name.endswith(".parquet") and name not in expected)
+        found = [self._problem(part, sizes.get(part.name)) for part in self.head.parts]
         found += [f"{self.path / name} is not in the manifest; take it out" for name in extra]
         return tuple(problem for problem in found if problem)
 
-    def _problem(self, part: Part) -> str | None:
+    def _problem(self, part: Part, size_bytes: int | None) -> str | None:
         path = self.path / part.name
-        if not path.is_file():
+        if size_bytes is None:
             return f"{path} is missing; bring it back, or restore the rest with --keep-going"
-        size_bytes = path.stat().st_size
         return None if size_bytes == part.size_bytes else f"{path} has {size_bytes} bytes instead of {part.size_bytes}"
 
     def check_hashes(self) -> list[str]:
-        whole = (part for part in self.head.parts if not self._problem(part))
+        sizes = sizes_in(self.path)
+        whole = (part for part in self.head.parts if not self._problem(part, sizes.get(part.name)))
         return [f"{self.path / p.name} is damaged (SHA-256)" for p in whole if _sha256(self.path / p.name) != p.sha256]
 
     def locate(self, shard: int) -> tuple[File, range]:
         """Raises ArchiveError when the part cannot be read."""
         if shard not in self._last:
-            problem = self._problem(self.head.parts[shard])
+            part = self.head.parts[shard]
+            problem = self._problem(part, size_of(self.path / part.name))
             if problem:
                 raise ArchiveError(problem)
-            file = open_part(self.path / self.head.parts[shard].name, self.head.shards[shard])
+            file = open_part(self.path / part.name, self.head.shards[shard])
             foreign_models = {k: v for k, v in file.head.models.items() if self.head.models.get(k) != v}
             if foreign_models:
                 raise ArchiveError(f"{file.path} is a part of another archive: its models are {foreign_models}")
@@ -565,7 +591,7 @@ class _Directory:
         self._last.clear()
 
 
-def _read_model(path: Path, offset: int, size_bytes: int, model_id: str) -> bytes:
+def _read_model(path: Place, offset: int, size_bytes: int, model_id: str) -> bytes:
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -577,28 +603,35 @@ def _read_model(path: Path, offset: int, size_bytes: int, model_id: str) -> byte
     return data
 
 
-def _open_directory(path: Path) -> _Directory:
+def _open_directory(path: Place) -> _Directory:
     manifest = path / MANIFEST_NAME
     if not manifest.is_file():
         raise ArchiveError(f"{path} has no {MANIFEST_NAME}: it is not an archive, or not a finished one")
     with foreign(f"{manifest} cannot be read"):
-        if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise ArchiveError(f"{manifest} has {manifest.stat().st_size} bytes, which no manifest has")
+        size_bytes = size_of(manifest) or 0
+        if size_bytes > _MAX_MANIFEST_BYTES:
+            raise ArchiveError(f"{manifest} has {size_bytes} bytes, which no manifest has")
         head = parse_head(manifest.read_bytes(), manifest)
     if [part.name for part in head.parts] != [part_name(shard) for shard in range(len(head.shards))]:
         raise ArchiveError(f"{manifest} lists {len(head.parts)} parts for {len(head.shards)} shards, or by wrong names")
     return _Directory(path, head)
 
 
+def _chunks(file: File, groups: Iterable[int], names: Iterable[str]) -> list[Chunk]:
+    chunks = [file.groups[group].chunks for group in groups]
+    return [some[name] for some in chunks for name in names if name in some]
+
+
 def _read_rows(file: File, group: int, shard: int, start: int, rows: Sequence[int]) -> list[Row | Damage]:
     """Rows (positions in the shard) of one row group, whose first has position `start`."""
     columns: dict[str, list[Value | Lost]] = {}
     damage: dict[str, str] = {}
-    with foreign(str(file.path)), file.opened() as parquet:
+    with foreign(str(file.path)), file.opened() as opened:
+        opened.fetch(file.groups[group].chunks.values())
         for column in COLUMNS:
             # one at a time, so that damage to one is known from damage to another
             try:
-                columns[column.name] = [*read_column(file, parquet, group, column.name)]
+                columns[column.name] = [*read_column(file, opened, group, column.name)]
             except ArchiveError as error:
                 damage[column.name] = str(error)
                 columns[column.name] = _salvaged(file, group, column)
@@ -609,10 +642,10 @@ def _read_rows(file: File, group: int, shard: int, start: int, rows: Sequence[in
     return found
 
 
-def _read_paths(file: File, parquet: pq.ParquetFile, group: int, shard: int, start: int) -> list[bytes | None]:
+def _read_paths(file: File, opened: OpenFile, group: int, shard: int, start: int) -> list[bytes | None]:
     """Of a row group, whose first row has position `start` in the shard."""
     try:
-        shown, exact = (read_column(file, parquet, group, name) for name in ("path", "path_bytes"))
+        shown, exact = (read_column(file, opened, group, name) for name in ("path", "path_bytes"))
     except ArchiveError:
         rows = _read_rows(file, group, shard, start, range(start, start + file.groups[group].rows))
         return [row.path if isinstance(row, Row) else None for row in rows]

@@ -100,7 +100,9 @@ Input = Annotated[
         default=_ARCHIVE.input,
     ),
 ]
-ArchivePath = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .parquet file or a directory of parts.")]
+ArchivePath = Annotated[
+    str, typer.Argument(metavar="ARCHIVE", help="A .parquet file or a directory of parts; a path or an s3:// URI.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -135,14 +137,19 @@ def _program(
 def archive(
     ctx: typer.Context,
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="SOURCE",
-            help="Directory, list of paths (.txt), .tar, .zip, .parquet or .rec; every file in it is archived.",
+            help="Directory, list of paths (.txt), .tar, .zip, .parquet or .rec; every file in it is archived. A path, "
+            "or for a directory an s3:// URI.",
         ),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="NAME.parquet for one file; any other name is a directory of parts.")
+        str,
+        typer.Argument(
+            metavar="OUT",
+            help="NAME.parquet for one file; any other name is a directory of parts. A path or an s3:// URI.",
+        ),
     ],
     quality: Annotated[
         int | None,
@@ -233,6 +240,7 @@ def archive(
       zippy-batch archive ./faces out.parquet --exact
       zippy-batch archive ./faces out.parquet --quality 85 --min-psnr 30
       zippy-batch archive ./faces out/ --config configs/cluster.toml --workers 64
+      zippy-batch archive s3://bucket/faces s3://bucket/faces.parquet
       zippy-batch archive train.rec out.parquet --exact
       zippy-batch archive ./shards out/ --input tar
     """
@@ -260,12 +268,14 @@ def archive(
         run = _run_options(preset, workers, address, overwrite)
         from zippy_batch import pipeline
         from zippy_batch.progress import showing
+        from zippy_batch.storage import place
 
+        origin, target = place(source), place(output)
         with _for_the_report(), showing("archive") as watch:
-            report = pipeline.archive(source, output, options, run, watch)
+            report = pipeline.archive(origin, target, options, run, watch)
         _print_report(report, as_json)
         kind = "" if options.input == "auto" else f" --input {options.input}"
-        check = f"zippy-batch verify {_quoted(output)} --against {_quoted(source)}{kind}"
+        check = f"zippy-batch verify {_quoted(target)} --against {_quoted(origin)}{kind}"
         _hint(f"before you delete the originals: {check}")
 
 
@@ -273,7 +283,7 @@ def archive(
 def restore(
     ctx: typer.Context,
     archive: ArchivePath,
-    destination: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go; made if it does not exist.")],
+    destination: Annotated[str, typer.Argument(metavar="DIR", help="Where the files go; made if it does not exist.")],
     format: Annotated[
         str | None,
         _flag("--format", metavar="|".join(FORMATS), help="What images are restored as.", default=_RESTORE.format),
@@ -341,9 +351,10 @@ def restore(
         run = _run_options(preset, workers, address, overwrite)
         from zippy_batch import pipeline
         from zippy_batch.progress import showing
+        from zippy_batch.storage import place
 
         with _for_the_report(), showing("restore") as watch:
-            report = pipeline.restore(archive, destination, options, run, watch)
+            report = pipeline.restore(place(archive), place(destination), options, run, watch)
         _print_report(report, as_json)
 
 
@@ -361,8 +372,9 @@ def stats(ctx: typer.Context, archive: ArchivePath, as_json: Json = False) -> No
     """
     with _outcome(ctx, "nothing was changed"):
         from zippy_batch import pipeline
+        from zippy_batch.storage import place
 
-        _print_report(pipeline.stats(archive), as_json)
+        _print_report(pipeline.stats(place(archive)), as_json)
 
 
 @app.command()
@@ -370,7 +382,7 @@ def verify(
     ctx: typer.Context,
     archive: ArchivePath,
     against: Annotated[
-        Path | None,
+        str | None,
         _flag(
             "--against",
             metavar="SOURCE",
@@ -397,9 +409,11 @@ def verify(
         run = _run_options(_preset(config), workers, address, None)
         from zippy_batch import pipeline
         from zippy_batch.progress import showing
+        from zippy_batch.storage import place
 
+        originals = None if against is None else place(against)
         with _for_the_report(), showing("verify") as watch:
-            report = pipeline.verify(archive, against, deep, run, watch, input=input or _ARCHIVE.input)
+            report = pipeline.verify(place(archive), originals, deep, run, watch, input=input or _ARCHIVE.input)
         _print_report(report, as_json)
 
 
@@ -794,5 +808,5 @@ def _hint(text: str) -> None:
         typer.echo(text, err=True)
 
 
-def _quoted(path: Path) -> str:
+def _quoted(path: object) -> str:
     return shlex.quote(str(path))

@@ -10,14 +10,13 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from zippy_batch.errors import ArchiveError
-from zippy_batch.layout import RowGroup, check_pages, parse_footer
+from zippy_batch.layout import Chunk, RowGroup, check_pages, parse_footer
 from zippy_batch.schema import (
     BY_NAME,
     CODED,
@@ -31,6 +30,7 @@ from zippy_batch.schema import (
     METADATA_KEY,
     Value,
 )
+from zippy_batch.storage import TAIL_BYTES, ObjectFile, ObjectPath, Place, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,7 +99,7 @@ _SEALED = re.compile(rb'(.*),"crc":(\d{1,10})\}\s*', re.DOTALL)
 _VERSION = re.compile(rb'"format":(\d{1,9})[,}]')
 
 
-def check_version(text: bytes, path: Path) -> None:
+def check_version(text: bytes, path: Place) -> None:
     """Raises ArchiveError when a description somewhere in `text` is of another format."""
     version = _VERSION.search(text)
     if version and int(version[1]) not in FORMATS_READ:
@@ -110,7 +110,7 @@ def check_version(text: bytes, path: Path) -> None:
         )
 
 
-def parse_head(text: bytes, path: Path) -> Head:
+def parse_head(text: bytes, path: Place) -> Head:
     """Inverse of `seal`. Raises ArchiveError; ValueError, KeyError or TypeError for nonsense with a right checksum."""
     check_version(text, path)
     sealed = _SEALED.fullmatch(text)
@@ -173,7 +173,7 @@ def _pair(values: Sequence[Any]) -> tuple[int, int]:
 class File:
     """A Parquet file whose footer has been checked; holds no open file."""
 
-    path: Path
+    path: Place
     size_bytes: int
     footer_at: int
     """Offset of the footer: row groups end before it."""
@@ -181,31 +181,51 @@ class File:
     groups: tuple[RowGroup, ...]
     shard_groups: tuple[range, ...]
     """Row groups of each shard."""
+    tail: bytes = field(default=b"", repr=False)
+    """The last bytes of an object, so that they are asked for once."""
 
-    def opened(self) -> pq.ParquetFile:
-        """A context manager."""
+    @contextmanager
+    def opened(self) -> Iterator[OpenFile]:
         import pyarrow.parquet as pq
 
         present = self.groups[0].chunks if self.groups else {}
-        return pq.ParquetFile(
-            self.path, read_dictionary=[name for name in _DICTIONARY_BYTES if name in present], pre_buffer=False
-        )
+        dictionaries = [name for name in _DICTIONARY_BYTES if name in present]
+        with reading(self.path, self.size_bytes, self.tail) as stream:
+            source = stream if isinstance(self.path, ObjectPath) else self.path
+            with pq.ParquetFile(source, read_dictionary=dictionaries, pre_buffer=False) as parquet:
+                yield OpenFile(parquet, stream)
 
 
-def open_part(path: Path, rows: int) -> File:
+@dataclass(frozen=True)
+class OpenFile:
+    parquet: pq.ParquetFile
+    stream: BinaryIO
+
+    def fetch(self, chunks: Iterable[Chunk]) -> None:
+        """Says what is read next; of an object it is asked for now, in few requests."""
+        if isinstance(self.stream, ObjectFile):
+            self.stream.fetch((chunk.start, chunk.stop) for chunk in chunks)
+
+
+def open_part(path: Place, rows: int) -> File:
     """Raises ArchiveError also when the file is not a single shard of this many rows."""
     if not path.is_file():
         raise ArchiveError(f"{path} is missing")
     file = open_file(path)
-    if file.head.shards != (rows,):
-        raise ArchiveError(f"{path} holds shards of {list(file.head.shards)} rows instead of one of {rows}")
+    require_one_shard(path, file.head, rows)
     return file
 
 
-def open_file(path: Path) -> File:
+def require_one_shard(path: Place | str, head: Head, rows: int) -> None:
+    """Raises ArchiveError unless this is the description of a single shard of so many rows."""
+    if head.shards != (rows,):
+        raise ArchiveError(f"{path} holds shards of {list(head.shards)} rows instead of one of {rows}")
+
+
+def open_file(path: Place) -> File:
     """Reads and checks the footer. Raises ArchiveError."""
     with foreign(f"{path} cannot be read as an archive"):
-        data, footer_at = _read_footer(path)
+        data, footer_at, tail = _read_footer(path)
         if METADATA_KEY.encode() not in data:
             raise ArchiveError(f"{path} is a Parquet file, but not an archive of zippy-batch")
         check_version(data, path)
@@ -218,15 +238,16 @@ def open_file(path: Path) -> File:
             raise ArchiveError(f"{path} has a row group of more than {_MAX_GROUP_BYTES} bytes")
         head = parse_head(footer.description, path)
         shard_groups = tuple(_shard_groups([group.rows for group in footer.groups], head.shards, path))
-    return File(path, footer_at + len(data) + 8, footer_at, head, footer.groups, shard_groups)
+    return File(path, footer_at + len(data) + 8, footer_at, head, footer.groups, shard_groups, tail)
 
 
-def _read_footer(path: Path) -> tuple[bytes, int]:
-    """The footer and its offset."""
+def _read_footer(path: Place) -> tuple[bytes, int, bytes]:
+    """The footer, its offset and, of an object, its last bytes."""
     if not path.is_file():
         raise ArchiveError(f"{path} is not a file")
     with path.open("rb") as file:
-        size_bytes = os.fstat(file.fileno()).st_size
+        size_bytes = file.seek(0, os.SEEK_END)
+        file.seek(0)
         start = file.read(4)
         file.seek(max(0, size_bytes - 8))
         end = file.read(8)
@@ -241,11 +262,14 @@ def _read_footer(path: Path) -> tuple[bytes, int]:
         if footer_bytes > _MAX_FOOTER_BYTES:
             raise ArchiveError(f"{path} has a footer of {footer_bytes} bytes, which no archive has")
         footer_at = size_bytes - 8 - footer_bytes
-        file.seek(footer_at)
-        return file.read(footer_bytes), footer_at
+        # what a Parquet library will read of it too
+        kept_at = max(0, min(footer_at, size_bytes - TAIL_BYTES)) if isinstance(path, ObjectPath) else footer_at
+        file.seek(kept_at)
+        tail = file.read(size_bytes - kept_at)
+        return tail[footer_at - kept_at : -8], footer_at, tail if isinstance(path, ObjectPath) else b""
 
 
-def _shard_groups(rows: Sequence[int], shards: Sequence[int], path: Path) -> Iterator[range]:
+def _shard_groups(rows: Sequence[int], shards: Sequence[int], path: Place) -> Iterator[range]:
     """Row groups of each shard. Raises ArchiveError where one spans shards, or they do not add up."""
     group = 0
     for shard, count in enumerate(shards):
@@ -298,14 +322,14 @@ def read_tables(file: File, names: Sequence[str]) -> Iterator[pa.Table]:
             yield parquet.read_row_group(group, columns=list(names), use_threads=False)
 
 
-def read_column(file: File, parquet: pq.ParquetFile, group: int, name: str) -> list[Value]:
+def read_column(file: File, opened: OpenFile, group: int, name: str) -> list[Value]:
     """A column of a row group; text as UTF-8. Raises ArchiveError, naming the column."""
     rows, chunk = file.groups[group].rows, file.groups[group].chunks.get(name)
     if chunk is None:
         return [None] * rows
     with foreign(f"column {name} of row group {group} of {file.path} is damaged"):
-        with file.path.open("rb") as stream:
-            check_pages(stream, chunk, BY_NAME[name], rows)
+        check_pages(opened.stream, chunk, BY_NAME[name], rows)
+        parquet = opened.parquet
         if name == "path" and chunk.decompressed_bytes * rows > _BATCH_BYTES:
             values = _read_paths(parquet, group, max(1, _BATCH_BYTES // chunk.decompressed_bytes))
         else:
@@ -318,12 +342,11 @@ def read_column(file: File, parquet: pq.ParquetFile, group: int, name: str) -> l
 def read_group(file: File, group: int) -> dict[str, pa.ChunkedArray]:
     """All columns of a row group, as Arrow holds them. Raises ArchiveError where one is damaged."""
     rows, chunks = file.groups[group].rows, file.groups[group].chunks
-    with foreign(f"row group {group} of {file.path} is damaged"):
-        with file.path.open("rb") as stream:
-            for name, chunk in chunks.items():
-                check_pages(stream, chunk, BY_NAME[name], rows)
-        with file.opened() as parquet:
-            table = parquet.read_row_group(group, columns=list(chunks), use_threads=False)
+    with foreign(f"row group {group} of {file.path} is damaged"), file.opened() as opened:
+        opened.fetch(chunks.values())
+        for name, chunk in chunks.items():
+            check_pages(opened.stream, chunk, BY_NAME[name], rows)
+        table = opened.parquet.read_row_group(group, columns=list(chunks), use_threads=False)
     if table.num_rows != rows:
         raise ArchiveError(f"row group {group} of {file.path} has {table.num_rows} rows instead of {rows}")
     return dict(zip(table.column_names, table.columns, strict=True))

@@ -9,6 +9,7 @@
     │   └── DamagedRow              1: one row's bytes are not what was written
     ├── WriteError                  1: no room, or no right, to write a file
     ├── ModelError                  1: a model file is damaged, unknown, inexact or not the archive's
+    ├── StorageError                1: an object store cannot be reached, refuses, or does not keep what it was given
     └── WorkerError                 1: a worker died or a shard failed for good
 
 Messages say what failed, where (path, shard, row), what was expected, what was found and what to do next. Instances
@@ -51,6 +52,10 @@ class WriteError(ZippyError):
 
 
 class ModelError(ZippyError):
+    pass
+
+
+class StorageError(ZippyError):
     pass
 
 

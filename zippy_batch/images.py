@@ -128,15 +128,14 @@ def list_files(root: Path) -> Listing:
     return listing
 
 
-def require_none_refused(root: Path, refused: Sequence[tuple[bytes, str]]) -> None:
+def require_none_refused(root: Path | str, refused: Sequence[tuple[bytes, str]]) -> None:
     """Raises UsageError that names what could not be archived."""
     if refused:
         shown = "\n".join(f"  {display_path(path) or '.'}: {why}" for path, why in refused[:_SHOWN])
         more = f"\n  and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         count = f"{len(refused)} entries" if len(refused) > 1 else "one entry"
-        raise UsageError(
-            f"{display_path(os.fsencode(root))}: {count} cannot be archived; remove or rename:\n{shown}{more}"
-        )
+        shown_root = root if isinstance(root, str) else display_path(os.fsencode(root))
+        raise UsageError(f"{shown_root}: {count} cannot be archived; remove or rename:\n{shown}{more}")
 
 
 def find_files(root: Path) -> tuple[Listing, list[tuple[bytes, str]]]:

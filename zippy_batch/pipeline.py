@@ -14,6 +14,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,12 @@ from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, ModelError, UsageError
 from zippy_batch.images import display_path
 from zippy_batch.plan import Plan, plan_archive, recorded
+from zippy_batch.remote_staging import (
+    RemoteStaging,
+    open_remote_staging,
+    refuse_existing_object,
+    refuse_unsuitable_object,
+)
 from zippy_batch.report import (
     ArchiveReport,
     Done,
@@ -40,6 +47,7 @@ from zippy_batch.report import (
 from zippy_batch.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
 from zippy_batch.sources import Source, Wanted, list_source
 from zippy_batch.staging import Staging, open_staging, refuse_existing, refuse_unsuitable
+from zippy_batch.storage import ObjectPath, Place, place
 from zippy_batch.targets import plan_targets, restoring
 from zippy_batch.weights import Model, builtin_model_by_id, load_model, model_from_bytes
 from zippy_batch.work.archive import ArchiveJob
@@ -62,35 +70,50 @@ class Codecs:
 
 
 def archive(
-    source: Path,
-    output: Path,
+    source: str | Place,
+    output: str | Place,
     options: ArchiveOptions | None = None,
     run: RunOptions | None = None,
     progress: Watch | None = None,
     codecs: Codecs | None = None,
 ) -> ArchiveReport:
-    """Archive every file of `source`, or go on where an earlier run of the same was interrupted.
+    """Archive every file of `source`, or go on where an earlier run of the same was interrupted. Either may be the
+    URI of an object store (`storage.place`).
 
     Raises UsageError before anything is written: for an `output` that exists (OutputExists), for staging of other
     inputs or options (StagingMismatch), for files that cannot be archived. What is committed stays when it is
     interrupted or fails.
     """
     options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
-    clock = _Clock(progress)
-    refuse_unsuitable(source, output)
-    refuse_existing(output, run.overwrite)
+    clock, source, output = _Clock(progress), place(source), place(output)
+    _refuse_output(source, output, run.overwrite)
     models = _models_for_archive(options, codecs)
     origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
-    with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
+    with _open_staging(output, plan, run.overwrite) as staging:
         facts, seconds = _archive_shards(origin, plan, staging, models, run, codecs, clock)
         if not staging.is_published():
-            _finish(plan, staging, models)
-            staging.publish()
+            _publish(plan, staging, models)
         report = stats(output)
     lines = tuple(replace(line, seconds=seconds.get(line.shard)) for line in report.shards)
     total = replace(report.total, seconds=None if facts.shards_resumed else facts.seconds)
     return replace(report, shards=lines, total=total, run=facts)
+
+
+def _refuse_output(source: Place, output: Place, overwrite: bool) -> None:
+    """Raises UsageError."""
+    if isinstance(output, ObjectPath):
+        refuse_unsuitable_object(source, output)
+        refuse_existing_object(output, overwrite)
+    else:
+        refuse_unsuitable(source, output)
+        refuse_existing(output, overwrite)
+
+
+def _open_staging(output: Place, plan: Plan, overwrite: bool) -> AbstractContextManager[Staging | RemoteStaging]:
+    if isinstance(output, ObjectPath):
+        return open_remote_staging(output, plan.fingerprint, plan.facts, overwrite)
+    return open_staging(output, plan.fingerprint, plan.facts, overwrite)
 
 
 def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Model]:
@@ -106,14 +129,14 @@ def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Mo
     return models
 
 
-def _plan(source: Path, options: ArchiveOptions, models: Mapping[str, Model]) -> tuple[Source, Plan]:
+def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -> tuple[Source, Plan]:
     origin, listing = list_source(source, Wanted(options.input, options.labels, options.leave_out))
     if not listing.files:
         raise UsageError(f"nothing to archive: there is no file in {source}")
     return origin, plan_archive(listing, options, {codec: model.id for codec, model in models.items()})
 
 
-def _refuse_too_many_groups(plan: Plan, output: Path) -> None:
+def _refuse_too_many_groups(plan: Plan, output: Place) -> None:
     """Raises UsageError for a single file that is sure to have more row groups than a reader takes."""
     groups = sum(max(1, -(-rows // MAX_ROWS_PER_GROUP)) for rows in plan.rows)
     if not _is_single_file(output) or groups <= MAX_GROUPS:
@@ -125,14 +148,14 @@ def _refuse_too_many_groups(plan: Plan, output: Path) -> None:
     )
 
 
-def _is_single_file(output: Path) -> bool:
+def _is_single_file(output: Place) -> bool:
     return output.suffix == ".parquet"
 
 
 def _archive_shards(
     source: Source,
     plan: Plan,
-    staging: Staging,
+    staging: Staging | RemoteStaging,
     models: Mapping[str, Model],
     run: RunOptions,
     codecs: Codecs,
@@ -162,23 +185,31 @@ def _info(plan: Plan, models: Mapping[str, Model]) -> ArchiveInfo:
     return ArchiveInfo(FORMAT_VERSION, ids, options, plan.rows, files, plan.labelled)
 
 
-def _finish(plan: Plan, staging: Staging, models: Mapping[str, Model]) -> None:
-    """Parts -> the whole archive, still in the staging. Raises ArchiveError for a part that is damaged."""
-    if staging.finished.exists():
+def _publish(plan: Plan, staging: Staging | RemoteStaging, models: Mapping[str, Model]) -> None:
+    """Parts -> the whole archive -> its place."""
+
+    def describe(used: Iterable[str]) -> ArchiveInfo:
+        return _info(plan, {codec: model for codec, model in models.items() if codec in used})
+
+    if isinstance(staging, RemoteStaging):
+        staging.publish(len(plan), describe)
         return
+    parts = [staging.part(index) for index in range(len(plan))]
     try:
-        _join(plan, staging, models)
+        _finish(parts, staging, describe)
     except ArchiveError as error:
         raise ArchiveError(
             f"a shard that was done is no longer what was written: {error}. Delete that part, check the disk, and give "
             f"the same command again, which does it anew"
         ) from error
+    staging.publish()
 
 
-def _join(plan: Plan, staging: Staging, models: Mapping[str, Model]) -> None:
-    parts = [staging.part(index) for index in range(len(plan))]
-    used = {codec for part in parts for codec in _models_of_part(part)}
-    info = _info(plan, {codec: model for codec, model in models.items() if codec in used})
+def _finish(parts: Sequence[Path], staging: Staging, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
+    """The whole archive, still in the staging. Raises ArchiveError for a part that is damaged."""
+    if staging.finished.exists():
+        return
+    info = describe({codec for part in parts for codec in _models_of_part(part)})
     if _is_single_file(staging.output):
         merge_parts(parts, staging.finished, info)
     else:
@@ -193,8 +224,8 @@ def _models_of_part(part: Path) -> Iterable[str]:
 
 
 def restore(
-    archive_path: Path,
-    destination: Path,
+    archive_path: str | Place,
+    destination: str | Place,
     options: RestoreOptions | None = None,
     run: RunOptions | None = None,
     progress: Watch | None = None,
@@ -207,6 +238,9 @@ def restore(
     reports them. Interrupted, the same call goes on: it knows the files of the first by what it left in `destination`.
     """
     options, run, codecs = options or RestoreOptions(), run or RunOptions(), codecs or Codecs()
+    archive_path, destination = place(archive_path), place(destination)
+    if not isinstance(destination, Path):
+        raise UsageError(f"cannot restore into {destination}: files are restored to a directory of this machine")
     if options.reference is not None and not options.reference.is_dir():
         raise UsageError(f"--reference {options.reference}: not a directory")
     clock = _Clock(progress)
@@ -239,8 +273,8 @@ def restore(
 
 
 def verify(
-    archive_path: Path,
-    against: Path | None = None,
+    archive_path: str | Place,
+    against: str | Place | None = None,
     deep: bool = False,
     run: RunOptions | None = None,
     progress: Watch | None = None,
@@ -253,7 +287,8 @@ def verify(
     Damage is reported, not raised. Raises ArchiveError where there is nothing to read rows from.
     """
     run, codecs = run or RunOptions(), codecs or Codecs()
-    clock = _Clock(progress)
+    clock, archive_path = _Clock(progress), place(archive_path)
+    against = None if against is None else place(against)
     results: list[ShardVerified] = []
     with Archive.open(archive_path, allow_damage=True) as opened:
         matched = _match(opened, against, input) if against else _Matched([VerifyUnit(i) for i in opened.shards()])
@@ -293,7 +328,7 @@ class _Matched:
     with_labels: bool = False
 
 
-def _match(opened: Archive, against: Path, input: str) -> _Matched:
+def _match(opened: Archive, against: Place, input: str) -> _Matched:
     labels = str(opened.info.options.get("labels", "none"))
     source, listing = list_source(against, Wanted(input, labels, leave_out=True))
     files = {file.path: file for file in listing.files}
@@ -311,8 +346,9 @@ def _match(opened: Archive, against: Path, input: str) -> _Matched:
     return _Matched(units, missing, extra, source, with_labels)
 
 
-def stats(archive_path: Path) -> ArchiveReport:
+def stats(archive_path: str | Place) -> ArchiveReport:
     """Sizes and quality as the archive tells them; no payload is read and no checksum checked."""
+    archive_path = place(archive_path)
     with Archive.open(archive_path) as opened:
         lines = tuple(_line(opened, shard) for shard in opened.shards())
         floor = opened.info.options.get("min_psnr")
@@ -351,9 +387,9 @@ def _line(opened: Archive, shard: int) -> Line:
     )
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Place) -> str:
     """As text that any stream and JSON take, also where the name is not UTF-8."""
-    return display_path(os.fsencode(path))
+    return display_path(os.fsencode(path)) if isinstance(path, Path) else str(path)
 
 
 def _models_of(opened: Archive, wanted: Iterable[str], keep_going: bool, codecs: Codecs) -> dict[str, Model]:

@@ -10,11 +10,11 @@ Format: apache/parquet-format, Encodings.md: RLE levels, DELTA_BINARY_PACKED, DE
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
 from zippy_batch.layout import Chunk, Page, walk_pages
 from zippy_batch.schema import Column, Value
+from zippy_batch.storage import Place
 from zippy_batch.thrift import Reader
 
 
@@ -27,7 +27,7 @@ class Lost(Enum):
 LOST: Final = Lost.LOST
 
 
-def salvage(path: Path, chunk: Chunk, column: Column, rows: int) -> list[Value | Lost]:
+def salvage(path: Place, chunk: Chunk, column: Column, rows: int) -> list[Value | Lost]:
     """The values of a DELTA_LENGTH_BYTE_ARRAY column, LOST where damage is. Raises OSError."""
     found: list[Value | Lost] = []
     with path.open("rb") as file:

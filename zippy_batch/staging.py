@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +33,10 @@ from zippy_batch.durable import flush, replacing
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
 from zippy_batch.images import display_path
 from zippy_batch.schema import CODED
+from zippy_batch.storage import Place
 
 PLAN_FILE = "plan.json"
-_PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
+PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Staging:
 
     def committed(self) -> set[int]:
         """Indices of the shards that are done."""
-        matches = (_PART_NAME.fullmatch(name) for name in os.listdir(self.parts))
+        matches = (PART_NAME.fullmatch(name) for name in os.listdir(self.parts))
         return {int(match[1]) for match in matches if match}
 
     @property
@@ -117,7 +118,7 @@ def open_staging(output: Path, fingerprint: str, facts: Mapping[str, Any], overw
         _remove(staging.root)
 
 
-def refuse_unsuitable(source: Path, output: Path) -> None:
+def refuse_unsuitable(source: Place, output: Path) -> None:
     """Raises UsageError for an output that no archive can be written to, and for one in the source, which the next run
     would archive, or around it."""
     if output.name in ("", ".."):
@@ -128,6 +129,8 @@ def refuse_unsuitable(source: Path, output: Path) -> None:
         )
     if not output.parent.is_dir():
         raise UsageError(f"cannot write {output}: there is no directory {output.parent}")
+    if not isinstance(source, Path):
+        return
     real, new = source.resolve(), output.parent.resolve() / output.name
     if new == real or real in new.parents:
         raise UsageError(f"the output {output} lies inside the source {source}; choose a place outside it")
@@ -154,12 +157,16 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 
 
 def _is_archive_directory(path: Path) -> bool:
-    names = set(os.listdir(path))
+    return is_archive_of(set(os.listdir(path)))
+
+
+def is_archive_of(names: Set[str]) -> bool:
+    """Whether a directory with these names in it is an archive, or empty."""
     return not names or (MANIFEST_NAME in names and all(_archive_file(name) for name in names))
 
 
 def _archive_file(name: str) -> bool:
-    return name in (MANIFEST_NAME, OLD_MODEL_NAME, *map(model_name, CODED)) or _PART_NAME.fullmatch(name) is not None
+    return name in (MANIFEST_NAME, OLD_MODEL_NAME, *map(model_name, CODED)) or PART_NAME.fullmatch(name) is not None
 
 
 def _take_up(staging: Staging, facts: Mapping[str, Any], overwrite: bool) -> None:
@@ -167,7 +174,7 @@ def _take_up(staging: Staging, facts: Mapping[str, Any], overwrite: bool) -> Non
     found = _read_plan(staging.root)
     if found is not None and found["fingerprint"] != staging.fingerprint:
         if not overwrite and _holds_work(staging.root):
-            raise StagingMismatch(_mismatch(staging, found["facts"], facts))
+            raise StagingMismatch(mismatch(staging.root, staging.output, found["facts"], facts))
         _sweep(staging.root, keep=())
     kept = ("publishing",) if staging.is_published() else ()
     _sweep(staging.root, keep=(PLAN_FILE, staging.parts.name, "finished", *kept))
@@ -185,19 +192,25 @@ def _holds_work(root: Path) -> bool:
 
 def _read_plan(root: Path) -> dict[str, Any] | None:
     try:
-        plan = json.loads((root / PLAN_FILE).read_text())
-        return {"fingerprint": str(plan["fingerprint"]), "facts": dict(plan["facts"])}
+        return parse_plan((root / PLAN_FILE).read_bytes())
     except FileNotFoundError:
         return None
+
+
+def parse_plan(text: bytes) -> dict[str, Any]:
+    """Of no fingerprint where it is damaged."""
+    try:
+        plan = json.loads(text)
+        return {"fingerprint": str(plan["fingerprint"]), "facts": dict(plan["facts"])}
     except (ValueError, KeyError, TypeError):
         return {"fingerprint": "", "facts": {}}
 
 
-def _mismatch(staging: Staging, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def mismatch(root: Place, output: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     differing = [name for name in new if old.get(name) != new.get(name)] if old else []
     changed = [f"{name}: {old.get(name)} then, {new.get(name)} now" for name in differing]
     return (
-        f"{staging.root} holds an unfinished run of other inputs or options for {staging.output} "
+        f"{root} holds an unfinished run of other inputs or options for {output} "
         f"({'; '.join(changed) or 'its plan cannot be read'}). Run it again as it was to finish it, "
         f"or discard it with --overwrite (or by deleting that directory)"
     )

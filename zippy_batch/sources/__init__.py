@@ -6,6 +6,7 @@
     zip         members of a zip file                                      (zipped)
     parquet     a column of images, as Hugging Face datasets have it       (parquet)
     recordio    records of an MXNet .rec file                              (recordio)
+    files in an object store, of the kind files too                        (objects)
 
     path, Wanted -> list_source -> Source, Listing;    Source.opened(files) -> read(file) -> bytes
 
@@ -32,8 +33,10 @@ from zippy_batch.images import (
     read_file,
     require_none_refused,
 )
+from zippy_batch.objects import ObjectReader, list_objects
 from zippy_batch.sources import listfile, parquet, recordio, tar, zipped
 from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened, settle
+from zippy_batch.storage import ObjectPath, Place
 
 __all__ = ["Read", "Source", "Wanted", "list_source"]
 
@@ -63,13 +66,15 @@ class Source:
     """Where the files of a listing are read. Pickles."""
 
     kind: str
-    root: Path
+    root: Place
     """Directory that paths are relative to; not used where there are containers."""
     containers: tuple[Container, ...] = ()
 
     def reader(self, files: Sequence[SourceFile]) -> Read:
         """Reads any of these files, from any thread. It raises SourceError for one that cannot be read, or is not what
         was listed."""
+        if isinstance(self.root, ObjectPath):
+            return ObjectReader(self.root, files)
         if not self.containers:
             return partial(read_file, self.root)
         if self.kind == "parquet":
@@ -77,22 +82,29 @@ class Source:
         return partial(_READ[self.kind], self.containers)
 
 
-def list_source(path: Path, wanted: Wanted) -> tuple[Source, Listing]:
+def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     """Every file of a source.
 
     Raises UsageError for what is no source, and naming what in it could not be archived or would be lost, before
     anything is written; SourceError for a container that is truncated or damaged.
     """
+    if isinstance(path, ObjectPath):
+        if wanted.input not in ("auto", "files"):
+            raise UsageError(f"{path}: --input {wanted.input} is read from a disk; bring it to this machine first")
+        return Source("files", path), _labelled(list_objects(path), wanted)
     kind = _kind(path, wanted.input)
     if kind not in ("files", "list"):
         return _list_containers(path, kind, wanted)
     listing, refused = find_files(path) if kind == "files" else listfile.find(path)
     require_none_refused(path, refused)
-    if wanted.labels == "folders":
-        labelled = (replace(file, label=folder_label(file.path)) for file in listing.files)
-        listing = replace(listing, files=tuple(labelled))
     root = path.absolute()
-    return Source(kind, root if kind == "files" else root.parent), listing
+    return Source(kind, root if kind == "files" else root.parent), _labelled(listing, wanted)
+
+
+def _labelled(listing: Listing, wanted: Wanted) -> Listing:
+    if wanted.labels != "folders":
+        return listing
+    return replace(listing, files=tuple(replace(file, label=folder_label(file.path)) for file in listing.files))
 
 
 def _kind(path: Path, asked: str) -> str:

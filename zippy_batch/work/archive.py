@@ -13,6 +13,7 @@ A file that kills its workers is raw in any case: see `isolation`.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 import uuid
 from collections import Counter
@@ -41,9 +42,19 @@ from zippy_batch.plan import BatchLimit, Key, Shard, cut_batches
 from zippy_batch.report import FLOOR_REASON, Done, Tick
 from zippy_batch.schema import Row
 from zippy_batch.sources import Source
+from zippy_batch.storage import Place, put
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
-from zippy_batch.work.isolation import CODING, DECODING, Care, CarefulShard, Step, once_more_with_care, taking_care
+from zippy_batch.work.isolation import (
+    CODING,
+    DECODING,
+    Care,
+    CarefulShard,
+    Step,
+    once_more,
+    once_more_with_care,
+    taking_care,
+)
 from zippy_batch.work.rows import EXACT_BATCH, sizes
 
 if TYPE_CHECKING:
@@ -103,7 +114,7 @@ class ArchiveJob:
     """Shards -> committed parts."""
 
     source: Source
-    parts: Path
+    parts: Place
     """Directory in the staging."""
     options: ArchiveOptions
     models: Mapping[str, Model]
@@ -123,12 +134,26 @@ class ArchiveJob:
         return work
 
     def after_death(self, unit: Shard | CarefulShard, deaths: int, reason: str) -> Shard | CarefulShard:
+        # a journal is no use in a store, which takes whole objects only
+        if not isinstance(self.parts, Path):
+            return once_more(unit, deaths, reason)
         return once_more_with_care(unit, deaths, reason, self.parts)
 
 
-def commit_part(part: Path, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
-    """Write a part and, if `verify`, read its rows back before it gets its name. Raises WorkerError."""
-    new = part.with_name(f"{part.name}.new-{uuid.uuid4().hex}")
+def commit_part(part: Place, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
+    """Write a part and, if `verify`, read its rows back before it gets its name. Raises WorkerError, StorageError."""
+    if isinstance(part, Path):
+        new = part.with_name(f"{part.name}.new-{uuid.uuid4().hex}")
+        _write_checked(new, part, rows, info, verify)
+        os.replace(new, part)
+        return
+    with tempfile.TemporaryDirectory(prefix="zippy-") as folder:
+        new = Path(folder) / part.name
+        _write_checked(new, part, rows, info, verify)
+        put(new, part.parent.parent / "attempts", part)
+
+
+def _write_checked(new: Path, part: Place, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
     write_part(new, rows, info)
     if verify:
         with Archive.open(new) as opened:
@@ -137,7 +162,6 @@ def commit_part(part: Path, rows: Sequence[Row], info: ArchiveInfo, verify: bool
             raise WorkerError(
                 f"{part} does not read back as it was written: {lost[0]}; check this machine's memory and disk"
             )
-    os.replace(new, part)
 
 
 def archive_shard(

@@ -28,6 +28,7 @@ from zippy_batch.images import (
 )
 from zippy_batch.report import Done, Finding, Quality, RestoreLine, Tick
 from zippy_batch.schema import Row
+from zippy_batch.storage import Place
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
 from zippy_batch.work.isolation import once_more
@@ -59,7 +60,7 @@ class ShardRestored:
 
 @dataclass(frozen=True)
 class RestoreJob:
-    archive: Path
+    archive: Place
     destination: Path
     temporary: Path
     """Directory on the destination's file system for files that are being written."""

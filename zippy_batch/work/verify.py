@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from zippy_batch.archive import Archive
 from zippy_batch.coding import Coders, MakeCodec, Pixels, compare_restored
@@ -13,6 +12,7 @@ from zippy_batch.images import Picture, SourceFile, display_path, read_picture
 from zippy_batch.report import Done, Finding, Tick
 from zippy_batch.schema import Row
 from zippy_batch.sources import Read, Source
+from zippy_batch.storage import Place
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
 from zippy_batch.work.isolation import once_more
@@ -55,7 +55,7 @@ class ShardVerified:
 
 @dataclass(frozen=True)
 class VerifyJob:
-    archive: Path
+    archive: Place
     against: Source | None
     deep: bool
     device: str
