@@ -281,9 +281,9 @@ def test_more_culprits_than_a_few_end_the_run_and_the_last_is_named(
         work_off(make_job(faces, CODECS.make))
 
 
-def test_strict_refuses_a_culprit(faces: Path) -> None:
+def test_strict_refuses_a_culprit(faces: Path, tmp_path: Path) -> None:
     job = make_job(faces, deadly_codec, ArchiveOptions(device="cpu", strict=True))
-    unit = CarefulShard(Shard(0, list_files(faces).files), job.parts / "journal", culprits={2: Step("coding", 2)})
+    unit = CarefulShard(Shard(0, list_files(faces).files), tmp_path / "journal", culprits={2: Step("coding", 2)})
     with pytest.raises(SourceError, match=r"2\.png would be kept raw \(its worker died coding it\)"):
         job.start(1)(unit, lambda done: None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -25,15 +26,26 @@ from zippy_batch import claims, cli, remote_staging
 from zippy_batch.archive import Archive
 from zippy_batch.claims import Owner, claimed
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
-from zippy_batch.errors import DamagedRow, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
+from zippy_batch.errors import (
+    ArchiveError,
+    DamagedRow,
+    OutputExists,
+    StagingMismatch,
+    StorageError,
+    UsageError,
+    WorkerError,
+)
 from zippy_batch.objects import list_objects
 from zippy_batch.pipeline import archive, restore, stats, verify
+from zippy_batch.plan import Shard
 from zippy_batch.remote_staging import remote_staging_path
 from zippy_batch.report import ArchiveReport, Progress, RestoreReport
-from zippy_batch.storage import Place, delete, delete_all, listed, place, put_bytes
+from zippy_batch.storage import ObjectPath, Place, delete, delete_all, listed, place, put_bytes
+from zippy_batch.work.isolation import CODING, CarefulShard, Step, read_journal, taking_care
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
 """The 12 files of `make_faces` are 3 shards of 4."""
+PART = re.compile(r"/[0-9a-f]{32}/part-\d+\.parquet$")
 
 
 @pytest.fixture
@@ -203,6 +215,18 @@ def test_rerun_does_only_what_is_missing(faces: Path, name: str, s3: S3, tmp_pat
     assert is_tidy(s3, name)
 
 
+def test_a_part_that_is_damaged_in_the_staging_is_named(faces: Path, name: str, s3: S3) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(faces, s3.uri(name), interrupt_after=1)
+    (part,) = [info for info in listed(remote_staging_path(s3.at(name)), recursive=True) if PART.search(info.path)]
+    path = ObjectPath(s3.at(name).store, part.path)
+    put_bytes(path.read_bytes()[:-3], path)
+    with pytest.raises(ArchiveError, match=r"no longer what was written: s3://faces-bucket/\S*part-00000.parquet: "):
+        make(faces, s3.uri(name))
+    delete(path)
+    assert make(faces, s3.uri(name)).total.images == 12
+
+
 @pytest.mark.parametrize("step", ["part_facts", "_announce", "put", "copy", "published", "_sweep"])
 def test_a_run_that_fails_while_it_publishes_is_finished_by_the_next(
     step: str, faces: Path, name: str, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -313,6 +337,14 @@ def test_claims_are_renewed_and_a_lost_one_stops_the_run(faces: Path, s3: S3, mo
     with pytest.raises(WorkerError, match="another run took this one for dead"):
         archive(faces, s3.uri("out"), OPTIONS, RunOptions(workers=1), rob, CODECS)
     assert not s3.at("out").exists()
+
+
+def test_a_worker_notes_its_steps_in_the_store(s3: S3) -> None:
+    unit = CarefulShard(Shard(0, ()), s3.at("staging/parts/part-00000.parquet.journal-0"))
+    assert read_journal(unit.journal) is None
+    with taking_care(unit) as care, care.at(CODING, 3):
+        assert read_journal(unit.journal) == Step(CODING, 3)
+    assert read_journal(unit.journal) is None
 
 
 # ---- a bad line, a bad object ----

@@ -524,7 +524,7 @@ def train(
         float | None, _flag("--rate", metavar="X", help="Factor on the learning rates.", default=_TRAIN.rate)
     ] = None,
     fast: Annotated[
-        bool | None, _flag("--fast", help="A lossy model that decodes faster, for a few per cent more bytes.")
+        bool | None, _flag("--fast", help="A lossy model that decodes faster, for about a tenth more bytes.")
     ] = None,
     mirror: Annotated[
         bool | None,

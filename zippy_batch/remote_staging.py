@@ -35,7 +35,7 @@ from zippy_batch.archive import (
 )
 from zippy_batch.claims import Claim, claimed
 from zippy_batch.container import model_name
-from zippy_batch.errors import OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
+from zippy_batch.errors import ArchiveError, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
 from zippy_batch.staging import PART_NAME, PLAN_FILE, is_archive_of, mismatch, parse_plan
 from zippy_batch.storage import (
     COPY_LIMIT_BYTES,
@@ -120,9 +120,9 @@ class RemoteStaging:
         return self.output.suffix == ".parquet"
 
     def _publish_file(self, folder: Path, shards: int, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
-        parts = at_once(lambda shard: download(self.part(shard), folder / part_name(shard)), range(shards))
-        info = describe({codec for part in parts for codec in part_facts(part).head.models})
-        merge_parts(parts, folder / "finished", info)
+        facts = at_once(lambda shard: self._fetch(shard, folder), range(shards))
+        info = describe({codec for one in facts for codec in one.head.models})
+        merge_parts([folder / one.name for one in facts], folder / "finished", info)
         self._announce()
         if self.output.is_dir():
             delete_all(self.output)
@@ -130,11 +130,9 @@ class RemoteStaging:
 
     def _publish_directory(self, folder: Path, shards: int, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
         def look(shard: int) -> PartFacts:
-            local = download(self.part(shard), folder / part_name(shard))
-            try:
-                return part_facts(local)
-            finally:
-                local.unlink()
+            facts = self._fetch(shard, folder)
+            (folder / facts.name).unlink()
+            return facts
 
         facts = at_once(look, range(shards))
         info = describe({codec for one in facts for codec in one.head.models})
@@ -153,6 +151,14 @@ class RemoteStaging:
         for name, data in {**models, MANIFEST_NAME: manifest_text(info, facts)}.items():
             (folder / name).write_bytes(data)
             put(folder / name, self.root / "attempts", self.output / name)
+
+    def _fetch(self, shard: int, folder: Path) -> PartFacts:
+        """Raises ArchiveError, naming the object, for what is no part."""
+        local = download(self.part(shard), folder / part_name(shard))
+        try:
+            return part_facts(local)
+        except ArchiveError as error:
+            raise ArchiveError(f"{self.part(shard)}: {error}") from error
 
     def _announce(self) -> None:
         self.claim.require()

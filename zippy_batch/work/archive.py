@@ -45,7 +45,16 @@ from zippy_batch.sources import Source
 from zippy_batch.storage import Place, put
 from zippy_batch.weights import Model
 from zippy_batch.work.hands import Hands
-from zippy_batch.work.isolation import CODING, DECODING, Care, CarefulShard, Step, once_more_with_care, taking_care
+from zippy_batch.work.isolation import (
+    CODING,
+    DECODING,
+    Care,
+    CarefulShard,
+    Step,
+    once_more,
+    once_more_with_care,
+    taking_care,
+)
 from zippy_batch.work.rows import EXACT_BATCH, sizes
 
 if TYPE_CHECKING:
@@ -125,6 +134,9 @@ class ArchiveJob:
         return work
 
     def after_death(self, unit: Shard | CarefulShard, deaths: int, reason: str) -> Shard | CarefulShard:
+        # a journal is no use in a store, which takes whole objects only
+        if not isinstance(self.parts, Path):
+            return once_more(unit, deaths, reason)
         return once_more_with_care(unit, deaths, reason, self.parts)
 
 
