@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from zippy_batch import storage
 from zippy_batch.storage import ObjectPath, Place, listed, place
 
 BUCKET = "faces-bucket"
@@ -58,9 +59,12 @@ def s3_server() -> Iterator[S3]:
 
 
 @pytest.fixture
-def s3(s3_server: S3) -> S3:
-    """With one bucket and nothing in it."""
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """With one bucket and nothing in it; a request that fails is tried once more."""
     import urllib.request
+
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    storage._filesystem.cache_clear()
 
     urllib.request.urlopen(urllib.request.Request(f"http://{s3_server.host}/moto-api/reset", method="POST"))
     import pyarrow.fs as pa_fs
