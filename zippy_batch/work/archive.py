@@ -51,7 +51,6 @@ from zippy_batch.work.isolation import (
     Care,
     CarefulShard,
     Step,
-    once_more,
     once_more_with_care,
     taking_care,
 )
@@ -134,9 +133,6 @@ class ArchiveJob:
         return work
 
     def after_death(self, unit: Shard | CarefulShard, deaths: int, reason: str) -> Shard | CarefulShard:
-        # a journal is no use in a store, which takes whole objects only
-        if not isinstance(self.parts, Path):
-            return once_more(unit, deaths, reason)
         return once_more_with_care(unit, deaths, reason, self.parts)
 
 
