@@ -97,6 +97,24 @@ def test_another_version_on_the_cluster_is_refused() -> None:
         check_cluster("9.9", Paths((), ()))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("aiohttp") is None, reason="Ray's client is not installed here")
+def test_a_server_that_wants_a_token_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401, "Unauthorized")
+
+        def log_message(self, *rest: object) -> None:
+            pass
+
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UsageError, match="wants a token, and takes none from here"):
+            submit.reach(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
 # following a job
 
 
@@ -217,6 +235,24 @@ def test_the_job_joins_the_cluster_that_it_runs_on(line: str, sent: str, jobs: J
     assert jobs.sent == [f"python -m zippy_batch.submit {__version__} {sent}"]
 
 
+def test_a_cluster_that_is_just_starting_is_waited_for(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([RuntimeError("No available agent to submit job"), RuntimeError("No available agent"), None])
+    take = jobs.submit_job
+
+    def submit_job(entrypoint: str) -> str:
+        error = next(answers)
+        if error:
+            raise error
+        return take(entrypoint)
+
+    monkeypatch.setattr(jobs, "submit_job", submit_job)
+    assert run("--detach", "--", "verify", "/a").stdout == "known\n"
+    answers = iter([RuntimeError("the disk is full")])
+    refused = run("--detach", "--", "verify", "/a")
+    assert refused.exit_code == 1
+    assert "the cluster takes no job: the disk is full" in refused.stderr
+
+
 def test_detach_status_and_stop_print_one_line(jobs: Jobs) -> None:
     assert run("--detach", "--", "verify", "/a").stdout == "known\n"
     jobs.states = ["RUNNING"]
@@ -243,20 +279,38 @@ needs_dashboard = pytest.mark.skipif(
 )
 
 
+HEAD = """
+import sys
+from ray.cluster_utils import Cluster
+
+port, agent_port = map(int, sys.argv[1:])
+options = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20, "dashboard_port": port}
+# other tests may have a cluster of theirs, whose agent has the usual port
+options["dashboard_agent_listen_port"] = agent_port
+cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": True})
+print("up", flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+def environment() -> dict[str, str]:
+    """Without what Ray, started in this process by other tests, has left: it turns tokens on."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled"}
+
+
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
     """Address of the job server of a cluster of one machine, whose `python` is this one."""
-    from ray.cluster_utils import Cluster
-
-    path, address = os.environ["PATH"], f"http://127.0.0.1:{(port := free_port())}"
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
-    options = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20, "dashboard_port": port}
-    cluster: Any = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": True})
-    try:
-        yield address
-    finally:
-        cluster.shutdown()
-        os.environ["PATH"] = path
+    port = free_port()
+    start = [sys.executable, "-c", HEAD, str(port), str(free_port())]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(start, env=environment(), **pipes) as cluster:
+        assert cluster.stdout
+        assert any(line == "up\n" for line in cluster.stdout)
+        yield f"http://127.0.0.1:{port}"
+        cluster.communicate()
 
 
 def command(head: str, *arguments: object) -> list[str]:
@@ -264,7 +318,9 @@ def command(head: str, *arguments: object) -> list[str]:
 
 
 def done(head: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(head, *arguments), capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command(head, *arguments), capture_output=True, text=True, timeout=300, check=False, env=environment()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +365,9 @@ def test_a_job_outlives_the_one_who_follows_it_and_ends_when_it_is_stopped(
     for i in range(20_000):  # more than it gets done before it is stopped
         os.link(drawn[i % len(drawn)], faces / f"{i}.jpg")
     started = command(head, "--", "archive", faces, tmp_path / "out", "--model", model, "--device", "cpu")
-    with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+    with subprocess.Popen(
+        started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as follower:
         assert follower.stdout
         assert follower.stderr
         for line in follower.stdout:

@@ -37,6 +37,8 @@ CHECKED = "zippy-batch: checked"
 """Begins the line that a job writes when it has found nothing wrong and starts to work."""
 ANSWER_S = 15.0
 """For the job server."""
+AGENT_S = 60.0
+"""For a cluster that has just started to have someone who takes jobs."""
 LOOK_S = 180.0
 """For all machines of a cluster to say what they see; a worker has to start on each."""
 POLL_S = 0.5
@@ -92,23 +94,37 @@ def reach(address: str) -> Any:
     theirs = _ray_version_at(address)
     if importlib.util.find_spec("aiohttp") is None:
         raise UsageError("submit needs the client of Ray's job server; pip install 'zippy-batch[submit]' brings it")
+    if theirs is None:
+        # Ray reads this when it is loaded, and then shows the token that it finds
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
     from ray.job_submission import JobSubmissionClient
 
-    if theirs != ray.__version__:
+    if theirs not in (None, ray.__version__):
         _say(f"note: Ray is {ray.__version__} here and {theirs} on the cluster, whose own counts")
     # it would tell, among the job's own lines, that the log has ended
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     # else the environment would win over the address that was asked for
     os.environ[ADDRESS_VARIABLE] = address
-    return JobSubmissionClient(address)
+    try:
+        return JobSubmissionClient(address)
+    except Exception as error:
+        if theirs is not None:
+            raise
+        raise UsageError(
+            f"{address} wants a token, and takes none from here: have the cluster's in RAY_AUTH_TOKEN or in "
+            f"~/.ray/auth_token ({type(error).__name__})"
+        ) from error
 
 
-def _ray_version_at(address: str) -> str:
+def _ray_version_at(address: str) -> str | None:
+    """None where it is not told to those who show no token, as Ray's own client does where it has one."""
     import requests
 
     try:
         answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_S)
+        if answer.status_code in (401, 403):
+            return None
         answer.raise_for_status()
         return str(answer.json()["ray_version"])
     except requests.exceptions.ConnectionError as error:
@@ -128,7 +144,15 @@ def submit(client: Any, arguments: Sequence[str], joins: bool) -> str:
     name, *rest = arguments
     command = [name, *rest] if joins else [name, "--address", "auto", *rest]
     _say(f"here: zippy-batch {__version__}, {_platform_text()}")
-    return str(client.submit_job(entrypoint=shlex.join(["python", "-m", "zippy_batch.submit", __version__, *command])))
+    entrypoint = shlex.join(["python", "-m", "zippy_batch.submit", __version__, *command])
+    until = time.monotonic() + AGENT_S
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=entrypoint))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                raise WorkerError(f"the cluster takes no job: {error}") from error
+            time.sleep(POLL_S)
 
 
 def follow(client: Any, job: str, write: Callable[[str], None]) -> int:
