@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zippy_batch.compare.curves import Point, mean_ratio
-from zippy_batch.images import list_files
 from zippy_batch.latent import network as lossy
 from zippy_batch.latent.features import SPATIAL_FEATURES
 from zippy_batch.latent.network import Architecture, Context, Network
+from zippy_batch.listing import list_files
 from zippy_batch.training.latent import LatentTask, evaluate
 from zippy_batch.training.muon import Muon
 from zippy_batch.training.pictures import build_pools, chosen_specs

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from zippy_batch.drawn import draw_faces
-from zippy_batch.images import Picture, list_files, read_file, read_picture
+from zippy_batch.images import Picture, read_picture
 from zippy_batch.latent.codec import LatentCodec, grid
+from zippy_batch.listing import list_files, read_file
 from zippy_batch.rans import TOTAL, Tables
 from zippy_batch.weights import load_model
 

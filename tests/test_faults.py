@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from fakes import CODECS, files_of, make_faces
 from tiny import tiny_model
 
+from zippy_batch import listing
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, SourceError, StagingMismatch, UsageError, WriteError, ZippyError
 from zippy_batch.pipeline import archive, restore
@@ -126,6 +128,20 @@ def test_a_disk_with_room_for_the_parts_alone_is_named_too(faces: Path, undistur
     assert report.run is not None
     assert report.run.shards_resumed == 3
     assert content(output) == content(undisturbed / "out.parquet")
+
+
+def test_no_room_for_a_long_list_of_files_is_named(
+    faces: Path, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.remount("size=32k")
+    (disk.path / "filler").write_bytes(bytes(32 << 10))
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.path))
+    monkeypatch.setattr(listing, "_IN_MEMORY_BYTES", 1)
+    output = tmp_path / "out.parquet"
+    with pytest.raises(WriteError, match=f"list of files, in {disk.path}, cannot be written: No space .*make room"):
+        make(faces, output)
+    assert not output.exists()
+    assert not staging_path(output).exists()
 
 
 def test_a_full_disk_is_named_by_restore_too(faces: Path, undisturbed: Path, disk: Disk) -> None:

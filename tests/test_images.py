@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import pickle
-import socket
 import subprocess
 import sys
 import threading
@@ -20,23 +18,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from zippy_batch import headers, images
-from zippy_batch.errors import ArchiveError, SourceError, UsageError
+from zippy_batch import headers
+from zippy_batch.errors import ArchiveError
 from zippy_batch.images import (
     Facts,
     JpegTables,
-    Listing,
     Picture,
-    SourceFile,
     Unsuitable,
     decode_written,
-    display_path,
     estimate_jpeg_quality,
-    list_files,
-    read_file,
     read_picture,
     restored_path,
-    safe_relative_path,
     write_picture,
 )
 
@@ -60,249 +52,6 @@ def picture_of(data: bytes) -> Picture:
     found = read_picture(data)
     assert isinstance(found, Picture), found
     return found
-
-
-# -------------------------------------------------------------------------------------------------------------- listing
-
-
-def paths_of(listing: Listing) -> list[bytes]:
-    return [file.path for file in listing.files]
-
-
-def test_listing_is_sorted_by_bytes_and_complete(tmp_path: Path) -> None:
-    names = [
-        "b/2.jpg",
-        "b/1.jpg",
-        "b.jpg",
-        "B.jpg",
-        "a b/c'd\n\"e.jpg",
-        "-dash",
-        ".hidden",
-        "ünï/文字.png",
-        "b/x/y",
-        "a:b*?",
-    ]
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(name.encode())
-    (tmp_path / "nothing" / "at all").mkdir(parents=True)
-    listing = list_files(tmp_path)
-    assert paths_of(listing) == sorted(os.fsencode(name) for name in names)
-    assert listing.empty_directories == 1
-    for file in listing.files:
-        assert read_file(tmp_path, file) == file.path
-        assert file.size_bytes == len(file.path)
-        assert file.mtime_s == os.stat(os.path.join(os.fsencode(tmp_path), file.path)).st_mtime_ns // 10**9
-
-
-def test_names_that_are_not_text_are_kept_byte_for_byte(tmp_path: Path) -> None:
-    names = [b"\xff\xfe.jpg", b"caf\xe9.jpg", b"\x80/\xc3\x28.png"]
-    for name in names:
-        path = os.path.join(os.fsencode(tmp_path), name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        Path(os.fsdecode(path)).write_bytes(b"x")
-    assert paths_of(list_files(tmp_path)) == sorted(names)
-
-
-def test_times_before_1970_round_down(tmp_path: Path) -> None:
-    (tmp_path / "old").write_bytes(b"")
-    os.utime(tmp_path / "old", ns=(-1_500_000_000, -1_500_000_000))
-    (file,) = list_files(tmp_path).files
-    assert file == SourceFile(b"old", 0, -2)
-    assert read_file(tmp_path, file) == b""
-
-
-def test_links_inside_the_tree_are_followed(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    (root / "people").mkdir(parents=True)
-    (root / "people" / "a.jpg").write_bytes(b"face")
-    (root / "relative.jpg").symlink_to("people/a.jpg")
-    (root / "absolute.jpg").symlink_to(root / "people" / "a.jpg")
-    (root / "folder").symlink_to("people", target_is_directory=True)
-    (root / "chain").symlink_to("folder")
-    listing = list_files(root)
-    assert paths_of(listing) == [b"absolute.jpg", b"chain/a.jpg", b"folder/a.jpg", b"people/a.jpg", b"relative.jpg"]
-    assert {read_file(root, file) for file in listing.files} == {b"face"}
-
-
-def test_the_directory_itself_may_be_a_link(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "a").write_bytes(b"1")
-    (tmp_path / "real" / "b").symlink_to(tmp_path / "real" / "a")
-    (tmp_path / "alias").symlink_to("real")
-    listing = list_files(tmp_path / "alias")
-    assert paths_of(listing) == [b"a", b"b"]
-    assert read_file(tmp_path / "alias", listing.files[1]) == b"1"
-
-
-def test_links_that_cannot_be_followed_are_refused_by_name(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    (root / "sub").mkdir(parents=True)
-    (tmp_path / "root-beside").mkdir()
-    (tmp_path / "root-beside" / "secret").write_bytes(b"s")
-    (root / "outside.jpg").symlink_to("/etc/passwd")
-    (root / "beside").symlink_to("../root-beside")
-    (root / "broken.jpg").symlink_to("nowhere")
-    (root / "self").symlink_to("self")
-    (root / "sub" / "up").symlink_to("..")
-    with pytest.raises(UsageError) as caught:
-        list_files(root)
-    message = str(caught.value)
-    assert "5 entries" in message
-    for name in ("outside.jpg: link to something outside", "beside: link to something outside", "broken.jpg: broken"):
-        assert name in message
-    assert "self: broken or circular" in message
-    assert "sub/up: link to a directory that it is in" in message
-
-
-def test_links_that_multiply_are_refused(tmp_path: Path) -> None:
-    for level in range(14):
-        (tmp_path / str(level)).mkdir()
-    for level in range(13):
-        for name in "ab":
-            (tmp_path / str(level) / name).symlink_to(f"../{level + 1}")
-    started = time.perf_counter()
-    with pytest.raises(UsageError, match="1000 paths"):
-        list_files(tmp_path)
-    assert time.perf_counter() - started < 60
-
-
-def test_what_is_no_file_is_refused_without_opening_it(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with socket.socket(socket.AF_UNIX) as listener:
-        previous = Path.cwd()
-        os.chdir(tmp_path)  # the path of a socket is short
-        try:
-            listener.bind("socket")
-        finally:
-            os.chdir(previous)
-        with pytest.raises(UsageError, match="neither a file nor a directory") as caught:
-            list_files(tmp_path)
-    assert "2 entries" in str(caught.value)
-
-
-def test_large_files_are_refused_by_name(tmp_path: Path) -> None:
-    for i in range(15):
-        with (tmp_path / f"large-{i:02d}").open("wb") as stream:
-            stream.truncate(images.MAX_FILE_BYTES + 1)
-    with (tmp_path / "just-right").open("wb") as stream:
-        stream.truncate(images.MAX_FILE_BYTES)
-    with pytest.raises(UsageError) as caught:
-        list_files(tmp_path)
-    message = str(caught.value)
-    assert "15 entries" in message
-    assert "large-00: 1073741825 bytes" in message
-    assert "and 5 more" in message
-    assert "just-right" not in message
-
-
-def test_unreadable_files_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "secret.jpg").write_bytes(b"x")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the super-user may read anything
-    with pytest.raises(UsageError, match=r"one entry .*\n +secret.jpg: may not be read"):
-        list_files(tmp_path)
-
-
-def test_names_that_could_not_be_restored_are_refused_before_the_run(tmp_path: Path) -> None:
-    (tmp_path / "NUL").write_bytes(b"x")
-    with pytest.raises(UsageError, match="NUL: reserved name"):
-        list_files(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["missing", "file"])
-def test_only_a_directory_can_be_listed(tmp_path: Path, name: str) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UsageError, match="not a directory"):
-        list_files(tmp_path / name)
-
-
-def test_deep_trees_are_walked(tmp_path: Path) -> None:
-    deep = tmp_path
-    for _ in range(300):
-        deep = deep / "d"
-    deep.mkdir(parents=True)
-    (deep / "f").write_bytes(b"1")
-    (file,) = list_files(tmp_path).files
-    assert file.path == b"d/" * 300 + b"f"
-
-
-def test_changed_files_are_errors(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    path.write_bytes(b"12345")
-    (file,) = list_files(tmp_path).files
-    os.utime(path, (1, 1))
-    with pytest.raises(SourceError, match=r"a\.jpg: changed during the run"):
-        read_file(tmp_path, file)
-    path.write_bytes(b"123456")
-    with pytest.raises(SourceError, match="expected 5 bytes"):
-        read_file(tmp_path, file)
-    path.unlink()
-    with pytest.raises(SourceError, match="cannot be read"):
-        read_file(tmp_path, file)
-    os.mkfifo(path)
-    with pytest.raises(SourceError, match="changed"):
-        read_file(tmp_path, file)
-
-
-# ---------------------------------------------------------------------------------------------------------------- paths
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        b"", b"/", b"/etc/passwd", b"..", b"../a", b"a/../b", b"a/..", b".", b"./a", b"a//b", b"a/", b"a/./b", b"a\0b",
-        b"..\\a", b"a\\..\\..\\b", b"\\a", b"\\\\host\\share", b"C:\\a", b"c:/a", b"z:", b"CON", b"nul", b"a/Aux",
-        b"com1", b"a/LPT9/b", b"con ", b"nul.",
-    ],
-)  # fmt: skip
-def test_paths_that_leave_the_destination_are_refused(path: bytes) -> None:
-    with pytest.raises(ArchiveError, match="refused to restore"):
-        safe_relative_path(path)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        b"a", b"a/b/c.jpg", b"...", b"..a", b"a..", b".hidden", b"-rf", b"a b", b"a\nb", b"a:b", b"CONSOLE", b"con.jpg",
-        b"nul.tar.gz", b"com10", b"a\\b", b"\xff\xfe", "ü/文.jpg".encode(), b"~", b"$HOME",
-    ],
-)  # fmt: skip
-def test_odd_but_harmless_paths_are_taken(path: bytes) -> None:
-    safe_relative_path(path)
-
-
-@pytest.mark.parametrize("path", [b"con.jpg", b"a:b", b"a.", b"a ", b"a/b?", b"a\\b", b"x\ny"])
-def test_windows_refuses_more(path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "name", "nt")
-    problem = images.path_problem(path)
-    monkeypatch.undo()
-    assert problem == "reserved name"
-
-
-@given(st.binary(max_size=30))
-@settings(max_examples=500)
-def test_safe_paths_stay_inside(path: bytes) -> None:
-    try:
-        safe_relative_path(path)
-    except ArchiveError:
-        return
-    joined = os.path.normpath(os.path.join(b"/destination", path))
-    assert joined == b"/destination/" + path
-
-
-def test_paths_are_shown_as_text() -> None:
-    assert display_path("ü/文.jpg".encode()) == "ü/文.jpg"
-    assert display_path(b"caf\xe9.jpg") == "caf\\xe9.jpg"
-    assert display_path(b"a\nb") == "a\nb"
-    assert display_path("\ud800".encode("utf-8", "surrogatepass")).encode()
-
-
-def test_suffix_is_appended_where_the_format_changes() -> None:
-    assert restored_path(b"x/a.jpeg", "jpeg", "jpeg") == b"x/a.jpeg"
-    assert restored_path(b"x/a.png", "png", "jpeg") == b"x/a.png.jpg"
-    assert restored_path(b"x/a.jpg", "jpeg", "png") == b"x/a.jpg.png"
-    assert restored_path(b"a", "gif", "webp") == b"a.webp"
-    assert restored_path(b"a.webp", "webp", "webp") == b"a.webp"
 
 
 # ------------------------------------------------------------------------------------------------------------ real data
@@ -534,6 +283,14 @@ def test_results_pickle() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
+
+
+def test_suffix_is_appended_where_the_format_changes() -> None:
+    assert restored_path(b"x/a.jpeg", "jpeg", "jpeg") == b"x/a.jpeg"
+    assert restored_path(b"x/a.png", "png", "jpeg") == b"x/a.png.jpg"
+    assert restored_path(b"x/a.jpg", "jpeg", "png") == b"x/a.jpg.png"
+    assert restored_path(b"a", "gif", "webp") == b"a.webp"
+    assert restored_path(b"a.webp", "webp", "webp") == b"a.webp"
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])

@@ -23,7 +23,8 @@ from zippy_batch.archive import Archive, ArchiveInfo, part_name
 from zippy_batch.coding import Coders, MakeCodec, compare, make_codec
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import SourceError, WorkerError
-from zippy_batch.images import Picture, Unsuitable, list_files, read_picture
+from zippy_batch.images import Picture, Unsuitable, read_picture
+from zippy_batch.listing import list_files
 from zippy_batch.plan import Shard
 from zippy_batch.schema import FORMAT_VERSION, Row
 from zippy_batch.sources import Source
@@ -158,7 +159,7 @@ class Fate:
 def work_off(job: ArchiveJob) -> Fate:
     """As the foreman does, with a forked child for a worker."""
     assert isinstance(job.source.root, Path)
-    unit: Shard | CarefulShard = Shard(0, list_files(job.source.root).files)
+    unit: Shard | CarefulShard = Shard(0, list_files(job.source.root).files[:])
     deaths = 0
     while True:
         child = os.fork()
@@ -223,7 +224,7 @@ def shapes_of_batches(unit: Shard | CarefulShard, source: Path) -> list[list[tup
 @pytest.mark.parametrize("doing", ["decoding", "coding"])
 @pytest.mark.parametrize("place", range(9))
 def test_a_culprit_keeps_its_place_in_its_batch(doing: str, place: int, faces: Path) -> None:
-    shard = Shard(0, list_files(faces).files)
+    shard = Shard(0, list_files(faces).files[:])
     careful = CarefulShard(shard, faces.with_name("journal"), culprits={place: Step(doing, place)})
     assert shapes_of_batches(careful, faces) == shapes_of_batches(shard, faces)
 
@@ -283,7 +284,7 @@ def test_more_culprits_than_a_few_end_the_run_and_the_last_is_named(
 
 def test_strict_refuses_a_culprit(faces: Path, tmp_path: Path) -> None:
     job = make_job(faces, deadly_codec, ArchiveOptions(device="cpu", strict=True))
-    unit = CarefulShard(Shard(0, list_files(faces).files), tmp_path / "journal", culprits={2: Step("coding", 2)})
+    unit = CarefulShard(Shard(0, list_files(faces).files[:]), tmp_path / "journal", culprits={2: Step("coding", 2)})
     with pytest.raises(SourceError, match=r"2\.png would be kept raw \(its worker died coding it\)"):
         job.start(1)(unit, lambda done: None)
 

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zippy_batch.config import ArchiveOptions
-from zippy_batch.images import Listing, SourceFile
+from zippy_batch.listing import Files, Listing, SourceFile
 from zippy_batch.plan import BatchLimit, Key, cut_batches, cut_shards, plan_archive
 
 OPTIONS = ArchiveOptions(device="cpu")
 
 
 def listing(*sizes_bytes: int) -> Listing:
-    return Listing(tuple(SourceFile(b"%06d.jpg" % i, size, 1_000_000) for i, size in enumerate(sizes_bytes)), 0)
+    return Listing(Files(SourceFile(b"%06d.jpg" % i, size, 1_000_000) for i, size in enumerate(sizes_bytes)), 0)
+
+
+def cut(sizes_bytes: Sequence[int], images: int, size_bytes: int) -> tuple[int, ...]:
+    return cut_shards(len(sizes_bytes), [0, *accumulate(sizes_bytes)].__getitem__, images, size_bytes)
 
 
 def grid(height: int, width: int) -> tuple[int, int]:
@@ -28,7 +32,7 @@ def grid(height: int, width: int) -> tuple[int, int]:
     st.integers(1, 500),
 )
 def test_shards_cover_all_files_within_their_bounds(sizes: list[int], images: int, size_bytes: int) -> None:
-    cuts = cut_shards(sizes, images, size_bytes)
+    cuts = cut(sizes, images, size_bytes)
     assert (cuts[0], cuts[-1]) == (0, len(sizes))
     for start, stop in pairwise(cuts):
         assert start < stop or not sizes
@@ -37,12 +41,12 @@ def test_shards_cover_all_files_within_their_bounds(sizes: list[int], images: in
 
 
 def test_shards_are_balanced() -> None:
-    assert cut_shards([900] * 4097, 4096, 1 << 28) == (0, 2048, 4097)
-    assert cut_shards([900] * 669, 4096, 1 << 28) == (0, 669)
+    assert cut([900] * 4097, 4096, 1 << 28) == (0, 2048, 4097)
+    assert cut([900] * 669, 4096, 1 << 28) == (0, 669)
 
 
 def test_a_giant_file_is_a_shard_of_its_own() -> None:
-    assert cut_shards([10, 10, 5000, 10], 100, 1000) == (0, 2, 3, 4)
+    assert cut([10, 10, 5000, 10], 100, 1000) == (0, 2, 3, 4)
 
 
 def test_plan_settles_the_shard_size_and_counts_rows() -> None:
@@ -55,7 +59,7 @@ def test_plan_settles_the_shard_size_and_counts_rows() -> None:
 def test_fingerprint_depends_on_everything_that_decides_the_bytes() -> None:
     base = plan_archive(listing(1, 2, 3), OPTIONS, {"latent": "model"}).fingerprint
     assert plan_archive(listing(1, 2, 3), OPTIONS, {"latent": "model"}).fingerprint == base
-    touched = Listing((SourceFile(b"000000.jpg", 1, 5), *listing(1, 2, 3).files[1:]), 0)
+    touched = Listing(Files((SourceFile(b"000000.jpg", 1, 5), *listing(1, 2, 3).files[1:])), 0)
     changes = ({"quality": 74}, {"min_psnr": 30.0}, {"verify": False}, {"batch_size": 32}, {"device": "cuda"})
     others = [
         plan_archive(listing(1, 2, 4), OPTIONS, {"latent": "model"}),

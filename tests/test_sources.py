@@ -38,7 +38,7 @@ from hypothesis import strategies as st
 
 from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import SourceError, StagingMismatch, UsageError
-from zippy_batch.images import Listing
+from zippy_batch.listing import Listing
 from zippy_batch.pipeline import archive, restore, verify
 from zippy_batch.plan import plan_archive
 from zippy_batch.sources import Source, Wanted, list_source

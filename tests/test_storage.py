@@ -12,7 +12,7 @@ from s3 import s3_server as s3_server
 
 from zippy_batch import storage
 from zippy_batch.errors import SourceError, StorageError, UsageError
-from zippy_batch.images import SourceFile, list_files
+from zippy_batch.listing import SourceFile, list_files
 from zippy_batch.objects import ObjectReader, list_objects, read_object
 from zippy_batch.storage import ObjectFile, ObjectPath, delete, download, place, put, put_bytes
 

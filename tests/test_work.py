@@ -17,8 +17,9 @@ from zippy_batch.archive import Archive, ArchiveInfo, write_part
 from zippy_batch.coding import Coders, code_batch
 from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import ArchiveError, DamagedRow, SourceError, WorkerError
-from zippy_batch.images import Facts, Picture, list_files
+from zippy_batch.images import Facts, Picture
 from zippy_batch.latent.codec import LatentItem
+from zippy_batch.listing import list_files
 from zippy_batch.plan import Shard
 from zippy_batch.report import Done
 from zippy_batch.schema import FORMAT_VERSION, Row
@@ -58,7 +59,7 @@ def faces(tmp_path: Path) -> Path:
 def rows_of(
     directory: Path, options: ArchiveOptions = OPTIONS, codec: FakeCodec | None = None, threads: int = 1
 ) -> list[Row]:
-    shard = Shard(0, list_files(directory).files)
+    shard = Shard(0, list_files(directory).files[:])
     return archive_shard(
         shard, Source("files", directory), options, Coders(codec or FakeCodec()), Hands(threads), ignore
     )
@@ -90,7 +91,7 @@ def test_batches_have_one_grid_and_the_asked_size(faces: Path) -> None:
 
 def test_every_row_is_told_once(faces: Path) -> None:
     told: list[Done] = []
-    shard = Shard(0, list_files(faces).files)
+    shard = Shard(0, list_files(faces).files[:])
     rows = archive_shard(shard, Source("files", faces), OPTIONS, Coders(FakeCodec()), Hands(2), told.append)
     assert sum(told, Done()) == Done(11, shard.source_bytes, sum(len(row.payload) for row in rows))
 
@@ -106,7 +107,7 @@ def test_strict_refuses_what_would_be_kept_raw(faces: Path) -> None:
 
 
 def test_a_file_that_changes_after_it_was_listed_stops_the_run(faces: Path) -> None:
-    shard = Shard(0, list_files(faces).files)
+    shard = Shard(0, list_files(faces).files[:])
     (faces / "3.jpg").write_bytes(b"something else")
     with pytest.raises(SourceError, match=r"3\.jpg"):
         archive_shard(shard, Source("files", faces), OPTIONS, Coders(FakeCodec()), Hands(1), ignore)

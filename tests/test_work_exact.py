@@ -19,8 +19,8 @@ from zippy_batch.coding import Coders, code_files
 from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import DamagedRow, SourceError, WorkerError
 from zippy_batch.exact.codec import ExactItem
-from zippy_batch.images import list_files
 from zippy_batch.jpeg.file import Coefficients, parse
+from zippy_batch.listing import list_files
 from zippy_batch.plan import Shard
 from zippy_batch.report import Done
 from zippy_batch.schema import FORMAT_VERSION, Row
@@ -76,7 +76,7 @@ def rows_of(
     threads: int = 1,
 ) -> dict[bytes, Row]:
     coders = Coders(latent or FakeCodec(), exact or FakeExactCodec())
-    shard = Shard(0, list_files(directory).files)
+    shard = Shard(0, list_files(directory).files[:])
     rows = archive_shard(shard, Source("files", directory), options, coders, Hands(threads), ignore)
     assert [row.path for row in rows] == [file.path for file in shard.files]
     return {row.path: row for row in rows}

@@ -1,11 +1,11 @@
-"""A directory of files <-> a sorted listing; a file <-> pixels and facts about it. Other sources are in `sources`.
+"""The bytes of a file <-> pixels and facts about them.
 
-    directory -> find_files -> SourceFile -> read_file -> read_picture -> Picture | Unsuitable
+    bytes -> read_picture -> Picture | Unsuitable
     Picture.pixels, Facts -> write_picture -> a JPEG, PNG or WebP file -> decode_written -> the pixels a viewer sees
 
-Paths are bytes, relative to the directory, with "/" between their parts, as the file system has them. Pixels stay in
-the orientation in which they are stored; EXIF data, with its orientation tag, and ICC profiles are kept, so a viewer
-turns the restored file as it turned the source. Other metadata (XMP, IPTC, comments, gamma, resolution) is not.
+Pixels stay in the orientation in which they are stored; EXIF data, with its orientation tag, and ICC profiles are kept,
+so a viewer turns the restored file as it turned the source. Other metadata (XMP, IPTC, comments, gamma, resolution) is
+not.
 
 What is taken: greyscale and RGB of 8 bits per sample, palettes without transparency, CMYK without a profile (converted
 to RGB), one image per file. Everything else is `Unsuitable`, with a reason from `headers.REASONS`. Two limits: damage
@@ -19,51 +19,31 @@ from __future__ import annotations
 
 import functools
 import io
-import os
-import re
-import stat
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zippy_batch.errors import ArchiveError, SourceError, UsageError
+from zippy_batch.errors import ArchiveError
 from zippy_batch.headers import CORRUPT, TRUNCATED, Header, JpegFacts, Refused, read_header, sniff_format
 from zippy_batch.schema import MAX_SIDE
 
 __all__ = [
     "DEFAULT_JPEG_QUALITY",
-    "MAX_FILE_BYTES",
     "MAX_SIDE",
-    "Container",
     "Facts",
-    "Listing",
     "Picture",
-    "SourceFile",
     "Unsuitable",
     "decode_written",
-    "display_path",
-    "file_problem",
-    "find_files",
-    "is_below",
-    "list_files",
-    "path_problem",
-    "read_file",
     "read_picture",
-    "require_none_refused",
     "restored_path",
-    "safe_relative_path",
     "write_picture",
 ]
-
-MAX_FILE_BYTES = 1 << 30
-"""Larger files are refused by name before a run."""
 
 DEFAULT_JPEG_QUALITY = 95
 """Of a JPEG whose source had no quantisation tables; its chroma is not subsampled."""
@@ -72,224 +52,6 @@ WEBP_QUALITY = 95
 """Of restored WebP files; lossy WebP always subsamples chroma."""
 
 _SUFFIXES = {"jpeg": b".jpg", "png": b".png", "webp": b".webp"}
-
-
-# -------------------------------------------------------------------------------------------------------------- listing
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A run holds one for each of its files, of which there may be millions."""
-
-    path: bytes
-    """Relative to the listed directory."""
-    size_bytes: int
-    mtime_s: int
-    """Whole seconds since 1970, rounded down."""
-    label: str | None = None
-    place: tuple[int, ...] = ()
-    """Of a file in another one: the number of that container, and where in it; empty for a file by itself."""
-
-
-@dataclass(frozen=True)
-class Container:
-    """A file that holds files, as it was when it was listed."""
-
-    path: Path
-    size_bytes: int
-    mtime_s: int
-
-
-@dataclass(frozen=True)
-class Listing:
-    files: tuple[SourceFile, ...]
-    """Sorted by path, byte by byte."""
-    empty_directories: int
-    """Directories without any entry; they are not archived."""
-    containers: tuple[Container, ...] = ()
-    """What the files are in, by number."""
-    notes: tuple[str, ...] = ()
-    """What a person should know who thinks that everything is archived."""
-
-
-_MAX_VISITS = 1000
-"""Paths by which links may lead to one directory: links to links multiply."""
-_SHOWN = 10
-"""Files that an error message names before it only counts."""
-
-
-def list_files(root: Path) -> Listing:
-    """Every file below a directory, links inside the tree followed.
-
-    Raises UsageError naming everything that could not be archived (see `find_files`), before anything is read.
-    """
-    listing, refused = find_files(root)
-    require_none_refused(root, refused)
-    return listing
-
-
-def require_none_refused(root: Path | str, refused: Sequence[tuple[bytes, str]]) -> None:
-    """Raises UsageError that names what could not be archived."""
-    if refused:
-        shown = "\n".join(f"  {display_path(path) or '.'}: {why}" for path, why in refused[:_SHOWN])
-        more = f"\n  and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
-        count = f"{len(refused)} entries" if len(refused) > 1 else "one entry"
-        shown_root = root if isinstance(root, str) else display_path(os.fsencode(root))
-        raise UsageError(f"{shown_root}: {count} cannot be archived; remove or rename:\n{shown}{more}")
-
-
-def find_files(root: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
-    """Every file below a directory, and what is no such file: its path and the reason, sorted.
-
-    Refused are files over `MAX_FILE_BYTES`, links that are broken, circular or lead outside, sockets, pipes and
-    devices, what may not be read, and names that `safe_relative_path` would refuse on restore. Raises UsageError where
-    `root` is no directory.
-    """
-    top = os.fsencode(root)
-    if not os.path.isdir(top):
-        raise UsageError(f"{display_path(top)}: not a directory")
-    walk = _TreeWalk(os.path.realpath(top))
-    walk.visit(b"", ())
-    files = tuple(sorted(walk.files, key=lambda file: file.path))
-    return Listing(files, walk.empty_directories), sorted(walk.refused)
-
-
-class _TreeWalk:
-    """Findings of one walk over a directory tree."""
-
-    def __init__(self, top: bytes):
-        self._top = top
-        self._visits: dict[tuple[int, int], int] = {}
-        self.files: list[SourceFile] = []
-        self.refused: list[tuple[bytes, str]] = []
-        self.empty_directories = 0
-
-    def visit(self, relative: bytes, ancestors: tuple[tuple[int, int], ...]) -> None:
-        """Walk the directory at `relative`, whose parents have the (device, inode) numbers `ancestors`."""
-        pending = [(relative, ancestors)]
-        while pending:
-            relative, ancestors = pending.pop()
-            directory = os.path.join(self._top, relative) if relative else self._top
-            try:
-                status = os.stat(directory)
-                with os.scandir(directory) as scan:
-                    entries = list(scan)
-            except OSError as error:
-                self.refused.append((relative, f"directory cannot be read ({error.strerror})"))
-                continue
-            identity = (status.st_dev, status.st_ino)
-            self._visits[identity] = self._visits.get(identity, 0) + 1
-            if identity in ancestors:
-                self.refused.append((relative, "link to a directory that it is in"))
-            elif self._visits[identity] > _MAX_VISITS:
-                self.refused.append((relative, f"links lead here by more than {_MAX_VISITS} paths"))
-            else:
-                self.empty_directories += not entries
-                for entry in entries:
-                    path = relative + b"/" + entry.name if relative else entry.name
-                    if self._take(entry, path):
-                        pending.append((path, (*ancestors, identity)))
-
-    def _take(self, entry: os.DirEntry[bytes], path: bytes) -> bool:
-        """Note a file or refuse it; True for a directory to walk."""
-        try:
-            status = entry.stat()
-            is_outside = entry.is_symlink() and not is_below(os.path.realpath(entry.path), self._top)
-        except OSError:
-            self.refused.append((path, "broken or circular link" if entry.is_symlink() else "vanished"))
-            return False
-        if stat.S_ISDIR(status.st_mode) and not is_outside:
-            return True
-        why = file_problem(entry.path, status, is_outside) or path_problem(path)
-        if why:
-            self.refused.append((path, why))
-        else:
-            self.files.append(SourceFile(path, status.st_size, status.st_mtime_ns // 10**9))
-        return False
-
-
-def file_problem(path: bytes, status: os.stat_result, is_outside: bool) -> str | None:
-    """What keeps something in a directory from being archived, whatever its name."""
-    if is_outside:
-        return "link to something outside the directory"
-    if not stat.S_ISREG(status.st_mode):
-        return "neither a file nor a directory"
-    if status.st_size > MAX_FILE_BYTES:
-        return f"{status.st_size} bytes, over the limit of 1 GiB"
-    return None if os.access(path, os.R_OK) else "may not be read (permission)"
-
-
-def read_file(root: Path, file: SourceFile) -> bytes:
-    """Content of a listed file; SourceError when it is gone, cannot be read or is not what was listed."""
-    name = display_path(file.path)
-    try:
-        # not to hang where a file was replaced by a pipe
-        descriptor = os.open(os.path.join(os.fsencode(root), file.path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb", buffering=0) as stream:
-            status = os.fstat(stream.fileno())
-            found = (status.st_size, status.st_mtime_ns // 10**9)
-            if found != (file.size_bytes, file.mtime_s) or not stat.S_ISREG(status.st_mode):
-                raise SourceError(
-                    f"{name}: changed during the run: expected {file.size_bytes} bytes of time {file.mtime_s}, "
-                    f"found {found[0]} bytes of time {found[1]}; run again when the directory is at rest"
-                )
-            data = stream.readall()
-    except OSError as error:
-        raise SourceError(f"{name}: cannot be read: {error.strerror}") from error
-    if len(data) != file.size_bytes:
-        raise SourceError(
-            f"{name}: changed during the run: expected {file.size_bytes} bytes, read {len(data)}; "
-            "run again when the directory is at rest"
-        )
-    return data
-
-
-# ---------------------------------------------------------------------------------------------------------------- paths
-
-
-def display_path(path: bytes) -> str:
-    """The path as text: exact where it is UTF-8, else with \\xNN for the bytes that are not."""
-    return path.decode("utf-8", errors="backslashreplace")
-
-
-def is_below(path: bytes, directory: bytes) -> bool:
-    """Whether an absolute path is a directory or something in it; neither goes through links."""
-    return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
-
-
-_DEVICE = rb"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])"
-_DEVICE_NAME = re.compile(_DEVICE + rb"[ .]*", re.IGNORECASE)
-_WINDOWS_ONLY = re.compile(_DEVICE + rb"[ ]*\..*|.*[<>:\"|?*\\\x01-\x1f].*|.*[ .]", re.IGNORECASE | re.DOTALL)
-"""Names that are ordinary elsewhere, and that Windows cannot hold or takes for a device."""
-
-
-def path_problem(path: bytes) -> str | None:
-    """Why joining this path to a directory might not give a file inside that directory."""
-    if not path:
-        return "empty path"
-    if b"\0" in path:
-        return "zero byte in the path"
-    if path.startswith((b"/", b"\\")) or re.match(rb"[A-Za-z]:(?:[/\\]|$)", path):
-        return "absolute path"
-    for part in path.split(b"/"):
-        if part in (b"", b"."):
-            return "empty or '.' part in the path"
-        if b".." in (part, *part.split(b"\\")):
-            return "'..' in the path"
-        if _DEVICE_NAME.fullmatch(part) or (os.name == "nt" and _WINDOWS_ONLY.fullmatch(part)):
-            return "reserved name"
-    return None
-
-
-def safe_relative_path(path: bytes) -> None:
-    """Raise ArchiveError unless joining this path to a directory gives a file inside that directory.
-
-    Refused: the empty path, absolute paths and drive letters, empty, "." and ".." parts, also between backslashes, zero
-    bytes, and the bare names of Windows devices (con, nul, com1). On Windows also whatever its file names cannot hold.
-    """
-    problem = path_problem(path)
-    if problem is not None:
-        raise ArchiveError(f"{display_path(path)!r}: refused to restore this path: {problem}")
 
 
 def restored_path(path: bytes, source_format: str, format: str) -> bytes:

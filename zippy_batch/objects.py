@@ -13,7 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.images import MAX_FILE_BYTES, Listing, SourceFile, display_path, path_problem, require_none_refused
+from zippy_batch.listing import MAX_FILE_BYTES, Files, Listing, SourceFile, require_none_refused
+from zippy_batch.paths import display_path, path_problem
 from zippy_batch.storage import REQUESTS, ObjectPath, asking, listed
 
 _AHEAD_FILES = 4 * REQUESTS
@@ -47,7 +48,7 @@ def list_objects(root: ObjectPath) -> Listing:
             f"{root} is one object; a source in a store is all that lies below a name, such as {root.parent}, and "
             f"a .tar, .zip, .parquet or .rec is read from a disk: bring it to this machine first"
         )
-    return Listing(tuple(sorted(files, key=lambda file: file.path)), len(directories - filled))
+    return Listing(Files(files), len(directories - filled))
 
 
 class ObjectReader:

@@ -23,7 +23,7 @@ from zippy_batch.cluster import Crew, choose_crew, run_units, settle_device
 from zippy_batch.coding import MakeCodec, make_codec
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, ModelError, UsageError
-from zippy_batch.images import display_path
+from zippy_batch.paths import display_path
 from zippy_batch.plan import Plan, plan_archive, recorded
 from zippy_batch.remote_staging import (
     RemoteStaging,
@@ -164,7 +164,8 @@ def _archive_shards(
     """Work off the shards that are not committed; seconds of work by shard."""
     done = set(range(len(plan))) if staging.is_complete() else staging.committed()
     todo = [index for index in range(len(plan)) if index not in done]
-    work = Done(sum(plan.rows[index] for index in todo), sum(plan.shard(index).source_bytes for index in todo))
+    rows = plan.rows
+    work = Done(sum(rows[index] for index in todo), sum(map(plan.source_bytes, todo)))
     crew = clock.expect(work, len(todo), plan.options.device, run)
     job = ArchiveJob(source, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
     seconds: dict[int | None, float] = {}
@@ -341,8 +342,7 @@ def _match(opened: Archive, against: Place, input: str) -> _Matched:
                 extra.append(Finding(display_path(path), what, shard, row))
             seen.add(path)
     missing = [Finding(display_path(path), "no such row") for path in files if path not in seen]
-    with_labels = any(file.label is not None for file in listing.files)
-    return _Matched(units, missing, extra, source, with_labels)
+    return _Matched(units, missing, extra, source, listing.files.labelled)
 
 
 def stats(archive_path: str | Place) -> ArchiveReport:

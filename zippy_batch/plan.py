@@ -14,11 +14,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 from zippy_batch.config import ArchiveOptions
-from zippy_batch.images import Listing, SourceFile
+from zippy_batch.listing import Listing, SourceFile
 
 IMAGES_PER_SHARD = 4096
 SOURCE_BYTES_PER_SHARD = 256 << 20
@@ -64,9 +64,14 @@ class Plan:
     def shard(self, index: int) -> Shard:
         return Shard(index, self.listing.files[self.cuts[index] : self.cuts[index + 1]])
 
+    def source_bytes(self, index: int) -> int:
+        """Of one shard."""
+        before = self.listing.files.bytes_before
+        return before(self.cuts[index + 1]) - before(self.cuts[index])
+
     @property
     def labelled(self) -> bool:
-        return any(file.label is not None for file in self.listing.files)
+        return self.listing.files.labelled
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -82,7 +87,7 @@ class Plan:
             **{f"model of the {codec} codec": found for codec, found in sorted(self.model_ids.items())},
             **({"labels": self.options.labels} if self.labelled else {}),
             "files": len(files),
-            "source bytes": sum(file.size_bytes for file in files),
+            "source bytes": files.size_bytes,
             "sizes and times of the files": _files_digest(self.listing),
             "version": _version(),
         }
@@ -91,7 +96,8 @@ class Plan:
 def plan_archive(listing: Listing, options: ArchiveOptions, model_ids: Mapping[str, str]) -> Plan:
     """`options.device` is settled by now; a shard size of 0 is settled here."""
     options = replace(options, shard_size=options.shard_size or IMAGES_PER_SHARD)
-    cuts = cut_shards([file.size_bytes for file in listing.files], options.shard_size, SOURCE_BYTES_PER_SHARD)
+    files = listing.files
+    cuts = cut_shards(len(files), files.bytes_before, options.shard_size, SOURCE_BYTES_PER_SHARD)
     plan = Plan(listing, cuts, options, model_ids, fingerprint="")
     text = json.dumps([PLAN_VERSION, plan.facts, plan.rows], sort_keys=True)
     return Plan(listing, cuts, options, model_ids, hashlib.sha256(text.encode()).hexdigest())
@@ -106,17 +112,17 @@ def recorded(options: ArchiveOptions) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if name not in _NOT_RECORDED}
 
 
-def cut_shards(sizes_bytes: Sequence[int], most_images: int, most_bytes: int) -> tuple[int, ...]:
+def cut_shards(count: int, bytes_before: Callable[[int], int], most_images: int, most_bytes: int) -> tuple[int, ...]:
     """Boundaries of balanced shards, from 0 to the number of files; no files make one empty shard.
 
-    A shard exceeds `most_bytes` only where a single file does.
+    `bytes_before` tells what the first so many files have together. A shard exceeds `most_bytes` only where a single
+    file does.
     """
-    until = [0, *accumulate(sizes_bytes)]
     cuts = [0]
-    todo = [(0, len(sizes_bytes))]
+    todo = [(0, count)]
     while todo:
         start, stop = todo.pop()
-        pieces = _pieces(until, start, stop, most_images, most_bytes)
+        pieces = _pieces(bytes_before, start, stop, most_images, most_bytes)
         if len(pieces) == 1:
             cuts.append(stop)
         else:
@@ -124,9 +130,12 @@ def cut_shards(sizes_bytes: Sequence[int], most_images: int, most_bytes: int) ->
     return tuple(cuts)
 
 
-def _pieces(until: list[int], start: int, stop: int, most_images: int, most_bytes: int) -> list[tuple[int, int]]:
+def _pieces(
+    bytes_before: Callable[[int], int], start: int, stop: int, most_images: int, most_bytes: int
+) -> list[tuple[int, int]]:
     """The range itself if it fits, else two or more even parts of it."""
-    images, size_bytes = stop - start, until[stop] - until[start]
+    begin = bytes_before(start)
+    images, size_bytes = stop - start, bytes_before(stop) - begin
     by_images, by_bytes = -(-images // most_images), -(-size_bytes // most_bytes)
     count = max(by_images, by_bytes)
     if images <= 1 or count <= 1:
@@ -134,7 +143,8 @@ def _pieces(until: list[int], start: int, stop: int, most_images: int, most_byte
     if by_images >= by_bytes:
         inner = {start + images * i // count for i in range(1, count)}
     else:
-        inner = {bisect_left(until, until[start] + size_bytes * i // count, start, stop) for i in range(1, count)}
+        here = range(start, stop)
+        inner = {start + bisect_left(here, begin + size_bytes * i // count, key=bytes_before) for i in range(1, count)}
     # every byte cut lies in the last file: it is the big one
     inside = sorted(cut for cut in inner if start < cut < stop) or [stop - 1]
     edges = [start, *inside, stop]

@@ -31,7 +31,7 @@ from zippy_batch.archive import MANIFEST_NAME, part_name
 from zippy_batch.container import OLD_MODEL_NAME, model_name
 from zippy_batch.durable import flush, replacing
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
-from zippy_batch.images import display_path
+from zippy_batch.paths import display_path
 from zippy_batch.schema import CODED
 from zippy_batch.storage import Place
 

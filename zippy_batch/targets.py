@@ -19,7 +19,8 @@ from zippy_batch.archive import Archive
 from zippy_batch.conditions import parse_condition
 from zippy_batch.config import RestoreOptions
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
-from zippy_batch.images import display_path, is_below, restored_path, safe_relative_path
+from zippy_batch.images import restored_path
+from zippy_batch.paths import display_path, is_below, safe_relative_path
 from zippy_batch.schema import Row
 from zippy_batch.work.restore import RestoreUnit
 

@@ -36,8 +36,10 @@ from zippy_batch.compare.curves import level_for
 from zippy_batch.compare.report import CONTENDERS, EXACT, LOSSY, SOURCE, Comparison, Panel, Row
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.images import Picture, display_path, find_files, read_file, read_picture
+from zippy_batch.images import Picture, read_picture
+from zippy_batch.listing import find_files, read_file
 from zippy_batch.metrics import mean_squared_error, psnr_db, ssim
+from zippy_batch.paths import display_path
 from zippy_batch.plan import spread
 from zippy_batch.report import Progress, Quality
 from zippy_batch.weights import load_model

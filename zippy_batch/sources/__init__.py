@@ -1,6 +1,6 @@
 """What can be archived -> a sorted listing, and then the content of any file in it, in any order, on any worker.
 
-    files       a directory; every file below it                           (images.find_files)
+    files       a directory; every file below it                           (listing.find_files)
     list        a text file that names files, one path a line              (listfile)
     tar         members of an uncompressed tar file, or WebDataset shard   (tar)
     zip         members of a zip file                                      (zipped)
@@ -24,18 +24,11 @@ from functools import partial
 from pathlib import Path
 
 from zippy_batch.errors import UsageError
-from zippy_batch.images import (
-    Container,
-    Listing,
-    SourceFile,
-    display_path,
-    find_files,
-    read_file,
-    require_none_refused,
-)
+from zippy_batch.listing import Container, Files, Listing, SourceFile, find_files, read_file, require_none_refused
 from zippy_batch.objects import ObjectReader, list_objects
+from zippy_batch.paths import display_path
 from zippy_batch.sources import listfile, parquet, recordio, tar, zipped
-from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened, settle
+from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened, refuse_clashes
 from zippy_batch.storage import ObjectPath, Place
 
 __all__ = ["Read", "Source", "Wanted", "list_source"]
@@ -104,7 +97,7 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
 def _labelled(listing: Listing, wanted: Wanted) -> Listing:
     if wanted.labels != "folders":
         return listing
-    return replace(listing, files=tuple(replace(file, label=folder_label(file.path)) for file in listing.files))
+    return replace(listing, files=Files(replace(file, label=folder_label(file.path)) for file in listing.files))
 
 
 def _kind(path: Path, asked: str) -> str:
@@ -145,9 +138,9 @@ def _list_containers(path: Path, kind: str, wanted: Wanted) -> tuple[Source, Lis
         refused += members.refused
         notes += members.notes
         empty_directories += members.empty_directories
-    settled = settle(files, refused, containers)
+    refuse_clashes(files, refused, containers)
     require_none_refused(path, sorted(refused))
-    return Source(kind, path.absolute(), containers), Listing(settled, empty_directories, containers, tuple(notes))
+    return Source(kind, path.absolute(), containers), Listing(Files(files), empty_directories, containers, tuple(notes))
 
 
 def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path], list[str]]:

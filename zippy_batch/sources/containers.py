@@ -19,7 +19,8 @@ from pathlib import Path
 
 from zippy_batch.config import INPUTS
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.images import MAX_FILE_BYTES, Container, SourceFile, display_path, path_problem
+from zippy_batch.listing import MAX_FILE_BYTES, Container, SourceFile
+from zippy_batch.paths import display_path, path_problem
 from zippy_batch.schema import MAX_LABEL_BYTES
 
 _MOST_LINKS = 40
@@ -250,10 +251,8 @@ def _member_problem(size_bytes: int, mtime_s: int) -> str | None:
     return None
 
 
-def settle(
-    files: list[SourceFile], refused: list[tuple[bytes, str]], containers: Sequence[Container]
-) -> tuple[SourceFile, ...]:
-    """The files of all containers, sorted; those that could not be side by side in a directory are refused."""
+def refuse_clashes(files: list[SourceFile], refused: list[tuple[bytes, str]], containers: Sequence[Container]) -> None:
+    """Sort the files of all containers, and refuse those that could not be side by side in a directory."""
     files.sort(key=lambda file: file.path)
     for one, other in pairwise(files):
         if one.path == other.path:
@@ -261,7 +260,6 @@ def settle(
             refused.append((one.path, f"there twice, in {where}; unpack it, and archive the directory"))
     directories = parents(file.path for file in files)
     refused += [(file.path, "a file, and a directory of other files") for file in files if file.path in directories]
-    return tuple(files)
 
 
 def parents(paths: Iterable[bytes]) -> set[bytes]:

@@ -11,7 +11,8 @@ import stat
 from pathlib import Path
 
 from zippy_batch.errors import UsageError
-from zippy_batch.images import Listing, SourceFile, display_path, file_problem, is_below, path_problem
+from zippy_batch.listing import Files, Listing, SourceFile, file_problem
+from zippy_batch.paths import display_path, is_below, path_problem
 from zippy_batch.sources.containers import without_dot
 
 
@@ -40,7 +41,7 @@ def find(path: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
             files.append(found)
     repeated = lines - len(names)
     notes = (f"{repeated} lines name a file again, which is archived once",) if repeated else ()
-    return Listing(tuple(sorted(files, key=lambda file: file.path)), 0, notes=notes), sorted(refused)
+    return Listing(Files(files), 0, notes=notes), sorted(refused)
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -21,7 +21,8 @@ import numpy as np
 
 from zippy_batch.errors import SourceError
 from zippy_batch.headers import sniff_format
-from zippy_batch.images import MAX_FILE_BYTES, Container, SourceFile, display_path
+from zippy_batch.listing import MAX_FILE_BYTES, Container, SourceFile
+from zippy_batch.paths import display_path
 from zippy_batch.sources.containers import Members, Opened, Wanted, opened
 
 _MAGIC = b"\x0a\x23\xd7\xce"

@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.images import Container, SourceFile
+from zippy_batch.listing import Container, SourceFile
 from zippy_batch.sources.containers import Members, Opened, Wanted, normal, opened, sample_of, without_dot
 
 _BLOCK = tarfile.BLOCKSIZE

@@ -15,7 +15,8 @@ import zlib
 from collections.abc import Sequence
 
 from zippy_batch.errors import SourceError
-from zippy_batch.images import Container, SourceFile, display_path
+from zippy_batch.listing import Container, SourceFile
+from zippy_batch.paths import display_path
 from zippy_batch.sources.containers import Members, Opened, Wanted, normal, opened
 
 _MAX_DIRECTORY_BYTES = 1 << 30

@@ -21,7 +21,7 @@ from pathlib import Path
 from zippy_batch.archive import MANIFEST_NAME
 from zippy_batch.errors import UsageError
 from zippy_batch.headers import MAX_IMAGE_BYTES, TRUNCATED, Refused, read_header, sniff_format
-from zippy_batch.images import find_files
+from zippy_batch.listing import find_files
 
 MOST_FILES = 60_000
 """Files that a run looks at: more do not make a model of this size better."""

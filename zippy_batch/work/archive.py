@@ -29,15 +29,9 @@ from zippy_batch.coding import Coded, CodedFile, Coders, MakeCodec, code_batch, 
 from zippy_batch.config import ArchiveOptions
 from zippy_batch.errors import SourceError, WorkerError
 from zippy_batch.headers import EMPTY, Refused, read_header
-from zippy_batch.images import (
-    Facts,
-    Picture,
-    SourceFile,
-    Unsuitable,
-    display_path,
-    estimate_jpeg_quality,
-    read_picture,
-)
+from zippy_batch.images import Facts, Picture, Unsuitable, estimate_jpeg_quality, read_picture
+from zippy_batch.listing import SourceFile
+from zippy_batch.paths import display_path
 from zippy_batch.plan import BatchLimit, Key, Shard, cut_batches
 from zippy_batch.report import FLOOR_REASON, Done, Tick
 from zippy_batch.schema import Row

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from zippy_batch.archive import part_name
 from zippy_batch.errors import WorkerError
-from zippy_batch.images import display_path
+from zippy_batch.paths import display_path
 from zippy_batch.plan import Shard
 from zippy_batch.storage import ObjectPath, Place, put_bytes
 

@@ -16,16 +16,8 @@ from zippy_batch.coding import Coders, MakeCodec, Pixels, compare
 from zippy_batch.config import RestoreOptions
 from zippy_batch.durable import writing
 from zippy_batch.errors import ArchiveError, DamagedRow
-from zippy_batch.images import (
-    Picture,
-    decode_written,
-    display_path,
-    is_below,
-    read_picture,
-    restored_path,
-    safe_relative_path,
-    write_picture,
-)
+from zippy_batch.images import Picture, decode_written, read_picture, restored_path, write_picture
+from zippy_batch.paths import display_path, is_below, safe_relative_path
 from zippy_batch.report import Done, Finding, Quality, RestoreLine, Tick
 from zippy_batch.schema import Row
 from zippy_batch.storage import Place

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from zippy_batch.archive import Archive
 from zippy_batch.coding import MODEL_LOST, Codec, Coders, Pixels, StoredFile, decode_files, latent_item
-from zippy_batch.images import Facts, display_path
+from zippy_batch.images import Facts
+from zippy_batch.paths import display_path
 from zippy_batch.plan import BatchLimit, Key, cut_batches
 from zippy_batch.report import Finding
 from zippy_batch.schema import Row

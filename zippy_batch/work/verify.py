@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from zippy_batch.archive import Archive
 from zippy_batch.coding import Coders, MakeCodec, Pixels, compare_restored
 from zippy_batch.config import ArchiveOptions
-from zippy_batch.images import Picture, SourceFile, display_path, read_picture
+from zippy_batch.images import Picture, read_picture
+from zippy_batch.listing import SourceFile
+from zippy_batch.paths import display_path
 from zippy_batch.report import Done, Finding, Tick
 from zippy_batch.schema import Row
 from zippy_batch.sources import Read, Source
