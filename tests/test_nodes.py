@@ -1,14 +1,19 @@
-"""A head and two more nodes, each of its own processes: whatever of them ends in the middle, the result is the same."""
+"""A head and two more nodes, each of its own processes: whatever of them ends in the middle, the result is the same.
+
+Most are Ray's nodes for tests, which share an address. Once they are machines as far as the network can tell.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,13 +95,16 @@ class Driver:
 
 
 @contextmanager
-def driving(command: str, root: Path, output: Path, cluster: Any) -> Iterator[Driver]:
+def driving(
+    command: str, root: Path, output: Path, address: str, where: Sequence[str] = (), **variables: str
+) -> Iterator[Driver]:
     gates = output.with_name(f"gates-{len(list(output.parent.iterdir()))}")
     gates.mkdir()
     source = root / ("faces" if command == "archive" else "archived")
-    arguments = [command, str(source), str(output), cluster.address, str(gates)]
+    arguments = [command, str(source), str(output), address, str(gates)]
     process = subprocess.Popen(
-        [sys.executable, str(TESTS / "gated_run.py"), *arguments],
+        [*where, sys.executable, str(TESTS / "gated_run.py"), *arguments],
+        env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -137,7 +145,7 @@ def test_a_run_over_nodes_outlives_them(
     command: str, lose: Callable[[Driver, Any], None], cluster: Any, expected: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / f"{command}d"
-    with driving(command, expected, output, cluster) as driver:
+    with driving(command, expected, output, cluster.address) as driver:
         lose(driver, cluster)
         driver.open_gate()
         assert driver.printed() == {"archive": 0, "restore": 4 * SHARDS}[command]
@@ -151,14 +159,14 @@ def test_a_run_whose_driver_is_killed_is_finished_by_the_next(
     command: str, cluster: Any, expected: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / f"{command}d"
-    with driving(command, expected, output, cluster) as driver:
+    with driving(command, expected, output, cluster.address) as driver:
         driver.workers(2)
         driver.process.kill()
         driver.process.wait()
         if command == "archive":
             committed = len(list(staging_path(output).glob("*/part-?????.parquet")))
             assert 0 < committed < SHARDS
-    with driving(command, expected, output, cluster) as driver:
+    with driving(command, expected, output, cluster.address) as driver:
         driver.open_gate()
         printed = driver.printed()
     assert printed >= committed if command == "archive" else printed == 4 * SHARDS
@@ -171,7 +179,7 @@ def test_a_run_whose_head_is_lost_ends_and_is_finished_without_a_cluster(
 ) -> None:
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")  # by default Ray looks for a lost head for 60 s
     output = tmp_path / "archived"
-    with nodes(1) as made, driving("archive", expected, output, made) as driver:
+    with nodes(1) as made, driving("archive", expected, output, made.address) as driver:
         driver.workers(1)
         made.remove_node(made.head_node, allow_graceful=False)
         driver.open_gate()
@@ -182,3 +190,118 @@ def test_a_run_whose_head_is_lost_ends_and_is_finished_without_a_cluster(
     assert report.run is not None
     assert report.run.shards_resumed >= 1
     assert files_of(output) == files_of(expected / "archived")
+
+
+class Network:
+    """Machines with an address each, on one switch; all in this one, each in a network namespace."""
+
+    def __init__(self, machines: int) -> None:
+        self._name = f"zippy{os.getpid()}"
+        self.addresses = [f"10.201.77.{i + 1}" for i in range(machines)]
+
+    def build(self) -> None:
+        self._make(self.switch)
+        self._ip("-n", self.switch, "link", "add", "bus", "type", "bridge")
+        self._ip("-n", self.switch, "link", "set", "bus", "up")
+        for i, address in enumerate(self.addresses):
+            name = self.machine(i)
+            self._make(name)
+            self._ip("link", "add", "net", "netns", name, "type", "veth", "peer", f"port{i}", "netns", self.switch)
+            self._ip("-n", name, "address", "add", f"{address}/24", "dev", "net")
+            self._ip("-n", name, "link", "set", "net", "up")
+            self._ip("-n", self.switch, "link", "set", f"port{i}", "master", "bus", "up")
+
+    @property
+    def switch(self) -> str:
+        return f"{self._name}s"
+
+    def machine(self, i: int) -> str:
+        return f"{self._name}m{i}"
+
+    def on(self, i: int) -> list[str]:
+        """What goes before a command that is to run on a machine."""
+        return ["ip", "netns", "exec", self.machine(i)]
+
+    def pull_cable(self, i: int) -> None:
+        self._ip("-n", self.switch, "link", "set", f"port{i}", "down")
+
+    def remove(self) -> None:
+        for name in (*map(self.machine, range(len(self.addresses))), self.switch):
+            listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+            for process in listed.stdout.split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+    def _make(self, name: str) -> None:
+        self._ip("netns", "add", name)
+        self._ip("-n", name, "link", "set", "lo", "up")
+
+    def _ip(self, *arguments: str) -> None:
+        done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"there can be no network namespaces here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    if os.geteuid() or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root, and iproute2")
+    made = Network(3)
+    try:
+        made.build()
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def machines(network: Network) -> Iterator[tuple[str, dict[str, str]]]:
+    """The address of a head that does no work, with two machines of one CPU; and the environment that all of it has."""
+    # a machine that is not heard of for two seconds is given up, not after half a minute
+    patience = {"initial_delay_ms": "1000", "period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3"}
+    environment = {
+        **{f"RAY_health_check_{name}": value for name, value in patience.items()},
+        "RAY_AUTH_MODE": "disabled",
+        "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    # the paths of its sockets must be short
+    with tempfile.TemporaryDirectory(prefix="zippy", ignore_cleanup_errors=True) as session:
+        head = f"{network.addresses[0]}:6379"
+        for i, address in enumerate(network.addresses):
+            joining = ["--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={session}"]
+            command = [
+                *[*network.on(i), sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={address}"],
+                *(joining if i == 0 else [f"--address={head}"]),
+                *[f"--num-cpus={int(i > 0)}", "--num-gpus=0", f"--object-store-memory={NODE['object_store_memory']}"],
+            ]
+            started = subprocess.run(
+                command,
+                env={**os.environ, **environment},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=PATIENCE_S,
+            )
+            assert started.returncode == 0, started.stdout + started.stderr
+        yield head, environment
+        network.remove()
+
+
+def test_a_machine_that_is_cut_off_from_the_others_is_done_without(
+    network: Network, machines: tuple[str, dict[str, str]], expected: Path, tmp_path: Path
+) -> None:
+    """It goes on with its shard all the same, and commits it a second time."""
+    head, environment = machines
+    output = tmp_path / "archived"
+    with driving("archive", expected, output, head, network.on(0), **environment) as driver:
+        assert len(driver.workers(2)) == 2
+        network.pull_cable(2)
+        driver.open_gate()
+        assert driver.printed() == 0
+    assert files_of(output) == files_of(expected / "archived")
+    with driving("restore", expected, tmp_path / "restored", head, network.on(0), **environment) as driver:
+        assert len(driver.workers(1)) == 1
+        driver.open_gate()
+        assert driver.printed() == 4 * SHARDS
+    assert files_of(tmp_path / "restored") == files_of(expected / "restored")
