@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from fakes import CODECS, files_of, make_faces
 from tiny import tiny_model
@@ -248,20 +249,44 @@ def test_a_file_that_is_lost_during_the_run_ends_it_and_brought_back_lets_it_go_
     assert content(output) == content(undisturbed / output.name)
 
 
+def damage(part: Path, case: str) -> None:
+    data = part.read_bytes()
+    if case == "changed":
+        payload = pq.read_table(part)["payload"][0].as_py()
+        assert data.count(payload) == 1
+        data = data.replace(payload, payload[:-1] + bytes([payload[-1] ^ 1]))
+    part.write_bytes(data[: {"cut": 1000, "empty": 0, "changed": None}[case]])
+
+
 @pytest.mark.parametrize("name", ["out.parquet", "out"])
-@pytest.mark.parametrize("case", ["cut", "empty"])
+@pytest.mark.parametrize("case", ["cut", "empty", "changed"])
 def test_a_part_that_is_damaged_between_runs_is_named_and_done_anew(
-    case: str, name: str, faces: Path, undisturbed: Path, tmp_path: Path
+    case: str, name: str, faces: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / name
     with pytest.raises(KeyboardInterrupt):
         make(faces, output, after_a_shard(interrupt))
     part = next(staging_path(output).glob("*/part-00000.parquet"))
-    part.write_bytes(part.read_bytes()[: 1000 if case == "cut" else 0])
-    with pytest.raises(ArchiveError, match=r"no longer what was written: .*part-00000\.parquet.*Delete that part"):
-        make(faces, output)
+    damage(part, case)
+    report = make(faces, output)
+    assert f"{part} is no longer what was written there" in caplog.text
+    assert report.run is not None
+    assert report.run.shards_resumed == 0
+    assert content(output) == content(undisturbed / name)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out"])
+def test_a_part_that_is_damaged_during_the_run_is_named_and_the_next_run_does_it_anew(
+    name: str, faces: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / name
+
+    def cut() -> None:
+        damage(next(staging_path(output).glob("*/part-00000.parquet")), "cut")
+
+    with pytest.raises(ArchiveError, match=r"no longer what was written: .*part-00000\.parquet.*same command again"):
+        make(faces, output, after_a_shard(cut))
     assert not output.exists()
-    part.unlink()
     make(faces, output)
     assert content(output) == content(undisturbed / name)
 

@@ -10,6 +10,7 @@ Each is the same in process and on a cluster; who works is decided in `cluster`,
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter
@@ -53,6 +54,8 @@ from zippy_batch.weights import Model, builtin_model_by_id, load_model, model_fr
 from zippy_batch.work.archive import ArchiveJob
 from zippy_batch.work.restore import RestoreJob
 from zippy_batch.work.verify import ShardVerified, VerifyJob, VerifyUnit
+
+_log = logging.getLogger(__name__)
 
 Watch = Callable[[Progress], None]
 """Called in the driver's thread as work goes on: per batch in process, per shard on Ray."""
@@ -162,9 +165,9 @@ def _archive_shards(
     clock: _Clock,
 ) -> tuple[RunFacts, dict[int | None, float]]:
     """Work off the shards that are not committed; seconds of work by shard."""
-    done = set(range(len(plan))) if staging.is_complete() else staging.committed()
-    todo = [index for index in range(len(plan)) if index not in done]
     rows = plan.rows
+    done = set(range(len(plan))) if staging.is_complete() else _taken_over(staging, rows)
+    todo = [index for index in range(len(plan)) if index not in done]
     work = Done(sum(rows[index] for index in todo), sum(map(plan.source_bytes, todo)))
     crew = clock.expect(work, len(todo), plan.options.device, run)
     job = ArchiveJob(source, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
@@ -177,6 +180,26 @@ def _archive_shards(
     facts = clock.facts(plan.options.device, crew)
     empty, notes = plan.listing.empty_directories, plan.listing.notes
     return replace(facts, shards_resumed=len(done), empty_directories=empty, notes=notes), seconds
+
+
+def _taken_over(staging: Staging | RemoteStaging, rows: Sequence[int]) -> set[int]:
+    """Shards that an earlier run committed and whose part is what it wrote; any other is named, and done again."""
+    found = set()
+    for shard in sorted(staging.committed()):
+        part = staging.part(shard)
+        if _is_whole(part, rows[shard]):
+            found.add(shard)
+        else:
+            _log.warning("%s is no longer what was written there; its shard is done again. Check the disk", part)
+    return found
+
+
+def _is_whole(part: Place, rows: int) -> bool:
+    try:
+        with Archive.open(part) as opened:
+            return opened.row_count == rows and opened.whole_sizes(0) is not None
+    except ArchiveError:
+        return False
 
 
 def _info(plan: Plan, models: Mapping[str, Model]) -> ArchiveInfo:
@@ -199,8 +222,8 @@ def _publish(plan: Plan, staging: Staging | RemoteStaging, models: Mapping[str, 
         _finish([staging.part(index) for index in range(len(plan))], staging, describe)
     except ArchiveError as error:
         raise ArchiveError(
-            f"a shard that was done is no longer what was written: {error}. Delete that part, check the disk, and give "
-            f"the same command again, which does it anew"
+            f"a shard that was done is no longer what was written: {error}. Check the disk, and give the same command "
+            f"again, which does that shard anew"
         ) from error
     staging.publish()
 
