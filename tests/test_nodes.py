@@ -14,22 +14,25 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from fakes import CODECS, files_of, pixels
+from fakes import CODECS, POISON, fake_codec, files_of, pixels
 from gated_run import ARCHIVE, PATIENCE_S, RESTORE
 from PIL import Image
 
 from zippy_batch.config import RunOptions
-from zippy_batch.pipeline import archive, restore
+from zippy_batch.pipeline import archive, restore, verify
 from zippy_batch.staging import staging_path
+from zippy_batch.weights import Model
 
 TESTS = Path(__file__).parent
 NODE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20}
 SHARDS = 6
+GREED_BYTES = 3 << 30
 
 
 @contextmanager
@@ -305,3 +308,53 @@ def test_a_machine_that_is_cut_off_from_the_others_is_done_without(
         driver.open_gate()
         assert driver.printed() == 4 * SHARDS
     assert files_of(tmp_path / "restored") == files_of(expected / "restored")
+
+
+@dataclass
+class Greedy:
+    """A codec that one picture makes take more memory than there is."""
+
+    inner: Any
+
+    def encode(self, images: Any, qualities: Any) -> Any:
+        if any(image.flat[0] == POISON for image in images):
+            held = np.ones(GREED_BYTES, np.uint8)
+            time.sleep(PATIENCE_S)
+            del held
+        return self.inner.encode(images, qualities)
+
+    def decode_checked(self, items: Any) -> Any:
+        return self.inner.decode_checked(items)
+
+
+def greedy_codec(model: Model, device: str) -> Any:
+    return Greedy(fake_codec(model, device))
+
+
+def memory_used() -> tuple[int, int]:
+    """Bytes, and of how many."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    found = {name.rstrip(":"): int(value) << 10 for name, value, *_ in lines}
+    return found["MemTotal"] - found["MemAvailable"], found["MemTotal"]
+
+
+def test_a_file_that_takes_a_workers_memory_is_found_when_ray_kills_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    for i in range(4):
+        image = pixels(i)
+        image.flat[0] = POISON if i == 2 else 0
+        Image.fromarray(image).save(faces / f"{i}.png")
+    used, total = memory_used()
+    if total - used < 2 * GREED_BYTES:
+        pytest.skip("there is too little memory here to waste")
+    monkeypatch.setenv("RAY_memory_usage_threshold", str((used + GREED_BYTES // 2) / total))
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    codecs = replace(CODECS, make=greedy_codec)
+    with nodes(1) as made:
+        report = archive(faces, tmp_path / "out", ARCHIVE, RunOptions(address=made.address), codecs=codecs)
+    assert report.total.kept_raw == {"its worker died coding it": 1}
+    assert "2.png: its worker died coding it, twice" in caplog.text
+    assert verify(tmp_path / "out", faces, run=RunOptions(workers=1), codecs=CODECS).exit_code == 0
