@@ -1,6 +1,6 @@
 """What each part of the lossy codec's network gives: variants trained alike from nothing, in floats.
 
-    python benchmarks/ablations.py TRAIN FACES [--size 42] [--steps 400] [--only NAME,...] [--json FILE]
+    python benchmarks/ablations.py TRAIN FACES [--size 42] [--steps 400] [--only NAME,...] [--from MODEL] [--json FILE]
 
 TRAIN is a directory of photographs that thumbnails of --size are shrunk from; FACES are thumbnails that nothing is
 trained on. Each variant takes the same batches in the same order for --steps steps, its learning rates falling to zero
@@ -8,7 +8,9 @@ over the last half, and is then scored on FACES at five qualities with real roun
 ratio below 1 means that the variant needs fewer than the base at equal PSNR. Cost is multiplications and additions per
 8x8 block, of the analysis, of the context (which both sides run) and of the synthesis.
 
-So short a training favours what learns fast over what ends well. The last rows need no training and are of the shipped
+So short a training favours what learns fast over what ends well. With --from variants begin with the weights of a
+trained model, as far as they have its layers, at a third of the learning rates: what an addition gives in the end, not
+what it gives at first. The last rows need no training and are of the shipped
 model: its context with weights and activations of fewer bits.
 """
 
@@ -198,22 +200,22 @@ VARIANTS: dict[str, Callable[[], Network]] = {
 # ---- training and scoring ----
 
 
-def trained(network: Network, task: LatentTask, steps: int) -> float:
-    """Train in place; ms per step."""
+def trained(network: Network, task: LatentTask, steps: int, rate: float = 1.0) -> float:
+    """Train in place, at so many times the usual learning rates; ms per step."""
     hidden = [p for name, p in network.named_parameters() if p.ndim == 2 and task.is_hidden(name)]
     ids = {id(p) for p in hidden}
     rest = [p for p in network.parameters() if id(p) not in ids]
     optimisers: Sequence[tuple[torch.optim.Optimizer, float]] = (
-        (torch.optim.AdamW(rest, 1e-3, betas=(0.9, 0.98), weight_decay=0.0), 1e-3),
-        (Muon(hidden, 0.004), 0.004),
+        (torch.optim.AdamW(rest, 1e-3, betas=(0.9, 0.98), weight_decay=0.0), rate * 1e-3),
+        (Muon(hidden, 0.004), rate * 0.004),
     )
     rng = np.random.default_rng(0)
     begun = time.perf_counter()
     for step in range(steps):
         factor = min(1.0, (step + 1) / 50, 2 * (1 - step / steps))
-        for optimiser, rate in optimisers:
+        for optimiser, most in optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = rate * factor
+                group["lr"] = most * factor
         loss = task.loss(rng)
         network.zero_grad(set_to_none=True)
         loss.backward()
@@ -221,6 +223,13 @@ def trained(network: Network, task: LatentTask, steps: int) -> float:
         for optimiser, _ in optimisers:
             optimiser.step()
     return 1e3 * (time.perf_counter() - begun) / steps
+
+
+def take_over(network: Network, name: str) -> None:
+    """The weights of a trained model, where the network has such layers."""
+    found, there = latent_network(load_model(name)).state_dict(), network.state_dict()
+    same = {key: value for key, value in found.items() if key in there and there[key].shape == value.shape}
+    network.load_state_dict(same, strict=False)
 
 
 def scored(network: Network, faces: Any) -> list[Point]:
@@ -306,6 +315,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=42, help="of the thumbnails, and of the images in FACES")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--only", help="names of variants, or beginnings of them, with commas between")
+    parser.add_argument("--from", dest="start", metavar="MODEL")
     parser.add_argument("--limit", type=int, default=256, help="of the images in FACES")
     parser.add_argument("--skip-narrow", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -323,7 +333,9 @@ def main() -> None:
     for name in wanted:
         torch.manual_seed(0)
         network = VARIANTS[name]()
-        step_ms = trained(network, LatentTask(network, pools, specs, POSITIONS), o.steps)
+        if o.start:
+            take_over(network, o.start)
+        step_ms = trained(network, LatentTask(network, pools, specs, POSITIONS), o.steps, 1 / 3 if o.start else 1.0)
         points = scored(network, faces)
         base = base or points
         found = mean_ratio(points, base)

@@ -65,7 +65,7 @@ class Container:
 class Files(Sequence[SourceFile]):
     """Any number of files, sorted by path, byte by byte, in little memory; for one thread at a time.
 
-    Some 10 bytes of a file are kept, in the directory for temporary files (TMPDIR) where they come to more than
+    Some 6 to 10 bytes of each are kept, in the directory for temporary files (TMPDIR) where they come to more than
     `_IN_MEMORY_BYTES`. Raises WriteError where there is no room for them.
     """
 
