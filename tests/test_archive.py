@@ -28,6 +28,7 @@ from zippy_batch.archive import (
     write_manifest,
     write_part,
 )
+from zippy_batch.checksums import group_crcs
 from zippy_batch.conditions import parse_condition
 from zippy_batch.container import model_name
 from zippy_batch.errors import ArchiveError, UsageError
@@ -811,6 +812,13 @@ def test_checksums_in_bulk_are_those_of_the_rows(make: Make, tmp_path: Path, mon
     with Archive.open(make(tmp_path, *shards)) as archive:
         found = [archive.whole_sizes(shard) for shard in archive.shards()]
     assert found == [(sum(r.source_bytes for r in rows), sum(len(r.payload) for r in rows)) for rows in shards]
+
+
+def test_a_dictionary_that_lacks_what_is_asked_of_it_is_damage() -> None:
+    for index in (1, -1, 1 << 20):
+        broken = pa.DictionaryArray.from_arrays(pa.array([0, index], pa.int32()), pa.array([b"a"]), safe=False)
+        with pytest.raises(ValueError, match="fewer values"):
+            group_crcs({"path": pa.chunked_array([broken])}, 2)
 
 
 def test_checksums_in_bulk_miss_no_damage(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import tempfile
 import time
@@ -21,7 +22,7 @@ from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, SourceError, StagingMismatch, UsageError, WriteError, ZippyError
 from zippy_batch.pipeline import archive, restore
 from zippy_batch.report import ArchiveReport, Progress
-from zippy_batch.staging import staging_path
+from zippy_batch.staging import Staging, staging_path
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
 RESTORE = RestoreOptions(device="cpu")
@@ -289,6 +290,56 @@ def test_a_part_that_is_damaged_during_the_run_is_named_and_the_next_run_does_it
     assert not output.exists()
     make(faces, output)
     assert content(output) == content(undisturbed / name)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out"])
+@pytest.mark.parametrize("case", ["cut", "changed"])
+def test_an_archive_that_is_damaged_before_it_is_in_its_place_is_made_again(
+    case: str,
+    name: str,
+    faces: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    output = tmp_path / name
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "publish", lambda _: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            make(faces, output)
+    finished = staging_path(output) / "finished"
+    damage(finished / "part-00000.parquet" if finished.is_dir() else finished, case)
+    report = make(faces, output)
+    assert f"{finished} is no longer what was written there" in caplog.text
+    assert report.run is not None
+    assert report.run.shards_resumed == (2 if finished.is_dir() or name == "out" else 3)
+    assert content(output) == content(undisturbed / name)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out"])
+def test_parts_that_are_not_those_of_their_shard_are_not_taken(
+    name: str, faces: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / name
+    with pytest.raises(KeyboardInterrupt):
+        make(faces, output, after_a_shard(interrupt))
+    part = next(staging_path(output).glob("*/part-00000.parquet"))
+    for other in ("part-00002.parquet", "part-00099.parquet", "part-000001.parquet"):
+        shutil.copy(part, part.with_name(other))
+    report = make(faces, output)
+    assert report.run is not None
+    assert report.run.shards_resumed == 1
+    assert content(output) == content(undisturbed / name)
+
+
+def test_a_run_that_fails_before_its_first_shard_leaves_nothing(faces: Path, tmp_path: Path) -> None:
+    def fail(progress: Progress) -> None:
+        raise SourceError("no more")
+
+    with pytest.raises(SourceError, match="no more"):
+        make(faces, tmp_path / "out", fail)
+    assert not staging_path(tmp_path / "out").exists()
 
 
 def test_a_plan_that_cannot_be_read_is_not_gone_on_from(faces: Path, tmp_path: Path) -> None:

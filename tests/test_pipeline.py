@@ -345,6 +345,10 @@ def test_restore_refuses_paths_that_leave_the_destination(path: bytes, tmp_path:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        (
+            [row(b"z" * 252 + b".png", "png")],
+            r"z\.png\.jpg: a name of 260 bytes, .* up to 255; choose another",
+        ),
         ([row(b"a.png", "png"), row(b"a.png.jpg", "jpeg")], r"two rows would be restored as a\.png\.jpg"),
         ([row(b"a"), row(b"a/b")], "as a file, and as a directory"),
     ],

@@ -48,6 +48,7 @@ def test_a_uri_is_taken_apart_and_says_no_secret() -> None:
         ("s3://bucket/a//b", "names no object"),
         ("nosuch://bucket/a", "unknown scheme nosuch://"),
         ("file://host/a", "three slashes"),
+        ("", "a path is empty"),
     ],
 )
 def test_what_names_nothing_is_refused(text: str, message: str) -> None:
@@ -173,7 +174,7 @@ def test_one_object_is_no_source(s3: S3) -> None:
 def test_names_that_could_not_be_restored_are_refused(s3: S3) -> None:
     put_bytes(b"a", s3.at("faces/con"))
     with pytest.raises(
-        UsageError, match=r"s3://faces-bucket/faces: one entry cannot be archived.*\n.*con: reserved name"
+        UsageError, match=r"s3://faces-bucket/faces: one entry cannot be archived.*\n.*con: 'con' is no name"
     ):
         list_objects(s3.at("faces"))
 

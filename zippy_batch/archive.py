@@ -410,11 +410,12 @@ class Archive:
             file, groups = self._store.locate(shard)
             for group in groups:
                 columns = read_group(file, group)
-                if not np.array_equal(group_crcs(columns, file.groups[group].rows), columns["crc"].to_numpy()):
-                    return None
-                source_bytes += pc.sum(columns["source_bytes"]).as_py()
-                payloads = (columns[name] for name in ("payload", "raw") if name in columns)
-                stored_bytes += sum(pc.sum(pc.binary_length(one)).as_py() or 0 for one in payloads)
+                with foreign(str(file.path)):
+                    if not np.array_equal(group_crcs(columns, file.groups[group].rows), columns["crc"].to_numpy()):
+                        return None
+                    source_bytes += pc.sum(columns["source_bytes"]).as_py()
+                    payloads = (columns[name] for name in ("payload", "raw") if name in columns)
+                    stored_bytes += sum(pc.sum(pc.binary_length(one)).as_py() or 0 for one in payloads)
         except ArchiveError:
             return None
         return source_bytes, stored_bytes

@@ -24,7 +24,8 @@ _POLYNOMIAL = 0xEDB88320
 
 
 def group_crcs(columns: Mapping[str, pa.ChunkedArray], rows: int) -> NDArray[np.uint32]:
-    """(rows,) what the crc column has to hold; a column that is not there is null in every row."""
+    """(rows,) what the crc column has to hold; a column that is not there is null in every row. Raises ValueError, and
+    what Arrow raises, for columns that a damaged file gives."""
     there = [column for column in COLUMNS if column.name in columns and column.name != "crc"]
     valid = np.zeros((len(there), rows), np.bool_)
     values = np.zeros((len(there), rows), np.int64)
@@ -63,6 +64,8 @@ def _spans(chunk: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np
         if not len(starts):
             return np.zeros(len(chunk), np.int64), np.zeros(len(chunk), np.int64), buffer
         which: NDArray[np.int64] = chunk.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        if not 0 <= which.min(initial=0) <= which.max(initial=0) < len(starts):
+            raise ValueError("a dictionary has fewer values than are asked of it")
         return starts[which], lengths[which], buffer
     wide = pa.types.is_large_binary(chunk.type) or pa.types.is_large_string(chunk.type)
     _, offsets, content = chunk.buffers()

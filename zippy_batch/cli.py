@@ -74,7 +74,7 @@ Workers = Annotated[
     _flag(
         "--workers",
         metavar="N",
-        help="Worker processes; 1 stays in this process, without Ray. Never changes the result.",
+        help="Worker processes; 1 stays in this process, without Ray, and 0 chooses. Never changes the result.",
         default="as many as pay",
     ),
 ]
@@ -219,7 +219,12 @@ def archive(
     ] = None,
     shard_size: Annotated[
         int | None,
-        _flag("--shard-size", metavar="N", help="Images per shard, the unit of work and of loss.", default="chosen"),
+        _flag(
+            "--shard-size",
+            metavar="N",
+            help="Images per shard, the unit of work and of loss; 0 chooses.",
+            default="chosen",
+        ),
     ] = None,
     batch_size: BatchSize = None,
     device: Device = None,

@@ -2,13 +2,14 @@
 
     directory -> find_files -> Listing.files -> read_file -> bytes
 
-A listing is as long as a dataset, so its files are kept packed and, where they are many, on disk: it takes the memory
-of some 10^5 files to list 10^8.
+A listing is as long as a dataset, so its files are kept packed and, where they are many, on disk: 10^8 take 170 MB of
+memory (`benchmarks/scale.py`).
 """
 
 from __future__ import annotations
 
 import heapq
+import io
 import marshal
 import os
 import stat
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import overload
+from typing import NoReturn, overload
 
 from zippy_batch.durable import writing
 from zippy_batch.errors import SourceError, UsageError
@@ -63,7 +64,7 @@ class Container:
 
 
 class Files(Sequence[SourceFile]):
-    """Any number of files, sorted by path, byte by byte, in little memory; for one thread at a time.
+    """Any number of files, sorted by path, byte by byte, in little memory. It stays in the process that made it.
 
     Some 6 to 10 bytes of each are kept, in the directory for temporary files (TMPDIR) where they come to more than
     `_IN_MEMORY_BYTES`. Raises WriteError where there is no room for them.
@@ -117,10 +118,15 @@ class Files(Sequence[SourceFile]):
         block, rest = divmod(range(len(self))[index], _BLOCK_FILES)
         return self._block(block)[rest]
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a list of files is not sent to workers, only the files of a shard")
+
     def _block(self, number: int) -> list[SourceFile]:
-        if self._kept[0] != number:
-            self._kept = number, self._blocks.read(number)
-        return self._kept[1]
+        kept, block = self._kept
+        if kept != number:
+            block = self._blocks.read(number)
+            self._kept = number, block
+        return block
 
 
 class _Blocks:
@@ -132,15 +138,14 @@ class _Blocks:
         self.bytes_until = array("Q", [0])
         """Sizes of the files of the first blocks, added up."""
         self._ends = array("Q", [0])
-        self._store = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 - closed when it is collected
+        self._memory = bytearray()
+        self._disk: io.FileIO | None = None
 
     def extend(self, files: Iterable[SourceFile]) -> range:
         """The numbers of their blocks; all blocks but the last of all are full."""
         first, remaining = len(self), iter(files)
         while block := list(islice(remaining, _BLOCK_FILES)):
-            columns = [[getattr(file, name) for file in block] for name in SourceFile.__slots__]
-            with writing(f"the list of files, in {tempfile.gettempdir()},"):
-                self._ends.append(self._ends[-1] + self._store.write(zlib.compress(marshal.dumps(columns), 1)))
+            self._append(zlib.compress(_packed(block), 1))
             self.count += len(block)
             self.labelled = self.labelled or any(file.label is not None for file in block)
             self.bytes_until.append(self.bytes_until[-1] + sum(file.size_bytes for file in block))
@@ -151,11 +156,37 @@ class _Blocks:
 
     def read(self, number: int) -> list[SourceFile]:
         start, end = self._ends[number : number + 2]
-        self._store.seek(start)
-        return list(map(SourceFile, *marshal.loads(zlib.decompress(self._store.read(end - start)))))
+        # reads at an offset move nothing that another thread would have to know of
+        data = self._memory[start:end] if self._disk is None else os.pread(self._disk.fileno(), end - start, start)
+        return _unpacked(zlib.decompress(data))
 
     def files(self, numbers: range) -> Iterator[SourceFile]:
         return chain.from_iterable(map(self.read, numbers))
+
+    def _append(self, data: bytes) -> None:
+        self._ends.append(self._ends[-1] + len(data))
+        if self._disk is None:
+            self._memory += data
+            if len(self._memory) <= _IN_MEMORY_BYTES:
+                return
+            data, self._memory = bytes(self._memory), bytearray()
+            # closed, and gone, when it is collected
+            self._disk = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        with writing(f"the list of files, in {tempfile.gettempdir()},"):
+            while data:
+                data = data[self._disk.write(data) :]
+
+
+def _packed(files: Sequence[SourceFile]) -> bytes:
+    numbers = array("q", chain((file.size_bytes for file in files), (file.mtime_s for file in files)))
+    names = [file.path for file in files], [file.label for file in files], [file.place for file in files]
+    return marshal.dumps((numbers.tobytes(), *names))
+
+
+def _unpacked(data: bytes) -> list[SourceFile]:
+    packed, paths, labels, places = marshal.loads(data)
+    numbers = array("q", packed)
+    return list(map(SourceFile, paths, numbers[: len(paths)], numbers[len(paths) :], labels, places))
 
 
 @dataclass(frozen=True)

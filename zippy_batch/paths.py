@@ -41,7 +41,7 @@ def path_problem(path: bytes) -> str | None:
         if b".." in (part, *part.split(b"\\")):
             return "'..' in the path"
         if _DEVICE_NAME.fullmatch(part) or (os.name == "nt" and _WINDOWS_ONLY.fullmatch(part)):
-            return "reserved name"
+            return f"{display_path(part)!r} is no name for a file on Windows, where it could not be restored"
     return None
 
 

@@ -23,7 +23,7 @@ from zippy_batch.archive import Archive, ArchiveInfo, merge_parts, write_manifes
 from zippy_batch.cluster import Crew, choose_crew, run_units, settle_device
 from zippy_batch.coding import MakeCodec, make_codec
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
-from zippy_batch.errors import ArchiveError, ModelError, UsageError
+from zippy_batch.errors import ArchiveError, ModelError, UsageError, ZippyError
 from zippy_batch.paths import display_path
 from zippy_batch.plan import Plan, plan_archive, recorded
 from zippy_batch.remote_staging import (
@@ -166,7 +166,7 @@ def _archive_shards(
 ) -> tuple[RunFacts, dict[int | None, float]]:
     """Work off the shards that are not committed; seconds of work by shard."""
     rows = plan.rows
-    done = set(range(len(plan))) if staging.is_complete() else _taken_over(staging, rows)
+    done = _taken_over(staging, plan)
     todo = [index for index in range(len(plan)) if index not in done]
     work = Done(sum(rows[index] for index in todo), sum(map(plan.source_bytes, todo)))
     crew = clock.expect(work, len(todo), plan.options.device, run)
@@ -182,23 +182,35 @@ def _archive_shards(
     return replace(facts, shards_resumed=len(done), empty_directories=empty, notes=notes), seconds
 
 
-def _taken_over(staging: Staging | RemoteStaging, rows: Sequence[int]) -> set[int]:
-    """Shards that an earlier run committed and whose part is what it wrote; any other is named, and done again."""
+def _taken_over(staging: Staging | RemoteStaging, plan: Plan) -> set[int]:
+    """Shards that an earlier run did. What is not as it wrote it is named, and done again."""
+    if staging.is_published():
+        return set(range(len(plan)))
+    if isinstance(staging, Staging) and staging.finished.exists():
+        if _holds(staging.finished, plan, range(len(plan))):
+            return set(range(len(plan)))
+        _log.warning("%s is no longer what was written there; it is made again. Check the disk", staging.finished)
+        staging.take_apart()
     found = set()
-    for shard in sorted(staging.committed()):
-        part = staging.part(shard)
-        if _is_whole(part, rows[shard]):
+    for shard in sorted(shard for shard in staging.committed() if shard < len(plan)):
+        if _holds(staging.part(shard), plan, [shard]):
             found.add(shard)
         else:
-            _log.warning("%s is no longer what was written there; its shard is done again. Check the disk", part)
+            _log.warning(
+                "%s is no longer what was written there; its shard is done again. Check the disk", staging.part(shard)
+            )
     return found
 
 
-def _is_whole(part: Place, rows: int) -> bool:
+def _holds(path: Place, plan: Plan, shards: Sequence[int]) -> bool:
+    """Whether a file of an earlier run holds these shards, in every row."""
     try:
-        with Archive.open(part) as opened:
-            return opened.row_count == rows and opened.whole_sizes(0) is not None
-    except ArchiveError:
+        with Archive.open(path) as opened:
+            return opened.info.shards == tuple(map(plan.rows.__getitem__, shards)) and all(
+                opened.whole_sizes(i) is not None and opened.paths(i) == [file.path for file in plan.shard(shard).files]
+                for i, shard in enumerate(shards)
+            )
+    except ZippyError:
         return False
 
 
@@ -236,7 +248,7 @@ def _finish(parts: Sequence[Path], staging: Staging, describe: Callable[[Iterabl
     if _is_single_file(staging.output):
         merge_parts(parts, staging.finished, info)
     else:
-        staging.sweep_attempts()
+        staging.sweep_attempts(len(parts))
         write_manifest(staging.parts, info)
         staging.parts.rename(staging.finished)
 

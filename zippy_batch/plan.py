@@ -13,6 +13,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib import metadata
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
@@ -73,7 +74,7 @@ class Plan:
     def labelled(self) -> bool:
         return self.listing.files.labelled
 
-    @property
+    @cached_property
     def rows(self) -> tuple[int, ...]:
         """Files of each shard."""
         return tuple(stop - start for start, stop in pairwise(self.cuts))
@@ -88,7 +89,7 @@ class Plan:
             **({"labels": self.options.labels} if self.labelled else {}),
             "files": len(files),
             "source bytes": files.size_bytes,
-            "sizes and times of the files": _files_digest(self.listing),
+            "names, sizes and times of the files": _files_digest(self.listing),
             "version": _version(),
         }
 

@@ -36,7 +36,7 @@ from zippy_batch.archive import (
 from zippy_batch.claims import Claim, claimed
 from zippy_batch.container import model_name
 from zippy_batch.errors import ArchiveError, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
-from zippy_batch.staging import PART_NAME, PLAN_FILE, is_archive_of, mismatch, parse_plan
+from zippy_batch.staging import PLAN_FILE, is_archive_of, mismatch, parse_plan, shard_of
 from zippy_batch.storage import (
     COPY_LIMIT_BYTES,
     ObjectPath,
@@ -76,10 +76,10 @@ class RemoteStaging:
     def committed(self) -> set[int]:
         """Indices of the shards that are done."""
         for name, size_bytes in sizes_in(self.parts).items():
-            match = PART_NAME.fullmatch(name)
+            shard = shard_of(name)
             # some servers make an empty object of a copy whose request was cut off within its head
-            if match and size_bytes:
-                self._note(int(match[1]), size_bytes)
+            if shard is not None and size_bytes:
+                self._note(shard, size_bytes)
         return set(self._sizes)
 
     def require(self, shard: int) -> None:
@@ -98,9 +98,6 @@ class RemoteStaging:
                 f"{self.output} would have more than {COPY_LIMIT_BYTES} bytes, which S3 does not copy in one request; "
                 f"write a directory (an output that does not end in .parquet)"
             )
-
-    def is_complete(self) -> bool:
-        return self.is_published()
 
     def is_published(self) -> bool:
         """Whether an earlier run was killed after it had put the archive in its place."""
@@ -231,7 +228,7 @@ def _take_up(staging: RemoteStaging, facts: Mapping[str, Any], overwrite: bool) 
 def _holds_work(root: ObjectPath) -> bool:
     """Whether anything there took time to make."""
     found = listed(root, recursive=True)
-    return any(PART_NAME.fullmatch(info.base_name) or info.base_name == "publishing" for info in found)
+    return any(shard_of(info.base_name) is not None or info.base_name == "publishing" for info in found)
 
 
 def _read_plan(root: ObjectPath) -> dict[str, Any] | None:

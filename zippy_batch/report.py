@@ -133,7 +133,8 @@ class Quality:
         for step in sorted(self.psnr_counts):
             seen += self.psnr_counts[step]
             if seen >= wanted:
-                return step / 100
+                # counted in steps that are rounded down
+                return max(step / 100, self.psnr_worst_db or 0.0)
         return None
 
     @property

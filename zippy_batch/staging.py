@@ -36,7 +36,7 @@ from zippy_batch.schema import CODED
 from zippy_batch.storage import Place
 
 PLAN_FILE = "plan.json"
-PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
+_PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class Staging:
 
     def committed(self) -> set[int]:
         """Indices of the shards that are done."""
-        matches = (PART_NAME.fullmatch(name) for name in os.listdir(self.parts))
-        return {int(match[1]) for match in matches if match}
+        return {shard for shard in map(shard_of, os.listdir(self.parts)) if shard is not None}
 
     @property
     def finished(self) -> Path:
@@ -72,13 +71,19 @@ class Staging:
                 f"every machine of the cluster shares"
             )
 
-    def sweep_attempts(self) -> None:
-        """Remove what workers that died, or that lost their part to another attempt, left half written."""
-        _sweep(self.parts, keep=tuple(part_name(shard) for shard in self.committed()))
+    def sweep_attempts(self, shards: int | None = None) -> None:
+        """Remove what workers that died, or that lost their part to another attempt, left half written, and whatever
+        is no part of the first so many shards."""
+        kept = (shard for shard in self.committed() if shards is None or shard < shards)
+        _sweep(self.parts, keep=tuple(map(part_name, kept)))
 
-    def is_complete(self) -> bool:
-        """Whether there is nothing left to do but to publish, or not even that."""
-        return self.finished.exists() or self.is_published()
+    def take_apart(self) -> None:
+        """Go back from `finished` to its parts."""
+        if self.finished.is_dir():
+            shutil.rmtree(self.parts)
+            os.replace(self.finished, self.parts)
+        else:
+            self.finished.unlink()
 
     def is_published(self) -> bool:
         """Whether an earlier run was killed after it had put the archive in its place."""
@@ -94,6 +99,12 @@ class Staging:
         flush(self.output.parent)
 
 
+def shard_of(name: str) -> int | None:
+    """The shard whose part has this name."""
+    match = _PART_NAME.fullmatch(name)
+    return int(match[1]) if match and name == part_name(int(match[1])) else None
+
+
 def staging_path(output: Path) -> Path:
     return output.parent / f".{output.name}.zippy-staging"
 
@@ -107,14 +118,20 @@ def open_staging(output: Path, fingerprint: str, facts: Mapping[str, Any], overw
     """The staging of `output` for the plan with this fingerprint, new or as an earlier run of it left it.
 
     Raises UsageError when another run works on this output, and StagingMismatch when the staging is of another plan
-    and `overwrite` does not say to discard it. Kept when the body raises, for the next run; removed when it returns.
+    and `overwrite` does not say to discard it. Kept for the next run when the body raises and any work is in it, and
+    removed otherwise.
     """
     staging = Staging(staging_path(output), output, fingerprint)
     with _locked(staging.root):
         # another run may have published between our first look and our lock
         refuse_existing(output, overwrite)
         _take_up(staging, facts, overwrite)
-        yield staging
+        try:
+            yield staging
+        except BaseException:
+            if not _holds_work(staging.root):
+                _remove(staging.root)
+            raise
         _remove(staging.root)
 
 
@@ -166,7 +183,7 @@ def is_archive_of(names: Set[str]) -> bool:
 
 
 def _archive_file(name: str) -> bool:
-    return name in (MANIFEST_NAME, OLD_MODEL_NAME, *map(model_name, CODED)) or PART_NAME.fullmatch(name) is not None
+    return name in (MANIFEST_NAME, OLD_MODEL_NAME, *map(model_name, CODED)) or shard_of(name) is not None
 
 
 def _take_up(staging: Staging, facts: Mapping[str, Any], overwrite: bool) -> None:
@@ -207,13 +224,18 @@ def parse_plan(text: bytes) -> dict[str, Any]:
 
 
 def mismatch(root: Place, output: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    differing = [name for name in new if old.get(name) != new.get(name)] if old else []
-    changed = [f"{name}: {old.get(name)} then, {new.get(name)} now" for name in differing]
+    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)] if old else []
+    changed = [f"{name}: {_short(old.get(name))} then, {_short(new.get(name))} now" for name in differing]
     return (
         f"{root} holds an unfinished run of other inputs or options for {output} "
         f"({'; '.join(changed) or 'its plan cannot be read'}). Run it again as it was to finish it, "
         f"or discard it with --overwrite (or by deleting that directory)"
     )
+
+
+def _short(value: Any) -> Any:
+    """Of a digest, what tells it from another."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value
 
 
 def _remove(root: Path) -> None:

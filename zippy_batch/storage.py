@@ -145,6 +145,8 @@ def place(text: str | Place) -> Place:
         if _COLLAPSED.match(str(text)):
             raise UsageError(f"{text} has lost a slash: give a URI as text, not as a Path")
         return text
+    if not text:
+        raise UsageError("a path is empty; name a file or a directory, . for this one")
     uri = _URI.fullmatch(text)
     if uri is None:
         return Path(text)

@@ -25,6 +25,8 @@ from zippy_batch.schema import Row
 from zippy_batch.work.restore import RestoreUnit
 
 MARKER_NAME = b".zippy-restoring"
+_MAX_NAME_BYTES = 255
+"""Of Linux."""
 _PLAN_FILE = "restore.json"
 _SHOWN = 5
 """Paths that a message names before it only counts."""
@@ -107,6 +109,12 @@ def _check_paths(paths: Sequence[bytes]) -> None:
     seen: set[bytes] = set()
     for path in paths:
         safe_relative_path(path)
+        longest = max(map(len, path.split(b"/")))
+        if longest > _MAX_NAME_BYTES:
+            raise ArchiveError(
+                f"{display_path(path)}: a name of {longest} bytes, and a directory takes up to {_MAX_NAME_BYTES}; "
+                f"choose another --format, which may add no suffix, or leave it out with --select or --where"
+            )
         if path in seen:
             raise ArchiveError(
                 f"two rows would be restored as {display_path(path)}; restore them apart, with --select, or choose "

@@ -19,7 +19,7 @@ from zippy_batch.sources.containers import without_dot
 def find(path: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
     """The files, and the lines that name none, with the reason. Raises UsageError where it is no such list."""
     top = os.path.realpath(os.fsencode(path.absolute().parent))
-    names: dict[bytes, None] = {}
+    names: dict[bytes, int] = {}
     refused: list[tuple[bytes, str]] = []
     lines = 0
     for number, line in enumerate(_lines(path), 1):
@@ -30,13 +30,13 @@ def find(path: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
         if problem:
             refused.append((name, f"line {number}: {problem}; paths are relative to the list's directory"))
         else:
-            names[name] = None
+            names.setdefault(name, number)
             lines += 1
     files = []
-    for name in names:
+    for name, number in names.items():
         found = _look(top, name)
         if isinstance(found, str):
-            refused.append((name, found))
+            refused.append((name, f"line {number}: {found}"))
         else:
             files.append(found)
     repeated = lines - len(names)
