@@ -10,6 +10,7 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -265,7 +266,8 @@ def test_a_list_is_read_by_threads_and_children_at_once_and_sent_nowhere(
 
 
 def test_numbers_of_other_kinds_are_kept_as_numbers() -> None:
-    (file,) = Files([SourceFile(b"a", np.int64(5), np.int64(-7))])
+    size_bytes, mtime_s = (cast(int, np.int64(number)) for number in (5, -7))
+    (file,) = Files([SourceFile(b"a", size_bytes, mtime_s)])
     assert (file.size_bytes, file.mtime_s) == (5, -7)
     assert type(file.size_bytes) is int
 

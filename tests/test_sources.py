@@ -63,8 +63,8 @@ def listed(path: Path, **wanted: object) -> tuple[Source, Listing]:
 
 def contents(path: Path, **wanted: object) -> dict[str, bytes]:
     """Everything that is read, by path, from a source that went through a pickle, as on its way to a worker."""
-    found, listing = listed(path, **wanted)
-    source = pickle.loads(pickle.dumps(found))
+    here, listing = listed(path, **wanted)
+    source = pickle.loads(pickle.dumps(here))
     read = source.reader(listing.files)
     names = [os.fsdecode(file.path) for file in listing.files]
     assert names == sorted(names, key=os.fsencode)
