@@ -338,5 +338,5 @@ def test_safe_paths_stay_inside(path: bytes) -> None:
 def test_paths_are_shown_as_text() -> None:
     assert display_path("ü/文.jpg".encode()) == "ü/文.jpg"
     assert display_path(b"caf\xe9.jpg") == "caf\\xe9.jpg"
-    assert display_path(b"a\nb") == "a\nb"
+    assert display_path("a\nb\x1b[31m\x9b\u202e.jpg".encode()) == r"a\x0ab\x1b[31m\x9b\u202e.jpg"
     assert display_path("\ud800".encode("utf-8", "surrogatepass")).encode()

@@ -10,10 +10,16 @@ import re
 
 from zippy_batch.errors import ArchiveError
 
+_SHOWN_AS_CODES = {
+    **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
+    **{code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))},
+}
+"""What moves the cursor or changes a terminal's mind, and what turns the direction of text around."""
+
 
 def display_path(path: bytes) -> str:
-    """The path as text: exact where it is UTF-8, else with \\xNN for the bytes that are not."""
-    return path.decode("utf-8", errors="backslashreplace")
+    """The path as text for people, on one line: \\xNN for bytes that are not UTF-8, and for control characters."""
+    return path.decode("utf-8", errors="backslashreplace").translate(_SHOWN_AS_CODES)
 
 
 def is_below(path: bytes, directory: bytes) -> bool:

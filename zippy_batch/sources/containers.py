@@ -294,4 +294,4 @@ def sample_of(path: bytes) -> bytes:
 def folder_label(path: bytes) -> str | None:
     """Name of the directory that a file is in; None at the top."""
     folder = path.rpartition(b"/")[0].rpartition(b"/")[2]
-    return display_path(folder) if folder else None
+    return folder.decode("utf-8", errors="backslashreplace") if folder else None
