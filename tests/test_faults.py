@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -385,3 +386,12 @@ def test_a_clock_that_jumps_changes_nothing(
     assert report.run.shards_resumed == 1
     assert report.run.seconds < 600
     assert content(output) == content(undisturbed / output.name)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_report_that_cannot_be_written_is_said_so(undisturbed: Path) -> None:
+    command = [sys.executable, "-m", "zippy_batch", "stats", str(undisturbed / "out")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: the report cannot be written to standard output: No space left on device" in done.stderr

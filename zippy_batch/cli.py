@@ -37,7 +37,7 @@ from zippy_batch.config import (
     combine,
     load_preset,
 )
-from zippy_batch.errors import OutputExists, UsageError, ZippyError
+from zippy_batch.errors import OutputExists, UsageError, WriteError, ZippyError
 
 if TYPE_CHECKING:
     from zippy_batch.report import Report
@@ -806,6 +806,8 @@ def _print(text: str) -> None:
     except BrokenPipeError:
         # the reader has seen enough, as in `zippy-batch stats ARCHIVE | head`, which says nothing about the exit code
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise WriteError(f"the report cannot be written to standard output: {error.strerror}") from error
 
 
 def _hint(text: str) -> None:
