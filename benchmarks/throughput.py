@@ -184,14 +184,15 @@ def steady(images: int, shards: Sequence[Any], workers: int) -> float:
     return images * workers / seconds if seconds else 0.0
 
 
-def zippy(source: Path, workers: int, shard_size: int, model: str) -> list[tuple[float, float]]:
-    """(whole run, steady) images per second, of archive and of restore, in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        concurrent.futures.ProcessPoolExecutor(1, context) as pool,
-    ):
-        return pool.submit(_zippy, source, Path(folder), workers, shard_size, model).result()
+def zippy(source: Path, work: Path, workers: int, shard_size: int, model: str) -> list[tuple[float, float]]:
+    """(whole run, steady) images per second, of archive and of restore, in a fresh process.
+
+    What it writes stays in `work`: for some time after thousands of files were removed, ext4 makes new ones slowly.
+    """
+    folder = work / f"{source.name}-{workers}"
+    folder.mkdir()
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_zippy, source, folder, workers, shard_size, model).result()
 
 
 def measure(source: Path, work: Path, options: argparse.Namespace) -> list[Rate]:
@@ -201,7 +202,7 @@ def measure(source: Path, work: Path, options: argparse.Namespace) -> list[Rate]
     count = options.images or max(500, min(8000, 16_000_000 // (pixels.shape[0] * pixels.shape[1])))
     many = linked(source, work / f"{source.name}-linked", count)
     # several shards for each worker, so that none is idle for long at the end
-    shard_size = -(-count // (4 * options.cores))
+    shard_size, model = -(-count // (4 * options.cores)), options.model
     found = []
 
     def add(name: str, archive: float | None, restore: float | None) -> None:
@@ -211,10 +212,10 @@ def measure(source: Path, work: Path, options: argparse.Namespace) -> list[Rate]
     print(f"{source.name}: {count} images of {size}; images/s on {options.cores} cores")
     print(f"  {'':26} {'archive':>10} {'restore':>10}")
     # in process shards follow one another: the automatic size keeps the threads busy
-    (archive, _), (restore, _) = zippy(many, 1, 0, options.model)
+    (archive, _), (restore, _) = zippy(many, work, 1, 0, model)
     add("zippy, in process", archive, restore)
     if not options.skip_ray:
-        (archive, archive_steady), (restore, restore_steady) = zippy(many, options.cores, shard_size, options.model)
+        (archive, archive_steady), (restore, restore_steady) = zippy(many, work, options.cores, shard_size, model)
         add("zippy, Ray", archive, restore)
         add("zippy, Ray, steady", archive_steady, restore_steady)
     for name in CLASSICAL:
