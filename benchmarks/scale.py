@@ -40,7 +40,7 @@ class Scale:
     images: int
     shards: int
     plan_s: float
-    """Listing and cutting alone."""
+    """Listing, cutting and the fingerprint alone."""
     archive_s: float
     images_per_s: float
     driver_mib: float
@@ -82,6 +82,7 @@ def plan_only(paths: int) -> Planned:
     disk_mib = free - _free_mib()
     times.append(time.perf_counter())
     plan = plan_archive(Listing(files, 0), ArchiveOptions(device="cpu"), {})
+    assert plan.fingerprint
     times.append(time.perf_counter())
     assert sum(len(plan.shard(index).files) for index in range(len(plan))) == paths
     times.append(time.perf_counter())
@@ -114,6 +115,7 @@ def measure(source: Path, work: Path, workers: int) -> Scale:
     before = _peak_mib()
     begun = time.perf_counter()
     plan = plan_archive(list_files(source), options, {})
+    assert plan.fingerprint
     plan_s = time.perf_counter() - begun
     images, shards = sum(plan.rows), len(plan)
     del plan

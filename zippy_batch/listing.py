@@ -170,9 +170,10 @@ class _Blocks:
             if len(self._memory) <= _IN_MEMORY_BYTES:
                 return
             data, self._memory = bytes(self._memory), bytearray()
-            # closed, and gone, when it is collected
-            self._disk = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         with writing(f"the list of files, in {tempfile.gettempdir()},"):
+            if self._disk is None:
+                # closed, and gone, when it is collected
+                self._disk = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             while data:
                 data = data[self._disk.write(data) :]
 

@@ -10,6 +10,9 @@ import re
 
 from zippy_batch.errors import ArchiveError
 
+MAX_NAME_BYTES = 255
+"""Of one part of a path, in Linux: what is longer could not be restored."""
+
 _SHOWN_AS_CODES = {
     **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
     **{code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))},

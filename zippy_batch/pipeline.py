@@ -165,10 +165,9 @@ def _archive_shards(
     clock: _Clock,
 ) -> tuple[RunFacts, dict[int | None, float]]:
     """Work off the shards that are not committed; seconds of work by shard."""
-    rows = plan.rows
     done = _taken_over(staging, plan)
     todo = [index for index in range(len(plan)) if index not in done]
-    work = Done(sum(rows[index] for index in todo), sum(map(plan.source_bytes, todo)))
+    work = Done(sum(plan.rows[index] for index in todo), sum(map(plan.source_bytes, todo)))
     crew = clock.expect(work, len(todo), plan.options.device, run)
     job = ArchiveJob(source, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
     seconds: dict[int | None, float] = {}

@@ -56,8 +56,6 @@ class Plan:
     """With the shard size and the device settled."""
     model_ids: Mapping[str, str]
     """By codec."""
-    fingerprint: str
-    """SHA-256, hex, of inputs, options, models and version."""
 
     def __len__(self) -> int:
         return len(self.cuts) - 1
@@ -79,7 +77,13 @@ class Plan:
         """Files of each shard."""
         return tuple(stop - start for start, stop in pairwise(self.cuts))
 
-    @property
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, hex, of inputs, options, models and version."""
+        text = json.dumps([PLAN_VERSION, self.facts, self.rows], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What the fingerprint was taken of, short enough to tell a person what differs from another plan."""
         files = self.listing.files
@@ -99,9 +103,7 @@ def plan_archive(listing: Listing, options: ArchiveOptions, model_ids: Mapping[s
     options = replace(options, shard_size=options.shard_size or IMAGES_PER_SHARD)
     files = listing.files
     cuts = cut_shards(len(files), files.bytes_before, options.shard_size, SOURCE_BYTES_PER_SHARD)
-    plan = Plan(listing, cuts, options, model_ids, fingerprint="")
-    text = json.dumps([PLAN_VERSION, plan.facts, plan.rows], sort_keys=True)
-    return Plan(listing, cuts, options, model_ids, hashlib.sha256(text.encode()).hexdigest())
+    return Plan(listing, cuts, options, model_ids)
 
 
 def recorded(options: ArchiveOptions) -> dict[str, Any]:

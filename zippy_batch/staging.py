@@ -22,7 +22,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,9 @@ def open_staging(output: Path, fingerprint: str, facts: Mapping[str, Any], overw
             yield staging
         except BaseException:
             if not _holds_work(staging.root):
-                _remove(staging.root)
+                # a worker that has not ended yet may be writing there
+                with suppress(OSError):
+                    _remove(staging.root)
             raise
         _remove(staging.root)
 

@@ -20,13 +20,11 @@ from zippy_batch.conditions import parse_condition
 from zippy_batch.config import RestoreOptions
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.images import restored_path
-from zippy_batch.paths import display_path, is_below, safe_relative_path
+from zippy_batch.paths import MAX_NAME_BYTES, display_path, is_below, safe_relative_path
 from zippy_batch.schema import Row
 from zippy_batch.work.restore import RestoreUnit
 
 MARKER_NAME = b".zippy-restoring"
-_MAX_NAME_BYTES = 255
-"""Of Linux."""
 _PLAN_FILE = "restore.json"
 _SHOWN = 5
 """Paths that a message names before it only counts."""
@@ -110,9 +108,9 @@ def _check_paths(paths: Sequence[bytes]) -> None:
     for path in paths:
         safe_relative_path(path)
         longest = max(map(len, path.split(b"/")))
-        if longest > _MAX_NAME_BYTES:
+        if longest > MAX_NAME_BYTES:
             raise ArchiveError(
-                f"{display_path(path)}: a name of {longest} bytes, and a directory takes up to {_MAX_NAME_BYTES}; "
+                f"{display_path(path)}: a name of {longest} bytes, and a directory takes up to {MAX_NAME_BYTES}; "
                 f"choose another --format, which may add no suffix, or leave it out with --select or --where"
             )
         if path in seen:

@@ -20,12 +20,12 @@ from pathlib import Path
 from zippy_batch.config import INPUTS
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.listing import MAX_FILE_BYTES, Container, SourceFile
-from zippy_batch.paths import display_path, path_problem
+from zippy_batch.paths import MAX_NAME_BYTES, display_path, path_problem
 from zippy_batch.schema import MAX_LABEL_BYTES
 
 _MOST_LINKS = 40
 """Links that may lead to one another, as in Linux."""
-_MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095
+_MAX_PATH_BYTES = 4095
 """Of Linux: what is longer could not be restored."""
 _LATEST_S = 1 << 38
 """Seconds since or before 1970; times beyond it, which are nonsense, are ones that no file can be given."""
@@ -238,7 +238,7 @@ _PICTURE = re.compile(rb"\.(?:jpe?g|png|webp|bmp|gif|tiff?|ppm|pgm)$", re.IGNORE
 def name_problem(path: bytes) -> str | None:
     """Why no directory could hold a file of this path."""
     longest = max(map(len, path.split(b"/")))
-    if longest > _MAX_NAME_BYTES or len(path) > _MAX_PATH_BYTES:
+    if longest > MAX_NAME_BYTES or len(path) > _MAX_PATH_BYTES:
         return f"path of {len(path)} bytes with a name of {longest}, and no directory holds it"
     return path_problem(path)
 
