@@ -28,7 +28,7 @@ setup: $(STAMP)  ## build .venv with pinned versions
 demo: $(STAMP)  ## archive, check and restore a directory of faces [FACES=dir]
 	@rm -rf demo && mkdir -p demo
 ifeq ($(strip $(FACES)),)
-	@$(BIN)/python -c 'from pathlib import Path; from zippy_batch.drawn import draw_faces; draw_faces(Path("demo/faces"), 400)'
+	@$(BIN)/python benchmarks/synthetic_faces.py demo/faces 400
 	@echo "drew 400 faces in demo/faces"
 endif
 	$(BIN)/zippy-batch archive "$(or $(FACES),demo/faces)" demo/out.parquet $(ARGS)

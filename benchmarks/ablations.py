@@ -33,23 +33,23 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zippy_batch.codecs.latent import network as lossy
+from zippy_batch.codecs.latent.features import SPATIAL_FEATURES
+from zippy_batch.codecs.latent.network import Architecture, Context, Network
+from zippy_batch.codecs.model_file import load_model
 from zippy_batch.compare.curves import Point, mean_ratio
-from zippy_batch.latent import network as lossy
-from zippy_batch.latent.features import SPATIAL_FEATURES
-from zippy_batch.latent.network import Architecture, Context, Network
-from zippy_batch.listing import list_files
+from zippy_batch.sources.directory import list_files
 from zippy_batch.training.latent import LatentTask, evaluate
 from zippy_batch.training.muon import Muon
 from zippy_batch.training.pictures import build_pools, chosen_specs
 from zippy_batch.training.warm_start import latent_network
-from zippy_batch.weights import load_model
 
 QUALITIES = (20, 40, 60, 75, 85)
 POSITIONS = 1728
 """8x8 blocks per step; 48 thumbnails of 42x42."""
 _POSITION = slice(0, 64)
 _SIZE = slice(66, 72)
-"""Among the spatial features (`latent/features.py`)."""
+"""Among the spatial features (`codecs/latent/features.py`)."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from zippy_batch.archive import Archive, ArchiveInfo, Row, merge_parts, write_part
-from zippy_batch.container import open_file
-from zippy_batch.schema import FORMAT_VERSION
+from zippy_batch.archives.info import ArchiveInfo
+from zippy_batch.archives.part_file import open_file
+from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.schema import FORMAT_VERSION, Row
+from zippy_batch.archives.writer import merge_parts, write_part
 
 
 @dataclass(frozen=True)

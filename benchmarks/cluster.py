@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 from scale import DRAWN, linked
+from synthetic_faces import draw_faces
 
-from zippy_batch.cluster import usable_cpus
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
-from zippy_batch.drawn import draw_faces
-from zippy_batch.pipeline import archive, restore
-from zippy_batch.report import RunFacts
+from zippy_batch.run.executor import usable_cpus
+from zippy_batch.run.pipeline import archive, restore
+from zippy_batch.run.report import RunFacts
 
 FEW = 64
 

@@ -59,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directories = options.directories
         if not directories:
-            from zippy_batch.drawn import draw_faces
+            from synthetic_faces import draw_faces
 
             directories = [Path(folder) / "drawn-42x42"]
             draw_faces(directories[0], 200)

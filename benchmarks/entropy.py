@@ -16,13 +16,13 @@ import constriction
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from synthetic_faces import draw_faces
 
-from zippy_batch.drawn import draw_faces
-from zippy_batch.images import Picture, read_picture
-from zippy_batch.latent.codec import LatentCodec, grid
-from zippy_batch.listing import list_files, read_file
-from zippy_batch.rans import TOTAL, Tables
-from zippy_batch.weights import load_model
+from zippy_batch.codecs.latent.codec import LatentCodec, grid
+from zippy_batch.codecs.model_file import load_model
+from zippy_batch.codecs.rans import TOTAL, Tables
+from zippy_batch.images.pixels import Picture, read_picture
+from zippy_batch.sources.directory import list_files, read_file
 
 Constriction = constriction.stream
 

@@ -34,7 +34,7 @@ from throughput import drawn, linked, size_of
 from zippy_batch.compare.codecs import TRANSCODE, missing, transcoded
 from zippy_batch.compare.measure import parquet_bytes
 from zippy_batch.config import ArchiveOptions, RunOptions
-from zippy_batch.pipeline import archive, restore
+from zippy_batch.run.pipeline import archive, restore
 
 OPTIONS = ArchiveOptions(exact="always", device="cpu")
 IN_PROCESS = RunOptions(workers=1)

@@ -66,8 +66,8 @@ class Planned:
 
 def plan_only(paths: int) -> Planned:
     from zippy_batch.config import ArchiveOptions
-    from zippy_batch.listing import Files, Listing, SourceFile
-    from zippy_batch.plan import plan_archive
+    from zippy_batch.run.plan import plan_archive
+    from zippy_batch.sources.directory import Files, Listing, SourceFile
 
     # 1,000 files to a directory, and directories in another order than their names
     directories = -(-paths // 1000)
@@ -102,10 +102,10 @@ def linked(faces: Path, folder: Path, count: int) -> None:
 
 
 def measure(source: Path, work: Path, workers: int) -> Scale:
-    from zippy_batch import pipeline
     from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
-    from zippy_batch.listing import list_files
-    from zippy_batch.plan import plan_archive
+    from zippy_batch.run import pipeline
+    from zippy_batch.run.plan import plan_archive
+    from zippy_batch.sources.directory import list_files
 
     options, run = ArchiveOptions(device="cpu"), RunOptions(workers=workers)
     few = work / "few"
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="as of archive; 0 chooses, 1 stays in one process")
     parser.add_argument("--json", type=Path, metavar="FILE")
     o = parser.parse_args()
-    from zippy_batch.drawn import draw_faces
+    from synthetic_faces import draw_faces
 
     results = []
     print("  images shards   plan s  archive s  images/s  driver MiB  B/image  100 chosen s  verify s  verify MB/s")

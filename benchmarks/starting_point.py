@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from zippy_batch.compare.curves import Point, log_bytes_at
 from zippy_batch.compare.measure import CompareOptions, compare, parquet_bytes
 from zippy_batch.compare.report import LOSSY, Row
-from zippy_batch.metrics import mean_squared_error, psnr_db
+from zippy_batch.images.metrics import mean_squared_error, psnr_db
 
 FLOATS = 56
 DROPOUT = 0.25
@@ -365,7 +365,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = options.directory
         if directory is None:
-            from zippy_batch.drawn import draw_faces
+            from synthetic_faces import draw_faces
 
             directory = Path(folder) / "drawn-42x42"
             draw_faces(directory, 400)

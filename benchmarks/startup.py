@@ -71,7 +71,7 @@ def main() -> None:
         work = Path(folder)
         source = options.directory
         if source is None:
-            from zippy_batch.drawn import draw_faces
+            from synthetic_faces import draw_faces
 
             source = work / "faces"
             draw_faces(source, 669)

@@ -21,9 +21,10 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
+from synthetic_faces import draw_faces
+
 from zippy_batch.config import ArchiveOptions, RunOptions
-from zippy_batch.drawn import draw_faces
-from zippy_batch.pipeline import archive, restore, stats, verify
+from zippy_batch.run.pipeline import archive, restore, stats, verify
 
 BUCKET = "benchmark"
 
@@ -67,7 +68,7 @@ class Store:
     def upload(self, directory: Path, name: str) -> None:
         import pyarrow.fs as pa_fs
 
-        from zippy_batch.storage import ObjectPath, place
+        from zippy_batch.stores.object_path import ObjectPath, place
 
         target = place(self.uri(name))
         assert isinstance(target, ObjectPath)

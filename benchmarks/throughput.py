@@ -59,8 +59,7 @@ class Rate:
 def drawn(folder: Path, width: int, height: int, count: int) -> Path:
     """`count` drawn faces, saved as cameras of the time did: JPEG of quality 75."""
     from PIL import Image
-
-    from zippy_batch.drawn import draw_faces
+    from synthetic_faces import draw_faces
 
     square = folder / f"square-{width}x{height}"
     draw_faces(square, count, size=max(width, height))
@@ -159,8 +158,8 @@ def classical(name: str, source: Path, seconds: float, cores: int) -> tuple[floa
 
 
 def _zippy(source: Path, folder: Path, workers: int, shard_size: int, model: str) -> list[tuple[float, float]]:
-    from zippy_batch import pipeline
     from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+    from zippy_batch.run import pipeline
 
     options, run = ArchiveOptions(shard_size=shard_size, model=model), RunOptions(workers=workers)
     if workers == 1:

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from zippy_batch.config import RunOptions, TrainOptions
-from zippy_batch.training.job import train
+from zippy_batch.training.session import train
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # a submitted working directory holds the package, but `python jobs/train.py` looks for modules in jobs/
 sys.path.insert(0, str(ROOT))
 
-from zippy_batch.cli import app  # noqa: E402
+from zippy_batch.cli.app import app  # noqa: E402
 
 if __name__ == "__main__":
     app(["train", "--config", str(ROOT / "configs" / "train.toml"), *sys.argv[1:]], prog_name="zippy-batch")

@@ -31,7 +31,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def drawn_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 drawn faces of 42x42, as JPEG files. Read only."""
-    from zippy_batch.drawn import draw_faces
+    from synthetic_faces import draw_faces
 
     directory = tmp_path_factory.mktemp("drawn") / "faces"
     draw_faces(directory, 40)

@@ -17,10 +17,10 @@ import pandas  # noqa: F401 - pyarrow imports it where it is installed: once, an
 import pyarrow.parquet  # noqa: F401
 from fakes import CODECS, files_of, pixels
 
-from zippy_batch.coding import compare
 from zippy_batch.config import ArchiveOptions, RunOptions
-from zippy_batch.pipeline import archive
-from zippy_batch.staging import is_publishing, staging_path
+from zippy_batch.run.encode_verified import compare
+from zippy_batch.run.pipeline import archive
+from zippy_batch.run.staging_local import is_publishing, staging_path
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
 EFFECTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}

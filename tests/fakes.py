@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from zippy_batch.exact.codec import ExactItem
+from zippy_batch.codecs.exact.codec import ExactItem
+from zippy_batch.codecs.latent.codec import LatentItem
+from zippy_batch.codecs.model_file import Model
 from zippy_batch.jpeg.file import Coefficients
-from zippy_batch.jpeg.headers import Frame
-from zippy_batch.latent.codec import LatentItem
-from zippy_batch.pipeline import Codecs
-from zippy_batch.weights import Model
+from zippy_batch.jpeg.markers import Frame
+from zippy_batch.run.pipeline import Codecs
 
 MODEL = Model("fake", "fa" * 32, b"no weights", builtin=True, card={})
 EXACT_MODEL = Model("fake-exact", "fe" * 32, b"no weights either", builtin=True, card={"codec": "exact"})

@@ -17,9 +17,9 @@ from typing import Any
 
 from fakes import find_fake, load_fake
 
+from zippy_batch.codecs.model_file import Model
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
-from zippy_batch.pipeline import Codecs, archive, restore
-from zippy_batch.weights import Model
+from zippy_batch.run.pipeline import Codecs, archive, restore
 
 ARCHIVE = ArchiveOptions(device="cpu", shard_size=4, batch_size=2, exact="never")
 RESTORE = RestoreOptions(device="cpu", batch_size=2)

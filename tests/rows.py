@@ -7,8 +7,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from zippy_batch.archive import ArchiveInfo, Row
-from zippy_batch.schema import FORMAT_VERSION, stored_psnr, stored_ssim
+from zippy_batch.archives.info import ArchiveInfo
+from zippy_batch.archives.schema import FORMAT_VERSION, Row, stored_psnr, stored_ssim
 
 MODEL = b"a model file, as far as an archive is concerned"
 OPTIONS = {

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from zippy_batch import storage
-from zippy_batch.storage import ObjectPath, Place, listed, place
+from zippy_batch.stores import object_path
+from zippy_batch.stores.object_path import ObjectPath, Place, listed, place
 
 BUCKET = "faces-bucket"
 
@@ -63,8 +63,8 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     """With one bucket and nothing in it; a request that fails is tried once more."""
     import urllib.request
 
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    storage._filesystem.cache_clear()
+    monkeypatch.setattr(object_path, "ATTEMPTS", 2)
+    object_path._filesystem.cache_clear()
 
     urllib.request.urlopen(urllib.request.Request(f"http://{s3_server.host}/moto-api/reset", method="POST"))
     import pyarrow.fs as pa_fs

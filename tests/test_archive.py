@@ -15,25 +15,18 @@ from typing import Any, cast
 import pytest
 from rows import MODEL, MODELS, OPTIONS, face_rows, info_for, labelled, mixed_rows, raw_row
 
-import zippy_batch.archive
-import zippy_batch.container
-from zippy_batch.archive import (
-    MANIFEST_NAME,
-    Archive,
-    ArchiveInfo,
-    Damage,
-    Row,
-    merge_parts,
-    part_name,
-    write_manifest,
-    write_part,
-)
-from zippy_batch.checksums import group_crcs
-from zippy_batch.conditions import parse_condition
-from zippy_batch.container import model_name
+import zippy_batch.archives.part_file
+import zippy_batch.archives.reader
+import zippy_batch.archives.writer
+from zippy_batch.archives.checksums import group_crcs
+from zippy_batch.archives.globs import compile_glob
+from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, Damage
+from zippy_batch.archives.part_file import model_name
+from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.schema import COLUMNS, MAX_ROWS_PER_GROUP, METADATA_KEY, Row
+from zippy_batch.archives.where import parse_condition
+from zippy_batch.archives.writer import merge_parts, part_name, write_manifest, write_part
 from zippy_batch.errors import ArchiveError, UsageError
-from zippy_batch.globs import compile_glob
-from zippy_batch.schema import COLUMNS, MAX_ROWS_PER_GROUP, METADATA_KEY
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -203,7 +196,7 @@ def test_row_groups_hold_few_rows_of_one_shard_each(make: Make, tmp_path: Path) 
 
 
 def test_row_groups_hold_few_bytes(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zippy_batch.archive, "GROUP_BYTES", 1000)
+    monkeypatch.setattr(zippy_batch.archives.writer, "GROUP_BYTES", 1000)
     rows = [raw_row(f"{i}".encode(), bytes(size)) for i, size in enumerate((400, 400, 400, 5000, 10))]
     with Archive.open(make(tmp_path, rows)) as archive:
         assert archive.row_groups(0) == (2, 1, 1, 1)
@@ -226,7 +219,7 @@ def test_sizes_are_known_without_reading_rows(make: Make, tmp_path: Path) -> Non
 
 
 def test_too_many_row_groups_for_a_single_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zippy_batch.archive, "MAX_GROUPS", 2)
+    monkeypatch.setattr(zippy_batch.archives.writer, "MAX_GROUPS", 2)
     with pytest.raises(UsageError, match=r"3 row groups.*at most 2.*directory"):
         single_file(tmp_path, *(face_rows(1) for _ in range(3)))
 
@@ -439,7 +432,7 @@ def damage_column(path: Path, group: int, name: str) -> None:
 
 
 def test_damaged_paths_of_one_row_group_hide_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zippy_batch.archive, "MAX_ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(zippy_batch.archives.writer, "MAX_ROWS_PER_GROUP", 4)
     rows = face_rows(10)
     path = single_file(tmp_path, rows)
     damage_column(path, 1, "path")
@@ -449,7 +442,7 @@ def test_damaged_paths_of_one_row_group_hide_no_others(tmp_path: Path, monkeypat
 
 
 def test_a_condition_on_a_damaged_column_passes_over_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zippy_batch.archive, "MAX_ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(zippy_batch.archives.writer, "MAX_ROWS_PER_GROUP", 4)
     path = single_file(tmp_path, [replace(row, quality=10 + i) for i, row in enumerate(face_rows(10))])
     condition = parse_condition("quality >= 18")
     with Archive.open(path) as archive:
@@ -661,7 +654,7 @@ def test_other_columns_are_refused(tmp_path: Path, change: Change) -> None:
 
 
 def test_rows_that_lie_with_a_right_checksum_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zippy_batch.archive, "problem_of", lambda row: None)
+    monkeypatch.setattr(zippy_batch.archives.writer, "problem_of", lambda row: None)
     good = face_rows(1)[0]
     lies = [
         replace(good, width=1 << 30),
@@ -718,7 +711,7 @@ def bomb(path: Path, column: str, **options: Any) -> Path:
 def test_small_file_does_not_become_large_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(zippy_batch.container, "_MAX_GROUP_BYTES", 100 << 20)
+    monkeypatch.setattr(zippy_batch.archives.part_file, "_MAX_GROUP_BYTES", 100 << 20)
     path = bomb(tmp_path, column, **options)
     assert path.stat().st_size < 4 << 20
 
@@ -807,7 +800,7 @@ def test_description_is_json_with_its_own_checksum(tmp_path: Path) -> None:
 
 
 def test_checksums_in_bulk_are_those_of_the_rows(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zippy_batch.archive, "MAX_ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(zippy_batch.archives.writer, "MAX_ROWS_PER_GROUP", 16)
     shards = mixed_rows(50), mixed_rows(7, seed=1), [raw_row(b"a\xff.txt", b"x" * 5000)], face_rows(20)
     with Archive.open(make(tmp_path, *shards)) as archive:
         found = [archive.whole_sizes(shard) for shard in archive.shards()]

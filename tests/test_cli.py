@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from zippy_batch import pipeline
-from zippy_batch.cli import app
+from zippy_batch.cli.app import app
+from zippy_batch.cli.progress import LineWriter, duration_text, facts, showing
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions, TrainOptions, combine, load_preset
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
-from zippy_batch.progress import LineWriter, duration_text, facts, showing
-from zippy_batch.report import ArchiveReport, Finding, Line, Progress, VerifyReport
+from zippy_batch.run import pipeline
+from zippy_batch.run.report import ArchiveReport, Finding, Line, Progress, VerifyReport
 
 Run = Callable[..., Result]
 
@@ -108,7 +108,7 @@ def test_help_says_the_defaults_that_apply(run: Run) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from zippy_batch.cli import app\n"
+        "import sys; from zippy_batch.cli.app import app\n"
         "try: app(['archive', '--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'ray', 'pyarrow', 'numpy', 'PIL', 'numba'} & set(sys.modules)\n"
@@ -121,7 +121,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_help_waits_for_no_large_library() -> None:
     code = """
 import sys
-from zippy_batch.cli import main
+from zippy_batch.cli.app import main
 sys.argv = ["zippy-batch", "--help"]
 try:
     main()
@@ -362,16 +362,16 @@ def test_json_is_the_whole_report_and_nothing_else(run: Run, calls: list[dict[st
 
 STATS = """
 from zippy_batch import pipeline
-from zippy_batch.cli import app
-from zippy_batch.report import ArchiveReport, Line
+from zippy_batch.cli.app import app
+from zippy_batch.run.report import ArchiveReport, Line
 line = Line(shard=0, images=3)
 pipeline.stats = lambda path: ArchiveReport('a', (line,) * 5000, line, {}, {})
 app(['stats', 'a'])
 """
 VERIFY_DAMAGED = """
 from zippy_batch import pipeline
-from zippy_batch.cli import app
-from zippy_batch.report import Finding, VerifyReport
+from zippy_batch.cli.app import app
+from zippy_batch.run.report import Finding, VerifyReport
 pipeline.verify = lambda *rest, **more: VerifyReport('a', 1, 0, damaged=(Finding('b.jpg', 'checksum'),))
 app(['verify', 'a'])
 """

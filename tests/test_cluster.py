@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from fakes import ray_session as ray_session
 
-from zippy_batch.cluster import Crew, _places, choose_crew, choose_team, run_units, settle_device
 from zippy_batch.config import RunOptions
 from zippy_batch.errors import SourceError, UsageError, WorkerError
-from zippy_batch.report import Done, Tick
-from zippy_batch.work.isolation import once_more
+from zippy_batch.run.executor import Crew, _places, choose_crew, choose_team, run_units, settle_device
+from zippy_batch.run.quarantine import once_more
+from zippy_batch.run.report import Done, Tick
 
 RAY = Crew(workers=2, threads=1, on_ray=True)
 IN_PROCESS = Crew(workers=1, threads=2, on_ray=False)
@@ -134,7 +134,7 @@ def test_small_jobs_stay_in_this_process() -> None:
 
 
 def test_big_jobs_and_named_clusters_go_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zippy_batch.cluster.usable_cpus", lambda: 16)
+    monkeypatch.setattr("zippy_batch.run.executor.usable_cpus", lambda: 16)
     assert choose_crew(100, 400_000, 1 << 30, "cpu", RunOptions()) == Crew(16, 1, on_ray=True)
     assert choose_crew(10, 40_000, 1 << 20, "cpu", RunOptions(workers=4)) == Crew(4, 4, on_ray=True)
     assert choose_crew(1, 100, 1 << 20, "cpu", RunOptions(address="auto")).on_ray
@@ -166,7 +166,7 @@ def test_a_team_has_room_on_the_cluster_or_is_refused() -> None:
 def test_a_team_on_this_machine_has_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_team("cpu", RunOptions()).on_ray is False
     assert choose_team("cpu", RunOptions(workers=64)) == Crew(64, 1, on_ray=True)
-    monkeypatch.setattr("zippy_batch.cluster._gpus_here", lambda: 2)
+    monkeypatch.setattr("zippy_batch.run.executor._gpus_here", lambda: 2)
     assert choose_team("cuda", RunOptions(workers=2)).gpus == 1
     with pytest.raises(UsageError, match="--workers 3: each takes a GPU, and here are 2"):
         choose_team("cuda", RunOptions(workers=3))

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import pictures, tiny_model
 
+from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem, grid
+from zippy_batch.codecs.model_file import load_model, model_from_bytes, serialise
 from zippy_batch.errors import DamagedRow, ModelError
-from zippy_batch.latent.codec import LatentCodec, LatentItem, grid
-from zippy_batch.weights import load_model, model_from_bytes, serialise
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def test_symbols_are_the_same_in_a_fresh_process(codec: LatentCodec, tmp_path: P
     (tmp_path / "model.safetensors").write_bytes(tiny_model().data)
     script = (
         "import sys, numpy as np\n"
-        "from zippy_batch.latent.codec import LatentCodec, LatentItem\n"
-        "from zippy_batch.weights import load_model\n"
+        "from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem\n"
+        "from zippy_batch.codecs.model_file import load_model\n"
         "folder = sys.argv[1]\n"
         "codec = LatentCodec(load_model(folder + '/model.safetensors'))\n"
         "rows = [LatentItem(bytes.fromhex(p), 42, 42, False, 70) for p in sys.argv[2:]]\n"

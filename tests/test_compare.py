@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from synthetic_faces import draw_faces
 from typer.testing import CliRunner, Result
 
-from zippy_batch.cli import app
+from zippy_batch.cli.app import app
 from zippy_batch.compare import charts, codecs, measure
 from zippy_batch.compare.curves import Point, level_for, mean_ratio, ratio_at
 from zippy_batch.compare.measure import CompareOptions, compare
 from zippy_batch.compare.report import CONTENDERS, EXACT, LOSSY, SOURCE, Comparison
-from zippy_batch.drawn import draw_faces
 from zippy_batch.errors import UsageError
-from zippy_batch.plan import spread
-from zippy_batch.report import Progress
+from zippy_batch.run.plan import spread
+from zippy_batch.run.report import Progress
 
 FORMATS = ("jpeg", "jpeg2000", "webp", "avif")
 

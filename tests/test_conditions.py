@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from zippy_batch.conditions import TYPES, parse_condition
+from zippy_batch.archives.where import TYPES, parse_condition
 from zippy_batch.errors import UsageError
 
 ROWS: dict[str, list[Any]] = {

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny import TINY_EXACT, tiny_exact_model, tiny_exact_network
 
+from zippy_batch.codecs.exact import blocks, context, features, mixture
+from zippy_batch.codecs.exact.codec import ExactCodec, ExactItem
+from zippy_batch.codecs.exact.export import model_arrays
+from zippy_batch.codecs.exact.network import ENDS, MIXTURE, PARAMETERS, Architecture, Seen, Step, _mixture_bits
+from zippy_batch.codecs.model_file import Model, model_from_bytes, serialise
 from zippy_batch.errors import ModelError
-from zippy_batch.exact import blocks, context, features, mixture
-from zippy_batch.exact.codec import ExactCodec, ExactItem
-from zippy_batch.exact.export import model_arrays
-from zippy_batch.exact.network import ENDS, MIXTURE, PARAMETERS, Architecture, Seen, Step, _mixture_bits
 from zippy_batch.jpeg.file import Coefficients
-from zippy_batch.jpeg.headers import Component, Frame
-from zippy_batch.weights import Model, model_from_bytes, serialise
+from zippy_batch.jpeg.markers import Component, Frame
 
 Image = tuple[Frame, Coefficients]
 
@@ -120,7 +120,7 @@ def test_a_payload_does_not_depend_on_its_batch(codec: ExactCodec, monkeypatch: 
     together = assert_comes_back(codec, batch)
     assert together == [codec.encode([one])[0] for one in batch]
     monkeypatch.setattr(context, "CHUNK_ROWS", 5)
-    monkeypatch.setattr("zippy_batch.exact.codec.BATCH_BLOCKS", 60)
+    monkeypatch.setattr("zippy_batch.codecs.exact.codec.BATCH_BLOCKS", 60)
     assert codec.encode(batch) == together
 
 

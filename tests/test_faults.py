@@ -18,12 +18,12 @@ import pytest
 from fakes import CODECS, files_of, make_faces
 from tiny import tiny_model
 
-from zippy_batch import listing
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, SourceError, StagingMismatch, UsageError, WriteError, ZippyError
-from zippy_batch.pipeline import archive, restore
-from zippy_batch.report import ArchiveReport, Progress
-from zippy_batch.staging import Staging, staging_path
+from zippy_batch.run.pipeline import archive, restore
+from zippy_batch.run.report import ArchiveReport, Progress
+from zippy_batch.run.staging_local import Staging, staging_path
+from zippy_batch.sources import directory as listing
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
 RESTORE = RestoreOptions(device="cpu")

@@ -10,14 +10,14 @@ import pytest
 from golden.make import content
 
 from zippy_batch.config import RestoreOptions, RunOptions
-from zippy_batch.pipeline import restore, verify
+from zippy_batch.run.pipeline import restore, verify
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = sorted(GOLDEN.glob("v*.json"))
 
 
 def test_every_format_version_has_a_golden_archive() -> None:
-    from zippy_batch.schema import FORMAT_VERSION
+    from zippy_batch.archives.schema import FORMAT_VERSION
 
     assert [path.stem for path in EXPECTED] == [f"v{i + 1}" for i in range(FORMAT_VERSION)]
 

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from zippy_batch import headers
-from zippy_batch.headers import REASONS, Refused, read_header, sniff_format
-from zippy_batch.images import Picture, Unsuitable, read_picture
-from zippy_batch.schema import MAX_SIDE
+from zippy_batch.archives.schema import MAX_SIDE
+from zippy_batch.images import probe
+from zippy_batch.images.pixels import Picture, Unsuitable, read_picture
+from zippy_batch.images.probe import REASONS, Refused, read_header, sniff_format
 
 _RNG = np.random.default_rng(0)
 RGB = Image.fromarray(_RNG.integers(0, 256, (13, 17, 3), dtype=np.uint8))
@@ -97,7 +97,7 @@ def test_every_cut_is_noticed(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if "tiff" not in name and name != "palette bmp"])
 def test_hidden_data_behind_an_image_is_not_dropped(name: str) -> None:
-    assert reason_of(SAMPLES[name] + b"a second life") == headers.TRAILING
+    assert reason_of(SAMPLES[name] + b"a second life") == probe.TRAILING
 
 
 @pytest.mark.parametrize("padding", [b"\0" * 700, b"\xff\xff", b"\r\n"])
@@ -119,41 +119,41 @@ _FRAMES: dict[str, object] = {"save_all": True, "append_images": [RGB.rotate(90)
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", headers.EMPTY),
-        (b"hello, world", headers.NOT_AN_IMAGE),
-        (b"\xff\xd8", headers.NOT_AN_IMAGE),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", headers.NOT_AN_IMAGE),
-        (encoded(RGB, "PPM"), headers.NOT_AN_IMAGE),
-        (encoded(_rgba(255), "PNG"), headers.ALPHA),
-        (encoded(RGB.convert("LA"), "PNG"), headers.ALPHA),
-        (encoded(_rgba(9), "WEBP"), headers.ALPHA),
-        (encoded(_rgba(9), "WEBP", lossless=True), headers.ALPHA),
-        (encoded(_rgba(9), "TIFF"), headers.ALPHA),
-        (encoded(_rgba(9), "BMP"), headers.ALPHA),
-        (encoded(RGB, "PNG", transparency=(1, 2, 3)), headers.TRANSPARENCY),
-        (encoded(RGB.quantize(8), "PNG", transparency=3), headers.TRANSPARENCY),
-        (encoded(RGB.quantize(8), "GIF", transparency=3), headers.TRANSPARENCY),
-        (encoded(_16_BIT, "PNG"), headers.DEEP),
-        (encoded(_16_BIT, "TIFF"), headers.DEEP),
-        (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), headers.DEEP),
-        (encoded(RGB.convert("1"), "PNG"), headers.BILEVEL),
-        (encoded(RGB.convert("1"), "TIFF"), headers.BILEVEL),
-        (encoded(RGB.convert("1"), "BMP"), headers.BILEVEL),
-        (encoded(RGB, "PNG", **_FRAMES), headers.ANIMATION),
-        (encoded(RGB, "WEBP", **_FRAMES), headers.ANIMATION),
-        (encoded(RGB, "GIF", **_FRAMES), headers.ANIMATION),
-        (encoded(RGB, "TIFF", **_FRAMES), headers.ANIMATION),
-        (encoded(RGB, "MPO", **_FRAMES), headers.ANIMATION),
-        (encoded(RGB.convert("CMYK"), "TIFF"), headers.COLOUR),
-        (encoded(RGB.convert("CMYK"), "JPEG", icc_profile=b"profile"), headers.CMYK_PROFILE),
-        (encoded(RGB.convert("LAB"), "TIFF"), headers.COLOUR),
-        (encoded(RGB, "TIFF", compression="jpeg"), headers.CODING),
-        (encoded(GREY.resize((4097, 1)), "PNG"), headers.TOO_LARGE),
-        (encoded(GREY.resize((1, 4097)), "JPEG"), headers.TOO_LARGE),
-        (encoded(GREY.resize((1, 4097)), "TIFF"), headers.TOO_LARGE),
-        (encoded(GREY.resize((4097, 1)), "WEBP"), headers.TOO_LARGE),
-        (encoded(GREY.resize((4097, 1)), "GIF"), headers.TOO_LARGE),
-        (encoded(GREY.resize((4097, 1)), "BMP"), headers.TOO_LARGE),
+        (b"", probe.EMPTY),
+        (b"hello, world", probe.NOT_AN_IMAGE),
+        (b"\xff\xd8", probe.NOT_AN_IMAGE),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", probe.NOT_AN_IMAGE),
+        (encoded(RGB, "PPM"), probe.NOT_AN_IMAGE),
+        (encoded(_rgba(255), "PNG"), probe.ALPHA),
+        (encoded(RGB.convert("LA"), "PNG"), probe.ALPHA),
+        (encoded(_rgba(9), "WEBP"), probe.ALPHA),
+        (encoded(_rgba(9), "WEBP", lossless=True), probe.ALPHA),
+        (encoded(_rgba(9), "TIFF"), probe.ALPHA),
+        (encoded(_rgba(9), "BMP"), probe.ALPHA),
+        (encoded(RGB, "PNG", transparency=(1, 2, 3)), probe.TRANSPARENCY),
+        (encoded(RGB.quantize(8), "PNG", transparency=3), probe.TRANSPARENCY),
+        (encoded(RGB.quantize(8), "GIF", transparency=3), probe.TRANSPARENCY),
+        (encoded(_16_BIT, "PNG"), probe.DEEP),
+        (encoded(_16_BIT, "TIFF"), probe.DEEP),
+        (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), probe.DEEP),
+        (encoded(RGB.convert("1"), "PNG"), probe.BILEVEL),
+        (encoded(RGB.convert("1"), "TIFF"), probe.BILEVEL),
+        (encoded(RGB.convert("1"), "BMP"), probe.BILEVEL),
+        (encoded(RGB, "PNG", **_FRAMES), probe.ANIMATION),
+        (encoded(RGB, "WEBP", **_FRAMES), probe.ANIMATION),
+        (encoded(RGB, "GIF", **_FRAMES), probe.ANIMATION),
+        (encoded(RGB, "TIFF", **_FRAMES), probe.ANIMATION),
+        (encoded(RGB, "MPO", **_FRAMES), probe.ANIMATION),
+        (encoded(RGB.convert("CMYK"), "TIFF"), probe.COLOUR),
+        (encoded(RGB.convert("CMYK"), "JPEG", icc_profile=b"profile"), probe.CMYK_PROFILE),
+        (encoded(RGB.convert("LAB"), "TIFF"), probe.COLOUR),
+        (encoded(RGB, "TIFF", compression="jpeg"), probe.CODING),
+        (encoded(GREY.resize((4097, 1)), "PNG"), probe.TOO_LARGE),
+        (encoded(GREY.resize((1, 4097)), "JPEG"), probe.TOO_LARGE),
+        (encoded(GREY.resize((1, 4097)), "TIFF"), probe.TOO_LARGE),
+        (encoded(GREY.resize((4097, 1)), "WEBP"), probe.TOO_LARGE),
+        (encoded(GREY.resize((4097, 1)), "GIF"), probe.TOO_LARGE),
+        (encoded(GREY.resize((4097, 1)), "BMP"), probe.TOO_LARGE),
     ],
 )
 def test_what_the_codec_cannot_give_back_is_kept_raw(data: bytes, reason: str) -> None:
@@ -166,35 +166,35 @@ def test_the_largest_sides_are_taken() -> None:
 
 
 def test_files_too_large_for_an_image_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headers, "MAX_IMAGE_BYTES", 100)
-    assert reason_of(SAMPLES["png"]) == headers.TOO_LARGE
+    monkeypatch.setattr(probe, "MAX_IMAGE_BYTES", 100)
+    assert reason_of(SAMPLES["png"]) == probe.TOO_LARGE
 
 
 def test_bombs_are_refused_before_anything_is_allocated() -> None:
     ihdr = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", ihdr) + png_chunk(b"IDAT", zlib.compress(bytes(10**6)))
     found = read_picture(bomb + png_chunk(b"IEND", b""))
-    assert found == Unsuitable(headers.TOO_LARGE, "png", 50_000, 50_000)
+    assert found == Unsuitable(probe.TOO_LARGE, "png", 50_000, 50_000)
 
 
 def test_compressed_metadata_bombs_are_not_inflated() -> None:
     packed = zlib.compress(bytes(1 << 26))
     data = insert_png_chunk(SAMPLES["png"], b"iCCP", b"name\0\0" + packed)
     data = insert_png_chunk(data, b"zTXt", b"name\0\0" + packed)
-    assert reason_of(data) == headers.COLOUR
+    assert reason_of(data) == probe.COLOUR
 
 
 def test_damaged_png_chunks_are_noticed() -> None:
     data = bytearray(SAMPLES["png"])
     data[len(data) // 2] ^= 1
-    assert reason_of(bytes(data)) == headers.CORRUPT
+    assert reason_of(bytes(data)) == probe.CORRUPT
 
 
 def test_image_data_that_ends_early_inside_whole_chunks_is_noticed() -> None:
     rows = zlib.compress(bytes(5 * (1 + 17 * 3)))
     start = SAMPLES["png"][:33]
     data = start + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
-    assert reason_of(data) in (headers.TRUNCATED, headers.CORRUPT)
+    assert reason_of(data) in (probe.TRUNCATED, probe.CORRUPT)
 
 
 def gif_with_less_data(gif: bytes, missing: int) -> bytes:
@@ -224,7 +224,7 @@ def test_pixel_data_that_ends_early_inside_a_whole_container_is_noticed(missing:
     cuts = [gif_with_less_data(SAMPLES["gif"], missing), gif_with_less_data(SAMPLES["grey gif"], missing)]
     cuts += [webp_with_less_data(SAMPLES[name], missing) for name in ("webp", "lossless webp")]
     for data in cuts:
-        assert reason_of(data) in (headers.TRUNCATED, headers.CORRUPT)
+        assert reason_of(data) in (probe.TRUNCATED, probe.CORRUPT)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 5), (17, 9)])
@@ -247,7 +247,7 @@ def test_interlaced_png_is_measured_pass_by_pass() -> None:
     assert isinstance(picture, Picture)
     assert picture.pixels.tolist() == [[1, 3, 2], [4, 5, 6]]
     cut = start + png_chunk(b"IDAT", zlib.compress(b"".join(rows)[:-1])) + png_chunk(b"IEND", b"")
-    assert reason_of(cut) == headers.TRUNCATED
+    assert reason_of(cut) == probe.TRUNCATED
 
 
 def test_jpeg_without_its_last_scans_is_truncated() -> None:
@@ -257,14 +257,14 @@ def test_jpeg_without_its_last_scans_is_truncated() -> None:
     header = b"\xff\xda" + struct.pack(">HBBB", 8, 1, 1, 0) + b"\0\x3f\0"
     length = struct.unpack(">H", data[scan + 2 : scan + 4])[0]
     first_only = data[:scan] + header + b"\0\0" + data[scan + 2 + length :]
-    assert reason_of(first_only) in (headers.TRUNCATED, headers.CORRUPT)
+    assert reason_of(first_only) in (probe.TRUNCATED, probe.CORRUPT)
 
 
 def test_scan_bombs_are_refused() -> None:
     data = encoded(GREY, "JPEG", progressive=True)
     scan = data.rindex(b"\xff\xda")
     many = data[:scan] + data[scan:-2] * 200 + data[-2:]
-    assert reason_of(many) == headers.CORRUPT
+    assert reason_of(many) == probe.CORRUPT
 
 
 def test_jpeg_metadata_is_not_shown_to_the_decoder() -> None:
@@ -313,11 +313,11 @@ def test_formats_are_told_by_content() -> None:
 def test_hostile_containers_take_bounded_time() -> None:
     empty_chunk = png_chunk(b"teXt", b"")
     started = time.perf_counter()
-    assert reason_of(SAMPLES["png"][:33] + empty_chunk * 1_500_000) == headers.CORRUPT
-    assert reason_of(b"\xff\xd8" + b"\xff\xfe\0\2" * 2_000_000) == headers.CORRUPT
-    assert reason_of(b"\xff\xd8" + b"\xff" * 20_000_000) == headers.TRUNCATED
-    assert reason_of(b"\xff\xd8\xff\xd0" + b"\xff\xd0" * 5_000_000) == headers.CORRUPT
-    assert reason_of(b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\0" * 2_000_000) == headers.CORRUPT
+    assert reason_of(SAMPLES["png"][:33] + empty_chunk * 1_500_000) == probe.CORRUPT
+    assert reason_of(b"\xff\xd8" + b"\xff\xfe\0\2" * 2_000_000) == probe.CORRUPT
+    assert reason_of(b"\xff\xd8" + b"\xff" * 20_000_000) == probe.TRUNCATED
+    assert reason_of(b"\xff\xd8\xff\xd0" + b"\xff\xd0" * 5_000_000) == probe.CORRUPT
+    assert reason_of(b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\0" * 2_000_000) == probe.CORRUPT
     assert time.perf_counter() - started < 60
 
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from zippy_batch import headers
 from zippy_batch.errors import ArchiveError
-from zippy_batch.images import (
+from zippy_batch.images import probe
+from zippy_batch.images.pixels import (
     Facts,
     JpegTables,
     Picture,
@@ -72,27 +72,27 @@ _ODD_PICTURES = {
     "truncated_app14.jpg",
 }  # fmt: skip
 _ODD_REASONS = {
-    "16-bit-grey-alpha.png": headers.DEEP,
-    "65536-uint32-limit.png": headers.TOO_LARGE,
-    "Flag_of_the_Netherlands-16bit.png": headers.DEEP,
-    "animated-loop-3.gif": headers.ANIMATION,
-    "check.svg": headers.NOT_AN_IMAGE,
-    "decompression_bomb.gif": headers.TOO_LARGE,
-    "empty.jpg": headers.EMPTY,
-    "extraneous-data.jpg": headers.CORRUPT,
-    "full-transparent.png": headers.TRANSPARENCY,
-    "giant-image.jpg": headers.TOO_LARGE,
-    "grey-8bit-alpha.png": headers.ALPHA,
-    "hopper.Lab.tif": headers.COLOUR,
-    "hopper_bad_exif.jpg": headers.CORRUPT,
-    "hopper_16bit.pgm": headers.NOT_AN_IMAGE,
-    "rotating-squares.webp": headers.ANIMATION,
-    "tbgn2c16.png": headers.TRANSPARENCY,
-    "truncated.jpg": headers.TRUNCATED,
-    "truncated.png": headers.TRUNCATED,
-    "truncated_jpeg.jpg": headers.TRUNCATED,
-    "with-alpha.png": headers.ALPHA,
-    "ycck.jpg": headers.CMYK_PROFILE,
+    "16-bit-grey-alpha.png": probe.DEEP,
+    "65536-uint32-limit.png": probe.TOO_LARGE,
+    "Flag_of_the_Netherlands-16bit.png": probe.DEEP,
+    "animated-loop-3.gif": probe.ANIMATION,
+    "check.svg": probe.NOT_AN_IMAGE,
+    "decompression_bomb.gif": probe.TOO_LARGE,
+    "empty.jpg": probe.EMPTY,
+    "extraneous-data.jpg": probe.CORRUPT,
+    "full-transparent.png": probe.TRANSPARENCY,
+    "giant-image.jpg": probe.TOO_LARGE,
+    "grey-8bit-alpha.png": probe.ALPHA,
+    "hopper.Lab.tif": probe.COLOUR,
+    "hopper_bad_exif.jpg": probe.CORRUPT,
+    "hopper_16bit.pgm": probe.NOT_AN_IMAGE,
+    "rotating-squares.webp": probe.ANIMATION,
+    "tbgn2c16.png": probe.TRANSPARENCY,
+    "truncated.jpg": probe.TRUNCATED,
+    "truncated.png": probe.TRUNCATED,
+    "truncated_jpeg.jpg": probe.TRUNCATED,
+    "with-alpha.png": probe.ALPHA,
+    "ycck.jpg": probe.CMYK_PROFILE,
 }
 
 
@@ -110,13 +110,13 @@ def test_odd_files_are_pictures_or_have_a_reason(shared: Path) -> None:
             assert isinstance(found, Unsuitable), path.name
             expected = _ODD_REASONS.get(path.name, found.reason)
             assert found.reason == expected, path.name
-            assert found.reason in headers.REASONS
+            assert found.reason in probe.REASONS
 
 
 _READ_ODD = """
 import resource, sys
 from pathlib import Path
-from zippy_batch.images import read_picture
+from zippy_batch.images.pixels import read_picture
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path(sys.argv[1]).rglob("*")):
     if path.is_file():
@@ -253,7 +253,7 @@ def test_cmyk_without_a_profile_becomes_rgb() -> None:
 
 
 def test_a_text_named_like_a_picture_is_a_value_not_an_error() -> None:
-    assert read_picture(b"not a jpeg") == Unsuitable(headers.NOT_AN_IMAGE, None, None, None)
+    assert read_picture(b"not a jpeg") == Unsuitable(probe.NOT_AN_IMAGE, None, None, None)
 
 
 def test_threads_may_read_at_once() -> None:
@@ -315,7 +315,7 @@ def test_rgb_jpegs_stay_rgb() -> None:
     data = encoded(smooth(16, 16), keep_rgb=True, quality=60)
     picture = picture_of(data)
     written = write_picture(picture.pixels, picture.facts)
-    facts = headers.read_header(written).jpeg
+    facts = probe.read_header(written).jpeg
     assert facts is not None
     assert facts.is_rgb
     assert picture_of(written).facts.jpeg_tables == picture.facts.jpeg_tables
@@ -347,7 +347,7 @@ def test_noise_on_a_fine_lattice_is_written_all_the_same() -> None:
     assert read_jpeg(write_picture(picture.pixels, picture.facts)) == read_jpeg(data)
 
 
-@pytest.mark.parametrize("size", [1, 65527, 65528, 200_000, 2_000_000, headers.MAX_PROFILE_BYTES])
+@pytest.mark.parametrize("size", [1, 65527, 65528, 200_000, 2_000_000, probe.MAX_PROFILE_BYTES])
 def test_metadata_of_any_size_comes_back(size: int) -> None:
     blob = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8).tobytes()
     picture = picture_of(encoded(smooth(8, 8), "PNG"))

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zippy_batch.codecs.integer import EXACT, bound, exact_products, multiply, probe, prove, quantise_rows
 from zippy_batch.errors import ModelError
-from zippy_batch.integer import EXACT, bound, exact_products, multiply, probe, prove, quantise_rows
 
 
 def layer(seed: int, outputs: int, inputs: int, limit: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:

@@ -18,20 +18,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny import tiny_exact_model, tiny_model
 
-from zippy_batch import pipeline
-from zippy_batch.archive import Archive, ArchiveInfo, part_name
-from zippy_batch.coding import Coders, MakeCodec, compare, make_codec
+from zippy_batch.archives.info import ArchiveInfo
+from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.schema import FORMAT_VERSION, Row
+from zippy_batch.archives.writer import part_name
+from zippy_batch.codecs.model_file import Model
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import SourceError, WorkerError
-from zippy_batch.images import Picture, Unsuitable, read_picture
-from zippy_batch.listing import list_files
-from zippy_batch.plan import Shard
-from zippy_batch.schema import FORMAT_VERSION, Row
+from zippy_batch.images.pixels import Picture, Unsuitable, read_picture
+from zippy_batch.run import pipeline
+from zippy_batch.run.archive_shard import ArchiveJob, archive_shard
+from zippy_batch.run.encode_verified import Coders, MakeCodec, compare, make_codec
+from zippy_batch.run.plan import Shard
+from zippy_batch.run.quarantine import MOST_DEATHS, CarefulShard, Step, read_journal
+from zippy_batch.run.thread_pool import Hands
 from zippy_batch.sources import Source
-from zippy_batch.weights import Model
-from zippy_batch.work.archive import ArchiveJob, archive_shard
-from zippy_batch.work.hands import Hands
-from zippy_batch.work.isolation import MOST_DEATHS, CarefulShard, Step, read_journal
+from zippy_batch.sources.directory import list_files
 
 DEAD = 9
 DECODING, CODING = "its worker died decoding it", "its worker died coding it"
@@ -235,7 +237,7 @@ def test_with_real_networks_too(exact: str, faces: Path, monkeypatch: pytest.Mon
     options = ArchiveOptions(device="cpu", batch_size=4, exact=exact)
     models = {"latent": tiny_model(), "exact": tiny_exact_model()}
     undisturbed = work_off(make_job(faces, make_codec, options, models))
-    monkeypatch.setattr("zippy_batch.work.archive.read_picture", dying_of(faces / "3.png", faces / "7.jpg"))
+    monkeypatch.setattr("zippy_batch.run.archive_shard.read_picture", dying_of(faces / "3.png", faces / "7.jpg"))
     fate = work_off(make_job(faces, deadly_tiny_codec, options, models))
     culprits = {b"2.png": CODING, b"3.png": DECODING, b"7.jpg": DECODING}
     assert fate.raw == {**undisturbed.raw, **culprits}
@@ -255,7 +257,7 @@ def test_a_file_that_kills_in_the_exact_codec_is_kept_raw(exact: str, faces: Pat
 def test_a_file_without_a_readable_header_is_in_no_batch(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (faces / "1.png").write_bytes(b"no picture")
     undisturbed = work_off(make_job(faces, CODECS.make))
-    monkeypatch.setattr("zippy_batch.work.archive.read_picture", dying_of(faces / "1.png"))
+    monkeypatch.setattr("zippy_batch.run.archive_shard.read_picture", dying_of(faces / "1.png"))
     fate = work_off(make_job(faces, CODECS.make))
     assert fate.raw == {b"1.png": DECODING}
     assert others(fate, b"1.png") == others(undisturbed, b"1.png")
@@ -277,7 +279,7 @@ def test_a_batch_that_kills_although_none_of_its_files_does_ends_the_run(faces: 
 def test_more_culprits_than_a_few_end_the_run_and_the_last_is_named(
     faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zippy_batch.work.archive.read_picture", dying_of(*(faces / f"{i}.png" for i in range(4))))
+    monkeypatch.setattr("zippy_batch.run.archive_shard.read_picture", dying_of(*(faces / f"{i}.png" for i in range(4))))
     with pytest.raises(WorkerError, match=rf"its worker died {MOST_DEATHS + 1} times \(.*, at 3\.png\)"):
         work_off(make_job(faces, CODECS.make))
 

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zippy_batch import listing
 from zippy_batch.config import ArchiveOptions
 from zippy_batch.errors import ArchiveError, SourceError, UsageError
-from zippy_batch.listing import MAX_FILE_BYTES, Files, Listing, SourceFile, list_files, read_file
 from zippy_batch.paths import display_path, path_problem, safe_relative_path
-from zippy_batch.plan import plan_archive
+from zippy_batch.run.plan import plan_archive
+from zippy_batch.sources import directory
+from zippy_batch.sources.directory import MAX_FILE_BYTES, Files, Listing, SourceFile, list_files, read_file
 
 
 def paths_of(listing: Listing) -> list[bytes]:
@@ -220,9 +220,9 @@ def numbered(count: int) -> list[SourceFile]:
 def test_packed_files_are_those_that_were_given_in_order(
     monkeypatch: pytest.MonkeyPatch, in_memory: int, count: int, order: str
 ) -> None:
-    monkeypatch.setattr(listing, "_BLOCK_FILES", 16)
-    monkeypatch.setattr(listing, "_SORTED_FILES", 128)
-    monkeypatch.setattr(listing, "_IN_MEMORY_BYTES", in_memory)
+    monkeypatch.setattr(directory, "_BLOCK_FILES", 16)
+    monkeypatch.setattr(directory, "_SORTED_FILES", 128)
+    monkeypatch.setattr(directory, "_IN_MEMORY_BYTES", in_memory)
     expected = sorted(numbered(count), key=lambda file: file.path)
     given = {"sorted": expected, "reversed": expected[::-1], "mixed": random.Random(0).sample(expected, count)}[order]
     files = Files(iter(given))
@@ -249,7 +249,7 @@ def test_one_list_may_be_read_while_it_is_being_read() -> None:
 def test_a_list_is_read_by_threads_and_children_at_once_and_sent_nowhere(
     monkeypatch: pytest.MonkeyPatch, in_memory: int
 ) -> None:
-    monkeypatch.setattr(listing, "_IN_MEMORY_BYTES", in_memory)
+    monkeypatch.setattr(directory, "_IN_MEMORY_BYTES", in_memory)
     expected = sorted(numbered(5000), key=lambda file: file.path)
     files = Files(expected)
     child = os.fork()
@@ -273,8 +273,8 @@ def test_numbers_of_other_kinds_are_kept_as_numbers() -> None:
 
 
 def test_a_listing_holds_few_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_SORTED_FILES", 8192)
-    monkeypatch.setattr(listing, "_IN_MEMORY_BYTES", 1 << 10)
+    monkeypatch.setattr(directory, "_SORTED_FILES", 8192)
+    monkeypatch.setattr(directory, "_IN_MEMORY_BYTES", 1 << 10)
     tracemalloc.start()
     try:
         # every second one is out of order

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from zippy_batch.metrics import mean_squared_error, psnr_db, ssim
-from zippy_batch.schema import PSNR_CAP_DB
+from zippy_batch.archives.schema import PSNR_CAP_DB
+from zippy_batch.images.metrics import mean_squared_error, psnr_db, ssim
 
 
 def noisy_pair(seed: int, shape: tuple[int, ...], sigma: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

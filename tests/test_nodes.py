@@ -24,10 +24,10 @@ from fakes import CODECS, POISON, fake_codec, files_of, pixels
 from gated_run import ARCHIVE, PATIENCE_S, RESTORE
 from PIL import Image
 
+from zippy_batch.codecs.model_file import Model
 from zippy_batch.config import RunOptions
-from zippy_batch.pipeline import archive, restore, verify
-from zippy_batch.staging import staging_path
-from zippy_batch.weights import Model
+from zippy_batch.run.pipeline import archive, restore, verify
+from zippy_batch.run.staging_local import staging_path
 
 TESTS = Path(__file__).parent
 NODE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20}
@@ -347,7 +347,7 @@ from fakes import CODECS
 from gated_run import ARCHIVE
 from test_nodes import greedy_codec
 from zippy_batch.config import RunOptions
-from zippy_batch.pipeline import archive
+from zippy_batch.run.pipeline import archive
 source, output, address = sys.argv[1:]
 codecs = replace(CODECS, make=greedy_codec)
 print(dict(archive(Path(source), Path(output), ARCHIVE, RunOptions(address=address), codecs=codecs).total.kept_raw))

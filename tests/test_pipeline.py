@@ -15,8 +15,10 @@ from fakes import ray_session as ray_session
 from PIL import Image
 from tiny import tiny_exact_model, tiny_model
 
-from zippy_batch import cluster
-from zippy_batch.archive import Archive, ArchiveInfo, write_part
+from zippy_batch.archives.info import ArchiveInfo
+from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.schema import FORMAT_VERSION, Row
+from zippy_batch.archives.writer import write_part
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import (
     ArchiveError,
@@ -27,10 +29,10 @@ from zippy_batch.errors import (
     StagingMismatch,
     UsageError,
 )
-from zippy_batch.pipeline import Codecs, archive, restore, stats, verify
-from zippy_batch.report import Progress
-from zippy_batch.schema import FORMAT_VERSION, Row
-from zippy_batch.staging import staging_path
+from zippy_batch.run import executor
+from zippy_batch.run.pipeline import Codecs, archive, restore, stats, verify
+from zippy_batch.run.report import Progress
+from zippy_batch.run.staging_local import staging_path
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
 """The 12 files of `make_faces` are 3 shards of 4."""
@@ -192,7 +194,7 @@ def test_nothing_to_archive_is_a_usage_error(tmp_path: Path) -> None:
 def test_single_file_of_too_many_shards_is_refused_before_anything_is_read(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zippy_batch.pipeline.MAX_GROUPS", 2)
+    monkeypatch.setattr("zippy_batch.run.pipeline.MAX_GROUPS", 2)
     with pytest.raises(UsageError, match=r"3 row groups.*at most 2.*write a directory.*larger --shard-size"):
         make(faces, tmp_path / "out.parquet")
     assert not staging_path(tmp_path / "out.parquet").exists()
@@ -203,8 +205,8 @@ def test_single_file_of_too_many_shards_is_refused_before_anything_is_read(
 def test_a_larger_shard_is_not_advised_where_it_would_not_help(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zippy_batch.pipeline.MAX_GROUPS", 2)
-    monkeypatch.setattr("zippy_batch.pipeline.MAX_ROWS_PER_GROUP", 4)
+    monkeypatch.setattr("zippy_batch.run.pipeline.MAX_GROUPS", 2)
+    monkeypatch.setattr("zippy_batch.run.pipeline.MAX_ROWS_PER_GROUP", 4)
     with pytest.raises(UsageError, match=r"3 row groups.*does not end in \.parquet\)$"):
         make(faces, tmp_path / "out.parquet", replace(OPTIONS, shard_size=12))
 
@@ -401,7 +403,7 @@ def test_a_large_archive_is_verified_as_a_small_one_is(
 ) -> None:
     make(faces, output)
     small = check(output)
-    monkeypatch.setattr("zippy_batch.work.verify.BULK_ROWS", 1)
+    monkeypatch.setattr("zippy_batch.run.verify_shard.BULK_ROWS", 1)
     large = check(output)
     assert replace(large, run=None) == replace(small, run=None)
     damage_first_payload(output)
@@ -411,7 +413,7 @@ def test_a_large_archive_is_verified_as_a_small_one_is(
 def test_rows_beside_damaged_paths_come_back_and_overwrite_nothing(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zippy_batch.archive.MAX_ROWS_PER_GROUP", 6)
+    monkeypatch.setattr("zippy_batch.archives.writer.MAX_ROWS_PER_GROUP", 6)
     made = tmp_path / "out.parquet"
     make(faces, made, replace(OPTIONS, shard_size=0))
     chunk = pq.read_metadata(made).row_group(1).column(0)
@@ -523,10 +525,10 @@ def test_workers_are_told_where_the_originals_are_from_anywhere(
 
     def run_units(job, units, crew, tick):  # type: ignore[no-untyped-def]
         monkeypatch.chdir("/")
-        yield from cluster.run_units(job, units, crew, tick)
+        yield from executor.run_units(job, units, crew, tick)
         monkeypatch.chdir(tmp_path)
 
-    monkeypatch.setattr("zippy_batch.pipeline.run_units", run_units)
+    monkeypatch.setattr("zippy_batch.run.pipeline.run_units", run_units)
     assert check(Path(output.name), Path("faces")).exit_code == 0
     restored = back(Path(output.name), Path("back"), RestoreOptions(device="cpu", reference=Path("faces")))
     assert (restored.total.unmatched, restored.total.quality.images) == (0, 9)
@@ -627,7 +629,7 @@ def test_threads_and_process_write_the_same_bytes_with_the_real_codec(
 ) -> None:
     options = replace(model_files, batch_size=7)
     for threads in (1, 3):
-        monkeypatch.setattr("zippy_batch.cluster.usable_cpus", lambda threads=threads: threads)
+        monkeypatch.setattr("zippy_batch.run.executor.usable_cpus", lambda threads=threads: threads)
         archive(drawn_faces, tmp_path / f"{threads}.parquet", options, RunOptions(workers=1))
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "3.parquet").read_bytes()
 

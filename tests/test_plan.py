@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zippy_batch.config import ArchiveOptions
-from zippy_batch.listing import Files, Listing, SourceFile
-from zippy_batch.plan import BatchLimit, Key, cut_batches, cut_shards, plan_archive
+from zippy_batch.run.plan import BatchLimit, Key, cut_batches, cut_shards, plan_archive
+from zippy_batch.sources.directory import Files, Listing, SourceFile
 
 OPTIONS = ArchiveOptions(device="cpu")
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zippy_batch.latent.export import prior_frequencies
-from zippy_batch.latent.network import SCALES
-from zippy_batch.rans import RESIDUAL_LIMIT, Decoder, Tables, encode, lane_count
+from zippy_batch.codecs.latent.export import prior_frequencies
+from zippy_batch.codecs.latent.network import SCALES
+from zippy_batch.codecs.rans import RESIDUAL_LIMIT, Decoder, Tables, encode, lane_count
 
 BOOK = Tables.from_frequencies([prior_frequencies(i) for i in range(1, SCALES)])
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zippy_batch.report import (
+from zippy_batch.run.report import (
     ArchiveReport,
     Finding,
     Line,

@@ -15,9 +15,9 @@ from tiny import tiny_model
 
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import UsageError
-from zippy_batch.pipeline import archive
-from zippy_batch.report import ArchiveReport, Progress
-from zippy_batch.staging import open_staging, staging_path
+from zippy_batch.run.pipeline import archive
+from zippy_batch.run.report import ArchiveReport, Progress
+from zippy_batch.run.staging_local import open_staging, staging_path
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
 """The 12 files of `make_faces` are 3 shards of 4."""
@@ -110,7 +110,7 @@ import sys, time
 from pathlib import Path
 from fakes import CODECS
 from zippy_batch.config import ArchiveOptions, RunOptions
-from zippy_batch.pipeline import archive
+from zippy_batch.run.pipeline import archive
 options = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
 archive(Path(sys.argv[1]), Path(sys.argv[2]), options, RunOptions(workers=1), lambda _: time.sleep(0.2), CODECS)
 """

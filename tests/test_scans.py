@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from zippy_batch import headers
-from zippy_batch.images import Picture, Unsuitable, read_picture
-from zippy_batch.scans import Scan, is_whole
+from zippy_batch.images import probe
+from zippy_batch.images.pixels import Picture, Unsuitable, read_picture
+from zippy_batch.jpeg.probe import Scan, is_whole
 
 
 def jpeg(height: int, width: int, grey: bool = False, seed: int = 0, **options: object) -> bytes:
@@ -97,7 +97,7 @@ def test_data_cut_out_of_a_scan_is_noticed() -> None:
     for kept in range(start, len(data) - 10, 7):
         found = read_picture(data[:kept] + b"\xff\xd9")
         assert isinstance(found, Unsuitable)
-        assert found.reason in (headers.CORRUPT, headers.TRUNCATED)
+        assert found.reason in (probe.CORRUPT, probe.TRUNCATED)
 
 
 def test_most_overwritten_data_is_noticed() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rows import face_rows, mixed_rows, raw_row
 
-from zippy_batch.schema import (
+from zippy_batch.archives.schema import (
     COLUMNS,
     FORMAT_VERSION,
     METADATA_KEY,

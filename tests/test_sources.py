@@ -38,11 +38,11 @@ from hypothesis import strategies as st
 
 from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import SourceError, StagingMismatch, UsageError
-from zippy_batch.listing import Listing
-from zippy_batch.pipeline import archive, restore, verify
-from zippy_batch.plan import plan_archive
+from zippy_batch.run.pipeline import archive, restore, verify
+from zippy_batch.run.plan import plan_archive
+from zippy_batch.run.staging_local import open_staging
 from zippy_batch.sources import Source, Wanted, list_source
-from zippy_batch.staging import open_staging
+from zippy_batch.sources.directory import Listing
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, exact="always")
 """Whatever is archived comes back byte for byte."""

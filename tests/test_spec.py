@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from spec_decoder import SpecError
 from tiny import pictures, tiny_model
 
+from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem
+from zippy_batch.codecs.model_file import load_model, model_from_bytes, serialise
 from zippy_batch.errors import ModelError
-from zippy_batch.latent.codec import LatentCodec, LatentItem
-from zippy_batch.weights import load_model, model_from_bytes, serialise
 
 GOLDEN = Path(__file__).parent / "golden" / "v1.parquet"
 SIZES = [(1, 1), (7, 9), (42, 42), (33, 57), (3, 41)]

@@ -22,11 +22,12 @@ from safetensors.numpy import load
 from spec_decoder import Ints, Lane
 from tiny import pictures, tiny_exact_model
 
-from zippy_batch.archive import Archive, Damage
+from zippy_batch.archives.info import Damage
+from zippy_batch.archives.reader import Archive
+from zippy_batch.codecs.model_file import serialise
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import ModelError
-from zippy_batch.pipeline import archive
-from zippy_batch.weights import serialise
+from zippy_batch.run.pipeline import archive
 
 BUILT_IN = Path(__file__).parents[1] / "zippy_batch" / "models" / "exact.safetensors"
 SIZES = [(24, 40), (17, 35), (42, 50)]

@@ -10,11 +10,11 @@ from s3 import proxy as proxy
 from s3 import s3 as s3
 from s3 import s3_server as s3_server
 
-from zippy_batch import storage
 from zippy_batch.errors import SourceError, StorageError, UsageError
-from zippy_batch.listing import SourceFile, list_files
-from zippy_batch.objects import ObjectReader, list_objects, read_object
-from zippy_batch.storage import ObjectFile, ObjectPath, delete, download, place, put, put_bytes
+from zippy_batch.sources.directory import SourceFile, list_files
+from zippy_batch.sources.object_store import ObjectReader, list_objects, read_object
+from zippy_batch.stores import object_path
+from zippy_batch.stores.object_path import ObjectFile, ObjectPath, delete, download, place, put, put_bytes
 
 SECRET = "s3://AKIA1:very%2Fsecret@bucket/a%20b/c?region=x&endpoint_override=http://inner:9000"
 
@@ -84,10 +84,10 @@ def test_an_upload_that_is_not_the_file_is_not_committed(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a").write_bytes(b"whole")
-    monkeypatch.setattr(storage, "_upload", lambda local, path: put_bytes(b"whol", path))
+    monkeypatch.setattr(object_path, "_upload", lambda local, path: put_bytes(b"whol", path))
     with pytest.raises(StorageError, match=r"not what was uploaded \(4 bytes of 5\)"):
         put(tmp_path / "a", s3.at("attempts"), s3.at("a"))
-    monkeypatch.setattr(storage, "_upload", lambda local, path: put_bytes(b"WHOLE", path))
+    monkeypatch.setattr(object_path, "_upload", lambda local, path: put_bytes(b"WHOLE", path))
     with pytest.raises(StorageError, match="not what was uploaded"):
         put(tmp_path / "a", s3.at("attempts"), s3.at("a"))
     assert not s3.at("a").exists()
@@ -129,7 +129,7 @@ def test_refusals_are_one_line_that_says_what_to_do(s3: S3, tmp_path: Path) -> N
         nobody.exists()
     assert "\n" not in str(found.value)
     denied = OSError("When reading: AWS Error ACCESS_DENIED during GetObject operation: Denied (Request ID: 12)")
-    text = str(storage._refusal(nobody, denied))
+    text = str(object_path._refusal(nobody, denied))
     assert text.startswith("s3://faces-bucket/a: the store refuses access (AWS Error ACCESS_DENIED during GetObject")
     assert "Request ID" not in text
 

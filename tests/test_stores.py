@@ -22,25 +22,20 @@ from s3 import s3_server as s3_server
 from tiny import tiny_model
 from typer.testing import CliRunner
 
-from zippy_batch import claims, cli, remote_staging
-from zippy_batch.archive import Archive
-from zippy_batch.claims import Owner, claimed
+from zippy_batch.archives.reader import Archive
+from zippy_batch.cli import app
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
-from zippy_batch.errors import (
-    DamagedRow,
-    OutputExists,
-    StagingMismatch,
-    StorageError,
-    UsageError,
-    WorkerError,
-)
-from zippy_batch.objects import list_objects
-from zippy_batch.pipeline import archive, restore, stats, verify
-from zippy_batch.plan import Shard
-from zippy_batch.remote_staging import remote_staging_path
-from zippy_batch.report import ArchiveReport, Progress, RestoreReport
-from zippy_batch.storage import ObjectPath, Place, delete, delete_all, listed, place, put_bytes
-from zippy_batch.work.isolation import CODING, CarefulShard, Step, read_journal, taking_care
+from zippy_batch.errors import DamagedRow, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
+from zippy_batch.run import staging_object
+from zippy_batch.run.pipeline import archive, restore, stats, verify
+from zippy_batch.run.plan import Shard
+from zippy_batch.run.quarantine import CODING, CarefulShard, Step, read_journal, taking_care
+from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport
+from zippy_batch.run.staging_object import remote_staging_path
+from zippy_batch.sources.object_store import list_objects
+from zippy_batch.stores import lease
+from zippy_batch.stores.lease import Owner, claimed
+from zippy_batch.stores.object_path import ObjectPath, Place, delete, delete_all, listed, place, put_bytes
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
 """The 12 files of `make_faces` are 3 shards of 4."""
@@ -186,7 +181,7 @@ def test_unsuitable_outputs_are_refused_before_anything_is_written(faces: Path, 
 def test_a_single_file_that_s3_would_not_copy_is_refused_early(
     faces: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_staging, "COPY_LIMIT_BYTES", 6000)
+    monkeypatch.setattr(staging_object, "COPY_LIMIT_BYTES", 6000)
     with pytest.raises(UsageError, match=r"more than 6000 bytes.*write a directory"):
         make(faces, s3.uri("out.parquet"))
     assert not s3.at("out.parquet").exists()
@@ -243,13 +238,13 @@ def test_a_run_that_fails_while_it_publishes_is_finished_by_the_next(
 
     with monkeypatch.context() as patch:
         if step == "_announce":
-            patch.setattr(remote_staging.RemoteStaging, step, fail)
+            patch.setattr(staging_object.RemoteStaging, step, fail)
         elif step == "published":
-            patch.setattr(remote_staging, "put_bytes", fail_at_the_end)
+            patch.setattr(staging_object, "put_bytes", fail_at_the_end)
         elif step != "_sweep":
-            patch.setattr(remote_staging, step, fail)
+            patch.setattr(staging_object, step, fail)
         else:
-            patch.setattr(remote_staging.RemoteStaging, "remove", fail)
+            patch.setattr(staging_object.RemoteStaging, "remove", fail)
         if step == "copy" and name.endswith(".parquet"):
             make(faces, s3.uri(name), overwrite=True)
             return
@@ -264,7 +259,7 @@ SLOW_RUN = """
 import sys, time
 from fakes import CODECS
 from zippy_batch.config import ArchiveOptions, RunOptions
-from zippy_batch.pipeline import archive
+from zippy_batch.run.pipeline import archive
 options = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
 archive(sys.argv[1], sys.argv[2], options, RunOptions(workers=1), lambda _: time.sleep(0.2), CODECS)
 """
@@ -297,7 +292,7 @@ def elsewhere() -> bytes:
 
 def test_the_later_of_two_runs_refuses_and_names_the_other(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     root = s3.at("staging")
-    monkeypatch.setattr(claims, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(lease, "PATIENCE_S", 0.5)
     with (
         claimed(root),
         pytest.raises(UsageError, match=rf"process {os.getpid()} on .*counts as dead 300 s after.*or once you delete"),
@@ -314,14 +309,14 @@ def test_the_later_of_two_runs_refuses_and_names_the_other(s3: S3, monkeypatch: 
 def test_a_claim_that_nobody_renews_is_dead(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     root = s3.at("staging")
     put_bytes(elsewhere(), root / "claims" / "0.json")
-    monkeypatch.setattr(claims, "LEASE_S", 0.9)
+    monkeypatch.setattr(lease, "LEASE_S", 0.9)
     time.sleep(2.1)
     with claimed(root):
         assert len([info for info in listed(root / "claims") if info.is_file]) == 1
 
 
 def test_claims_are_renewed_and_a_lost_one_stops_the_run(faces: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "RENEW_S", 0.1)
+    monkeypatch.setattr(lease, "RENEW_S", 0.1)
     root = s3.at("staging")
     with claimed(root) as claim:
         s3.requests.clear()
@@ -424,7 +419,7 @@ def test_one_row_is_read_without_the_others(s3: S3, proxy: Proxy, tmp_path: Path
 def test_the_command_line_takes_uris_and_says_no_secret(
     faces: Path, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zippy_batch.pipeline.Codecs", lambda: CODECS)
+    monkeypatch.setattr("zippy_batch.run.pipeline.Codecs", lambda: CODECS)
     secret = s3.uri("out.parquet").replace("s3://", "s3://KEY1:sesame@")
     runs = [
         ["archive", str(faces), secret, "--workers", "1", "--device", "cpu"],
@@ -435,10 +430,10 @@ def test_the_command_line_takes_uris_and_says_no_secret(
     said = ""
     for arguments in runs:
         for more in ([], ["--json"]):
-            result = CliRunner().invoke(cli.app, [*arguments, *more])
+            result = CliRunner().invoke(app.app, [*arguments, *more])
             said += result.output
             assert result.exit_code == (2 if more and arguments[0] in ("archive", "restore") else 0), result.output
-    result = CliRunner().invoke(cli.app, ["stats", s3.uri("x", "127.0.0.1:9").replace("s3://", "s3://KEY1:sesame@")])
+    result = CliRunner().invoke(app.app, ["stats", s3.uri("x", "127.0.0.1:9").replace("s3://", "s3://KEY1:sesame@")])
     assert result.exit_code == 1
     assert len(result.output.splitlines()) == 1
     said += result.output + str(content(s3.at("out.parquet")))

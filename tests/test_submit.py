@@ -20,12 +20,13 @@ import pytest
 from tiny import tiny_model
 from typer.testing import CliRunner, Result
 
-from zippy_batch import __version__, submit
-from zippy_batch.cli import app, parameters_of
+from zippy_batch import __version__
+from zippy_batch.cli import job_client
+from zippy_batch.cli.app import app, parameters_of
+from zippy_batch.cli.job_client import CHECKED, Paths, check_cluster, follow, info_of, wait_until_checked
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import UsageError, WorkerError
-from zippy_batch.pipeline import archive
-from zippy_batch.submit import CHECKED, Paths, check_cluster, follow, info_of, wait_until_checked
+from zippy_batch.run.pipeline import archive
 
 
 def run(*arguments: object) -> Result:
@@ -111,7 +112,7 @@ def test_a_server_that_wants_a_token_is_explained(monkeypatch: pytest.MonkeyPatc
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(UsageError, match="wants a token, and takes none from here"):
-            submit.reach(f"http://127.0.0.1:{server.server_port}")
+            job_client.reach(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
 
 
@@ -163,7 +164,7 @@ class Jobs:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "POLL_S", 0.01)
+    monkeypatch.setattr(job_client, "POLL_S", 0.01)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_a_job_server_that_is_lost_ends_the_following(monkeypatch: pytest.Monkey
         def get_job_status(self, job: str) -> State:
             raise ConnectionError("gone")
 
-    monkeypatch.setattr(submit, "LOST_S", 0.1)
+    monkeypatch.setattr(job_client, "LOST_S", 0.1)
     with pytest.raises(WorkerError, match=r"does not answer any more \(gone\); the job known goes on"):
         follow(Lost(["RUNNING"]), "known", lambda text: None)
 
@@ -216,7 +217,7 @@ def test_detached_means_after_the_checks(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
     found = Jobs(["RUNNING", "SUCCEEDED"])
-    monkeypatch.setattr(submit, "reach", lambda address: found)
+    monkeypatch.setattr(job_client, "reach", lambda address: found)
     return found
 
 
@@ -232,7 +233,7 @@ def test_the_job_joins_the_cluster_that_it_runs_on(line: str, sent: str, jobs: J
     import shlex
 
     assert run("--", *shlex.split(line)).exit_code == 0
-    assert jobs.sent == [f"python -m zippy_batch.submit {__version__} {sent}"]
+    assert jobs.sent == [f"python -m zippy_batch.cli.job_client {__version__} {sent}"]
 
 
 def test_a_cluster_that_is_just_starting_is_waited_for(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +265,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_end_it(jobs: Jobs, monkeypatch: p
     def interrupted(*rest: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(submit, "follow", interrupted)
+    monkeypatch.setattr(job_client, "follow", interrupted)
     result = run("--address", "http://head:8265", "--", "verify", "/a")
     assert result.exit_code == 130
     assert "the job goes on" in result.stderr

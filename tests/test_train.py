@@ -17,20 +17,19 @@ import torch
 from PIL import Image
 from tiny import TINY, Steps, pictures, tiny_exact_model, tiny_model, tiny_network
 
-from zippy_batch import pipeline
+from zippy_batch.codecs.exact.export import model_arrays
+from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem, Pixels
+from zippy_batch.codecs.latent.export import export_arrays
+from zippy_batch.codecs.latent.features import LEVEL_KNOTS, LEVEL_MAX, SPATIAL_FEATURES, spatial_features
+from zippy_batch.codecs.latent.network import Network, to_input, unshuffle
+from zippy_batch.codecs.model_file import Model, load_model, model_from_bytes, serialise
 from zippy_batch.config import ArchiveOptions, TrainOptions
 from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageError
-from zippy_batch.exact.export import model_arrays
-from zippy_batch.latent.codec import LatentCodec, LatentItem, Pixels
-from zippy_batch.latent.export import export_arrays
-from zippy_batch.latent.features import LEVEL_KNOTS, LEVEL_MAX, SPATIAL_FEATURES, spatial_features
-from zippy_batch.latent.network import Network, to_input, unshuffle
-from zippy_batch.metrics import ssim
-from zippy_batch.plan import BatchLimit
-from zippy_batch.training import gain, latent
+from zippy_batch.images.metrics import ssim
+from zippy_batch.run import pipeline
+from zippy_batch.run.plan import BatchLimit
+from zippy_batch.training import latent, savings
 from zippy_batch.training import pictures as pictures_of_training
-from zippy_batch.training.gain import Gain
-from zippy_batch.training.job import train
 from zippy_batch.training.latent import (
     LatentTask,
     _as_archived,
@@ -52,9 +51,10 @@ from zippy_batch.training.pictures import (
     draw_batch,
 )
 from zippy_batch.training.run import Schedule, fit
+from zippy_batch.training.savings import Gain
+from zippy_batch.training.session import train
 from zippy_batch.training.sources import _size_of, gather
 from zippy_batch.training.warm_start import exact_network, latent_network
-from zippy_batch.weights import Model, load_model, model_from_bytes, serialise
 
 TRAINED, HELD_OUT = 21, 3
 """Of the photographs below, by their names."""
@@ -502,9 +502,9 @@ def test_large_held_out_pictures_are_measured_a_few_at_a_time() -> None:
             return super().encode(images, qualities)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gain, "QUALITIES", (75,))
-        patch.setattr(gain, "_BATCH", BatchLimit(32, 3 * 40 * 48))
-        gain._curve(Counting(tiny_model()), list(pictures(7, 40, 48)))
+        patch.setattr(savings, "QUALITIES", (75,))
+        patch.setattr(savings, "_BATCH", BatchLimit(32, 3 * 40 * 48))
+        savings._curve(Counting(tiny_model()), list(pictures(7, 40, 48)))
     assert seen == [3, 3, 1]
 
 

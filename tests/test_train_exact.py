@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny import TINY_EXACT, Steps, pictures, tiny_exact_network
 
+from zippy_batch.codecs.exact.codec import ExactCodec, ExactItem
+from zippy_batch.codecs.exact.network import Architecture, Network
+from zippy_batch.codecs.model_file import model_from_bytes
 from zippy_batch.errors import UsageError
-from zippy_batch.exact.codec import ExactCodec, ExactItem
-from zippy_batch.exact.network import Architecture, Network
 from zippy_batch.jpeg.file import parse
 from zippy_batch.training import coefficients, exact
 from zippy_batch.training.coefficients import (
@@ -23,7 +24,6 @@ from zippy_batch.training.coefficients import (
 )
 from zippy_batch.training.exact import ExactTask, bits_of, export, set_units
 from zippy_batch.training.run import Schedule, fit
-from zippy_batch.weights import model_from_bytes
 
 SPECS = CoefficientSpecs(
     (

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model
 
-from zippy_batch.cluster import Crew
+from zippy_batch.codecs.model_file import load_model
 from zippy_batch.config import RunOptions, TrainOptions
 from zippy_batch.errors import ModelError, WorkerError
-from zippy_batch.training import workers
-from zippy_batch.training.job import TrainJob, train
+from zippy_batch.run.executor import Crew
+from zippy_batch.training import ray_workers
+from zippy_batch.training.ray_workers import STANDINGS, Report, Reporter, work_on_ray
 from zippy_batch.training.run import Score, Standing
-from zippy_batch.training.workers import STANDINGS, Report, Reporter, work_on_ray
-from zippy_batch.weights import load_model
+from zippy_batch.training.session import TrainJob, train
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_what_a_worker_raised_on_purpose_is_raised_here(tmp_path: Path, monkeypa
 
         return fit
 
-    monkeypatch.setattr(workers, "connected", lambda address, cpus: nullcontext())
+    monkeypatch.setattr(ray_workers, "connected", lambda address, cpus: nullcontext())
     job = TrainJob(TrainOptions(), tmp_path, (), {}, "", None, "cpu")
     for failure, expected in (
         (ray.train.WorkerGroupError("failed", {0: ModelError("diverged")}), ModelError),

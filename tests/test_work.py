@@ -13,20 +13,22 @@ from fakes import EXACT_MODEL, MODEL, POISON, FakeCodec, FakeExactCodec, pixels
 from numpy.typing import NDArray
 from PIL import Image
 
-from zippy_batch.archive import Archive, ArchiveInfo, write_part
-from zippy_batch.coding import Coders, code_batch
+from zippy_batch.archives.info import ArchiveInfo
+from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.schema import FORMAT_VERSION, Row
+from zippy_batch.archives.writer import write_part
+from zippy_batch.codecs.latent.codec import LatentItem
 from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import ArchiveError, DamagedRow, SourceError, WorkerError
-from zippy_batch.images import Facts, Picture
-from zippy_batch.latent.codec import LatentItem
-from zippy_batch.listing import list_files
-from zippy_batch.plan import Shard
-from zippy_batch.report import Done
-from zippy_batch.schema import FORMAT_VERSION, Row
+from zippy_batch.images.pixels import Facts, Picture
+from zippy_batch.run.archive_shard import archive_shard, commit_part
+from zippy_batch.run.encode_verified import Coders, code_batch
+from zippy_batch.run.plan import Shard
+from zippy_batch.run.report import Done
+from zippy_batch.run.restore_shard import FileWriter, RestoreUnit, restore_shard
+from zippy_batch.run.thread_pool import Hands
 from zippy_batch.sources import Source
-from zippy_batch.work.archive import archive_shard, commit_part
-from zippy_batch.work.hands import Hands
-from zippy_batch.work.restore import FileWriter, RestoreUnit, restore_shard
+from zippy_batch.sources.directory import list_files
 
 MODELS = {"latent": MODEL.id, "exact": EXACT_MODEL.id}
 OPTIONS = ArchiveOptions(device="cpu", batch_size=4, exact="never")
@@ -252,7 +254,7 @@ def test_a_part_that_does_not_read_back_is_not_committed(
         data[data.index(payload) + 3] ^= 1
         path.write_bytes(data)
 
-    monkeypatch.setattr("zippy_batch.work.archive.write_part", flip_a_bit)
+    monkeypatch.setattr("zippy_batch.run.archive_shard.write_part", flip_a_bit)
     part = tmp_path / "part-00000.parquet"
     with pytest.raises(WorkerError, match="does not read back"):
         commit_part(part, rows, ArchiveInfo(FORMAT_VERSION, MODELS, {}, (len(rows),)), verify=True)

@@ -14,21 +14,23 @@ from fakes import EXACT_MODEL, MODEL, FakeCodec, FakeExactCodec, pixels
 from numpy.typing import NDArray
 from PIL import Image
 
-from zippy_batch.archive import Archive, ArchiveInfo, write_part
-from zippy_batch.coding import Coders, code_files
+from zippy_batch.archives.info import ArchiveInfo
+from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.schema import FORMAT_VERSION, Row
+from zippy_batch.archives.writer import write_part
+from zippy_batch.codecs.exact.codec import ExactItem
 from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import DamagedRow, SourceError, WorkerError
-from zippy_batch.exact.codec import ExactItem
 from zippy_batch.jpeg.file import Coefficients, parse
-from zippy_batch.listing import list_files
-from zippy_batch.plan import Shard
-from zippy_batch.report import Done
-from zippy_batch.schema import FORMAT_VERSION, Row
+from zippy_batch.run.archive_shard import archive_shard
+from zippy_batch.run.encode_verified import Coders, code_files
+from zippy_batch.run.plan import Shard
+from zippy_batch.run.report import Done
+from zippy_batch.run.restore_shard import FileWriter, RestoreUnit, ShardRestored, restore_shard
+from zippy_batch.run.thread_pool import Hands
+from zippy_batch.run.verify_shard import ShardVerified, VerifyJob, VerifyUnit, verify_shard
 from zippy_batch.sources import Source
-from zippy_batch.work.archive import archive_shard
-from zippy_batch.work.hands import Hands
-from zippy_batch.work.restore import FileWriter, RestoreUnit, ShardRestored, restore_shard
-from zippy_batch.work.verify import ShardVerified, VerifyJob, VerifyUnit, verify_shard
+from zippy_batch.sources.directory import list_files
 
 ALWAYS = ArchiveOptions(device="cpu", batch_size=4, exact="always")
 AUTO = replace(ALWAYS, exact="auto")
@@ -148,7 +150,7 @@ def test_where_lossy_payloads_are_small_the_exact_codec_is_not_tried(
     rows = rows_of(faces, options, exact=tried)
     assert tried.batches
     assert rows[b"0.jpg"].codec == "latent"
-    monkeypatch.setattr("zippy_batch.work.archive.EXACT_SHARE", 5.0)
+    monkeypatch.setattr("zippy_batch.run.archive_shard.EXACT_SHARE", 5.0)
     assert rows_of(faces, options, exact=not_tried)[b"0.jpg"] == rows[b"0.jpg"]
     assert not_tried.batches == []
 

@@ -7,11 +7,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from zippy_batch.exact import export as exact_export
-from zippy_batch.exact import network as exact_network
-from zippy_batch.latent.export import export_arrays
-from zippy_batch.latent.network import Architecture, Network
-from zippy_batch.weights import Model, model_from_bytes, serialise
+from zippy_batch.codecs.exact import export as exact_export
+from zippy_batch.codecs.exact import network as exact_network
+from zippy_batch.codecs.latent.export import export_arrays
+from zippy_batch.codecs.latent.network import Architecture, Network
+from zippy_batch.codecs.model_file import Model, model_from_bytes, serialise
 
 TINY = Architecture(width=24, blocks=1, synthesis_blocks=2, latents=24, groups=(8, 16), context_width=16)
 

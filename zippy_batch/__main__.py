@@ -1,5 +1,5 @@
 """`python -m zippy_batch` is `zippy-batch`."""
 
-from zippy_batch.cli import main
+from zippy_batch.cli.app import main
 
 main()

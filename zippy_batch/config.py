@@ -109,7 +109,7 @@ class RestoreOptions:
     select: str | None = None
     """Glob over archived paths; None takes all."""
     where: str | None = None
-    """Condition on columns, e.g. "psnr < 30" (see `conditions.py`); None takes all."""
+    """Condition on columns, e.g. "psnr < 30" (see `archives/where.py`); None takes all."""
     keep_going: bool = False
     """Restore what is whole, list what is damaged, exit 1."""
     reference: Path | None = None

@@ -21,19 +21,19 @@ import numpy as np
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "benchmarks")]
 
+from synthetic_faces import draw_faces  # noqa: E402
 from tiny import pictures, tiny_exact_model, tiny_model  # noqa: E402
 
-from zippy_batch.archive import Archive  # noqa: E402
-from zippy_batch.coding import Coders, make_codec  # noqa: E402
+from zippy_batch.archives.reader import Archive  # noqa: E402
+from zippy_batch.archives.schema import FORMAT_VERSION, Row  # noqa: E402
+from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem  # noqa: E402
+from zippy_batch.codecs.model_file import model_from_bytes  # noqa: E402
 from zippy_batch.config import ArchiveOptions, RunOptions  # noqa: E402
-from zippy_batch.drawn import draw_faces  # noqa: E402
-from zippy_batch.latent.codec import LatentCodec, LatentItem  # noqa: E402
-from zippy_batch.pipeline import archive  # noqa: E402
-from zippy_batch.schema import FORMAT_VERSION, Row  # noqa: E402
-from zippy_batch.weights import model_from_bytes  # noqa: E402
-from zippy_batch.work.rows import stored_files  # noqa: E402
+from zippy_batch.run.encode_verified import Coders, make_codec  # noqa: E402
+from zippy_batch.run.pipeline import archive  # noqa: E402
+from zippy_batch.run.rows import stored_files  # noqa: E402
 
 
 def sources(folder: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from zippy_batch.compare.codecs import TRANSCODE
 from zippy_batch.compare.report import CONTENDERS, EXACT, LOSSY, SOURCE, Comparison, Panel
 from zippy_batch.errors import UsageError
-from zippy_batch.metrics import mean_squared_error, psnr_db
+from zippy_batch.images.metrics import mean_squared_error, psnr_db
 
 _COLOURS = {
     SOURCE: "#555555",

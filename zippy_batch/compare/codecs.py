@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from zippy_batch.archives.schema import PSNR_CAP_DB
 from zippy_batch.errors import SourceError
-from zippy_batch.images import Picture, read_picture
-from zippy_batch.metrics import mean_squared_error, psnr_db, ssim
-from zippy_batch.schema import PSNR_CAP_DB
+from zippy_batch.images.metrics import mean_squared_error, psnr_db, ssim
+from zippy_batch.images.pixels import Picture, read_picture
 
 FILES_PER_CALL = 500
 """That mogrify is given at once: a command line has its limits."""

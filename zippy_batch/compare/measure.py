@@ -28,21 +28,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from zippy_batch import pipeline
-from zippy_batch.cluster import settle_device, usable_cpus
+from zippy_batch.codecs.model_file import load_model
 from zippy_batch.compare import codecs
 from zippy_batch.compare.codecs import CODECS, TRANSCODE, Coded, Failed
 from zippy_batch.compare.curves import level_for
 from zippy_batch.compare.report import CONTENDERS, EXACT, LOSSY, SOURCE, Comparison, Panel, Row
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.images import Picture, read_picture
-from zippy_batch.listing import find_files, read_file
-from zippy_batch.metrics import mean_squared_error, psnr_db, ssim
+from zippy_batch.images.metrics import mean_squared_error, psnr_db, ssim
+from zippy_batch.images.pixels import Picture, read_picture
 from zippy_batch.paths import display_path
-from zippy_batch.plan import spread
-from zippy_batch.report import Progress, Quality
-from zippy_batch.weights import load_model
+from zippy_batch.run import pipeline
+from zippy_batch.run.executor import settle_device, usable_cpus
+from zippy_batch.run.plan import spread
+from zippy_batch.run.report import Progress, Quality
+from zippy_batch.sources.directory import find_files, read_file
 
 QUALITIES = (25, 40, 55, 65, 75, 85, 95)
 BY_REQUEST = ("avif-speed0",)

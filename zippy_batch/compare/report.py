@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zippy_batch.compare.codecs import CODECS, TRANSCODE
 from zippy_batch.compare.curves import EqualPsnr, Point, mean_ratio
-from zippy_batch.report import Quality, rounded, table
+from zippy_batch.run.report import Quality, rounded, table
 
 SOURCE = "source"
 LOSSY = "zippy-batch"

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippy_batch.errors import DamagedRow, ZippyError
-from zippy_batch.headers import MAX_IMAGE_BYTES, TOO_LARGE
+from zippy_batch.images.probe import MAX_IMAGE_BYTES, TOO_LARGE
 from zippy_batch.jpeg import huffman
-from zippy_batch.jpeg.headers import Frame, Headers, Layout, Scan
+from zippy_batch.jpeg.markers import Frame, Headers, Layout, Scan
 from zippy_batch.jpeg.recipe import (
     MAX_LEFT_OUT,
     MAX_SCANS,

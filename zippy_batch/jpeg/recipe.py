@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from zippy_batch.errors import DamagedRow
-from zippy_batch.jpeg.headers import Frame, Headers, Layout
+from zippy_batch.jpeg.markers import Frame, Headers, Layout
 from zippy_batch.jpeg.tables import EMPTY, STANDARD, Malformed, Table
 from zippy_batch.varint import read_varint, write_varint
 

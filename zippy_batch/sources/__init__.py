@@ -24,12 +24,21 @@ from functools import partial
 from pathlib import Path
 
 from zippy_batch.errors import UsageError
-from zippy_batch.listing import Container, Files, Listing, SourceFile, find_files, read_file, require_none_refused
-from zippy_batch.objects import ObjectReader, list_objects
 from zippy_batch.paths import display_path
-from zippy_batch.sources import listfile, parquet, recordio, tar, zipped
+from zippy_batch.sources import listfile, parquet, recordio, tar
+from zippy_batch.sources import zip as zipped
 from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened, refuse_clashes
-from zippy_batch.storage import ObjectPath, Place
+from zippy_batch.sources.directory import (
+    Container,
+    Files,
+    Listing,
+    SourceFile,
+    find_files,
+    read_file,
+    require_none_refused,
+)
+from zippy_batch.sources.object_store import ObjectReader, list_objects
+from zippy_batch.stores.object_path import ObjectPath, Place
 
 __all__ = ["Read", "Source", "Wanted", "list_source"]
 

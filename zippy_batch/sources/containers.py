@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+from zippy_batch.archives.schema import MAX_LABEL_BYTES
 from zippy_batch.config import INPUTS
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.listing import MAX_FILE_BYTES, Container, SourceFile
 from zippy_batch.paths import MAX_NAME_BYTES, display_path, path_problem
-from zippy_batch.schema import MAX_LABEL_BYTES
+from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, SourceFile
 
 _MOST_LINKS = 40
 """Links that may lead to one another, as in Linux."""

@@ -11,9 +11,9 @@ import stat
 from pathlib import Path
 
 from zippy_batch.errors import UsageError
-from zippy_batch.listing import Files, Listing, SourceFile, file_problem
 from zippy_batch.paths import display_path, is_below, path_problem
 from zippy_batch.sources.containers import without_dot
+from zippy_batch.sources.directory import Files, Listing, SourceFile, file_problem
 
 
 def find(path: Path) -> tuple[Listing, list[tuple[bytes, str]]]:

@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zippy_batch.archives.schema import LABEL, METADATA_KEY
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.listing import Container, SourceFile
 from zippy_batch.paths import display_path
-from zippy_batch.schema import LABEL, METADATA_KEY
 from zippy_batch.sources.containers import Members, Opened, Wanted, name_problem, opened, without_dot
+from zippy_batch.sources.directory import Container, SourceFile
 from zippy_batch.sources.recordio import suffix_of
 
 if TYPE_CHECKING:

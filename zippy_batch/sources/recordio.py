@@ -20,10 +20,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from zippy_batch.errors import SourceError
-from zippy_batch.headers import sniff_format
-from zippy_batch.listing import MAX_FILE_BYTES, Container, SourceFile
+from zippy_batch.images.probe import sniff_format
 from zippy_batch.paths import display_path
 from zippy_batch.sources.containers import Members, Opened, Wanted, opened
+from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, SourceFile
 
 _MAGIC = b"\x0a\x23\xd7\xce"
 _PART = struct.Struct("<4sI")

@@ -14,8 +14,8 @@ import tarfile
 from collections.abc import Iterator, Sequence
 
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.listing import Container, SourceFile
 from zippy_batch.sources.containers import Members, Opened, Wanted, normal, opened, sample_of, without_dot
+from zippy_batch.sources.directory import Container, SourceFile
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER_BYTES = 1 << 20

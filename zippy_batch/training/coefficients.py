@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zippy_batch.durable import replacing
-from zippy_batch.exact.blocks import Geometry, geometry
+from zippy_batch.codecs.exact.blocks import Geometry, geometry
 from zippy_batch.jpeg.file import JpegImage, Unrebuildable, parse
-from zippy_batch.jpeg.headers import Component, Frame
+from zippy_batch.jpeg.markers import Component, Frame
+from zippy_batch.stores.atomic_file import replacing
 from zippy_batch.training.pictures import (
     FEWEST,
     PoolSpec,

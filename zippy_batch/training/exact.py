@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zippy_batch.codecs.exact.blocks import ROLES, planes_of
+from zippy_batch.codecs.exact.export import model_arrays
+from zippy_batch.codecs.exact.network import CONTEXT_PLANES, Architecture, Network, Seen
+from zippy_batch.codecs.latent.features import ONE
+from zippy_batch.codecs.model_file import serialise
 from zippy_batch.errors import UsageError
-from zippy_batch.exact.blocks import ROLES, planes_of
-from zippy_batch.exact.export import model_arrays
-from zippy_batch.exact.network import CONTEXT_PLANES, Architecture, Network, Seen
-from zippy_batch.latent.features import ONE
 from zippy_batch.training.coefficients import CoefficientPool
 from zippy_batch.training.run import Score
-from zippy_batch.weights import serialise
 
 MIN_IMAGES = 8
 """Below this there is nothing to train on."""

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from zippy_batch.codecs.latent.codec import LatentCodec
+from zippy_batch.codecs.latent.context import QUALITIES
+from zippy_batch.codecs.latent.export import entropy_arrays, export_arrays, quality_levels, threshold_array
+from zippy_batch.codecs.latent.features import LEVEL_MAX, spatial_features
+from zippy_batch.codecs.latent.network import Architecture, Network, as_float, lambda_of, to_input
+from zippy_batch.codecs.model_file import model_from_bytes, serialise
 from zippy_batch.errors import UsageError
-from zippy_batch.latent.codec import LatentCodec
-from zippy_batch.latent.context import QUALITIES
-from zippy_batch.latent.export import entropy_arrays, export_arrays, quality_levels, threshold_array
-from zippy_batch.latent.features import LEVEL_MAX, spatial_features
-from zippy_batch.latent.network import Architecture, Network, as_float, lambda_of, to_input
-from zippy_batch.metrics import psnr_db
+from zippy_batch.images.metrics import psnr_db
 from zippy_batch.training.pictures import Pool, PoolSpec, batches, draw_batch
 from zippy_batch.training.run import Score
-from zippy_batch.weights import model_from_bytes, serialise
 
 POSITIONS = 3456
 """8x8 blocks per step; 96 thumbnails of 42x42."""

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from zippy_batch.durable import replacing
-from zippy_batch.images import Picture, read_picture
+from zippy_batch.images.pixels import Picture, read_picture
+from zippy_batch.stores.atomic_file import replacing
 from zippy_batch.training.stamp import key_of, read_stamp, write_stamp
 
 Pool = NDArray[np.uint8]

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zippy_batch.durable import replacing
 from zippy_batch.errors import ModelError, UsageError
+from zippy_batch.stores.atomic_file import replacing
 from zippy_batch.training.muon import Muon
-from zippy_batch.training.team import ALONE, Team
+from zippy_batch.training.process_group import ALONE, Team
 
 CHECKPOINT = "checkpoint.pt"
 _KEYS = {"card", "network", "average", "best", "optimisers", "seconds", "step", "best_loss"}

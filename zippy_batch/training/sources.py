@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zippy_batch.archive import MANIFEST_NAME
+from zippy_batch.archives.info import MANIFEST_NAME
 from zippy_batch.errors import UsageError
-from zippy_batch.headers import MAX_IMAGE_BYTES, TRUNCATED, Refused, read_header, sniff_format
-from zippy_batch.listing import find_files
+from zippy_batch.images.probe import MAX_IMAGE_BYTES, TRUNCATED, Refused, read_header, sniff_format
+from zippy_batch.sources.directory import find_files
 
 MOST_FILES = 60_000
 """Files that a run looks at: more do not make a model of this size better."""
@@ -162,8 +162,8 @@ def _listed(file: Path) -> list[_File]:
 
 
 def _restored(archive: Path, run: Path) -> Path:
-    from zippy_batch import pipeline
     from zippy_batch.config import RestoreOptions, RunOptions
+    from zippy_batch.run import pipeline
 
     facts = archive.stat()
     which = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"

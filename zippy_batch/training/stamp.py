@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zippy_batch.durable import replacing
+from zippy_batch.stores.atomic_file import replacing
 
 
 def key_of(*parts: str) -> str:

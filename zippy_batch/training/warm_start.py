@@ -17,17 +17,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from zippy_batch.codecs.exact.context import HIDDEN_BITS, STATE_BITS
+from zippy_batch.codecs.exact.mixture import END_BITS, LOGIT_BITS, MEAN_BITS, SCALE_BITS
+from zippy_batch.codecs.exact.network import CONTEXT_PLANES, MIXTURE, Plane, Step
+from zippy_batch.codecs.exact.network import Architecture as ExactArchitecture
+from zippy_batch.codecs.exact.network import Network as ExactNetwork
+from zippy_batch.codecs.latent.context import SIXTEENTHS
+from zippy_batch.codecs.latent.export import quality_levels
+from zippy_batch.codecs.latent.features import LEVEL_KNOTS, LEVEL_STEP, ONE
+from zippy_batch.codecs.latent.network import (
+    NEIGHBOURS,
+    PARITIES,
+    SIGMA_STEP,
+    Architecture,
+    Context,
+    Network,
+    channel_units,
+)
+from zippy_batch.codecs.model_file import Model
 from zippy_batch.errors import ModelError
-from zippy_batch.exact.context import HIDDEN_BITS, STATE_BITS
-from zippy_batch.exact.mixture import END_BITS, LOGIT_BITS, MEAN_BITS, SCALE_BITS
-from zippy_batch.exact.network import CONTEXT_PLANES, MIXTURE, Plane, Step
-from zippy_batch.exact.network import Architecture as ExactArchitecture
-from zippy_batch.exact.network import Network as ExactNetwork
-from zippy_batch.latent.context import SIXTEENTHS
-from zippy_batch.latent.export import quality_levels
-from zippy_batch.latent.features import LEVEL_KNOTS, LEVEL_STEP, ONE
-from zippy_batch.latent.network import NEIGHBOURS, PARITIES, SIGMA_STEP, Architecture, Context, Network, channel_units
-from zippy_batch.weights import Model
 
 Arrays = Mapping[str, NDArray[Any]]
 

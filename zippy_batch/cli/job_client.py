@@ -1,0 +1,355 @@
+"""Send a command to a Ray cluster as a job, and follow it there.
+
+    here      reach the job server -> submit -> print the job's log -> leave with its exit code
+    there     versions, and the paths as every machine sees them -> the command, with --address auto
+
+The part there is this module as a program (`python -m zippy_batch.cli.job_client VERSION COMMAND ...`), which
+zippy-batch must be installed for. Nothing is uploaded. A job that was submitted goes on when the one who follows it
+stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zippy_batch import __version__
+from zippy_batch.errors import UsageError, WorkerError, ZippyError
+from zippy_batch.run.executor import connected
+from zippy_batch.stores.object_path import is_uri
+
+COMMANDS = ("archive", "restore", "verify", "train")
+"""Those that work on a cluster."""
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+"""Of the environment, as Ray's own tools read it."""
+CHECKED = "zippy-batch: checked"
+"""Begins the line that a job writes when it has found nothing wrong and starts to work."""
+ANSWER_S = 15.0
+"""For the job server."""
+AGENT_S = 60.0
+"""For a cluster that has just started to have someone who takes jobs."""
+LOOK_S = 180.0
+"""For all machines of a cluster to say what they see; a worker has to start on each."""
+POLL_S = 0.5
+LOST_S = 60.0
+"""Without a connection to the job server, before the log is given up."""
+
+_NEEDED = ("source", "sources", "archive", "against", "reference", "config")
+_MADE = ("output", "destination")
+_MODELS = ("model", "exact_model", "start")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Of a command, as the machines of the cluster see them."""
+
+    needed: tuple[str, ...]
+    """Must be there."""
+    made: tuple[str, ...]
+    """Must have a directory to be made in."""
+
+    @staticmethod
+    def of(parameters: Mapping[str, Any]) -> Paths:
+        """Raises UsageError for relative ones: the directory that a job starts in is not known here. URIs are left out:
+        the command itself connects to their stores."""
+        needed = [path for name in _NEEDED for path in _listed(parameters.get(name))]
+        needed += [name for model in _MODELS for name in _listed(parameters.get(model)) if _is_model_file(name)]
+        made = [path for name in _MADE for path in _listed(parameters.get(name))]
+        for path in (*needed, *made):
+            if not os.path.isabs(path):
+                raise UsageError(f"{path}: give an absolute path, as the machines of the cluster see it")
+        return Paths(tuple(needed), tuple(made))
+
+
+def _listed(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [str(one) for one in values if not is_uri(str(one))]
+
+
+def _is_model_file(name: str) -> bool:
+    return name.endswith(".safetensors") or os.sep in name
+
+
+# ---- here ----
+
+
+def reach(address: str) -> Any:
+    """Ray's client for the job server at this address. Raises UsageError."""
+    if not address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"--address {address}: the job server speaks HTTP; give http://HOST:8265, the address of the dashboard "
+            f"(port 6379 is the cluster's own, which only its machines join)"
+        )
+    theirs = _ray_version_at(address)
+    if importlib.util.find_spec("aiohttp") is None:
+        raise UsageError("submit needs the client of Ray's job server; pip install 'zippy-batch[submit]' brings it")
+    if theirs is None:
+        # Ray reads this when it is loaded, and then shows the token that it finds
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+    from ray.job_submission import JobSubmissionClient
+
+    if theirs not in (None, ray.__version__):
+        _say(f"note: Ray is {ray.__version__} here and {theirs} on the cluster, whose own counts")
+    # it would tell, among the job's own lines, that the log has ended
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+    # else the environment would win over the address that was asked for
+    os.environ[ADDRESS_VARIABLE] = address
+    try:
+        return JobSubmissionClient(address)
+    except Exception as error:
+        if theirs is not None:
+            raise
+        raise UsageError(
+            f"{address} wants a token, and takes none from here: have the cluster's in RAY_AUTH_TOKEN or in "
+            f"~/.ray/auth_token ({type(error).__name__})"
+        ) from error
+
+
+def _ray_version_at(address: str) -> str | None:
+    """None where it is not told to those who show no token, as Ray's own client does where it has one."""
+    import requests
+
+    try:
+        answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_S)
+        if answer.status_code in (401, 403):
+            return None
+        answer.raise_for_status()
+        return str(answer.json()["ray_version"])
+    except requests.exceptions.ConnectionError as error:
+        raise UsageError(
+            f"nothing answers at {address}: expected the job server of a Ray cluster there, by default on port 8265 of "
+            f"its head. Is the address right, does the head run with its dashboard (ray[default]), and does the "
+            f"network let this machine in?"
+        ) from error
+    except requests.exceptions.Timeout as error:
+        raise UsageError(f"{address} does not answer within {ANSWER_S:g} s; is it the head's dashboard?") from error
+    except (requests.exceptions.RequestException, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"what answers at {address} is not the job server of a Ray cluster: {error}") from error
+
+
+def submit(client: Any, arguments: Sequence[str], joins: bool) -> str:
+    """Id of a new job for a command line of zippy-batch, which `joins` a cluster of its own choice or gets this one."""
+    name, *rest = arguments
+    command = [name, *rest] if joins else [name, "--address", "auto", *rest]
+    _say(f"here: zippy-batch {__version__}, {_platform_text()}")
+    entrypoint = shlex.join(["python", "-m", "zippy_batch.cli.job_client", __version__, *command])
+    until = time.monotonic() + AGENT_S
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=entrypoint))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                raise WorkerError(f"the cluster takes no job: {error}") from error
+            time.sleep(POLL_S)
+
+
+def follow(client: Any, job: str, write: Callable[[str], None]) -> int:
+    """Writes the job's log as it grows, and returns the exit code of the job when it has ended.
+
+    Raises WorkerError when the job server is lost for good.
+    """
+    info_of(client, job)
+    log = _Log(write)
+    while True:
+        # a connection that breaks says nothing about the job, and asking for the log again serves as well
+        with suppress(Exception):
+            asyncio.run(_tail(client, job, log))
+        ended, text = _progress(client, job)
+        log.catch_up(text)
+        if ended:
+            return _ended(client, job, log.checked)
+        time.sleep(POLL_S)
+
+
+def _progress(client: Any, job: str) -> tuple[bool, str]:
+    """Whether the job has ended, and its log so far; the job server may be gone for a while."""
+    until = time.monotonic() + LOST_S
+    while True:
+        try:
+            return client.get_job_status(job).is_terminal(), client.get_job_logs(job)
+        except Exception as error:
+            if time.monotonic() > until:
+                raise WorkerError(
+                    f"the job server does not answer any more ({error}); the job {job} goes on if its cluster does: "
+                    f"follow it with --logs {job}, or submit the same again to go on where it stopped"
+                ) from error
+        time.sleep(POLL_S)
+
+
+def wait_until_checked(client: Any, job: str, write: Callable[[str], None]) -> int | None:
+    """None once the job works; its exit code, when it has ended without coming so far, after writing its log."""
+    while True:
+        ended, log = _progress(client, job)
+        if CHECKED in log:
+            return None
+        if ended:
+            write(log)
+            return _ended(client, job, checked=False)
+        time.sleep(POLL_S)
+
+
+def stop(client: Any, job: str) -> str:
+    """State of the job after it has been told to stop."""
+    info_of(client, job)
+    client.stop_job(job)
+    until = time.monotonic() + LOST_S
+    while not (state := client.get_job_status(job)).is_terminal() and time.monotonic() < until:
+        time.sleep(POLL_S)
+    return str(state)
+
+
+def info_of(client: Any, job: str) -> Any:
+    """Raises UsageError for a job that the server does not know."""
+    try:
+        return client.get_job_info(job)
+    except RuntimeError as error:
+        raise UsageError(f"there is no job {job} on this cluster; its dashboard lists those there are") from error
+
+
+class _Log:
+    """What was written of a log, so that a connection that is made again repeats nothing."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self.written, self.checked = 0, False
+
+    def catch_up(self, text: str) -> None:
+        self.checked = self.checked or CHECKED in text
+        if len(text) > self.written:
+            self._write(text[self.written :])
+            self.written = len(text)
+
+
+async def _tail(client: Any, job: str, log: _Log) -> None:
+    text = ""
+    async for piece in client.tail_job_logs(job):
+        text += piece
+        log.catch_up(text)
+
+
+def _ended(client: Any, job: str, checked: bool) -> int:
+    """The command's own exit code where it has one; 130 for a job that was stopped."""
+    info = info_of(client, job)
+    state = str(getattr(info.status, "value", info.status))
+    if state == "SUCCEEDED":
+        return 0
+    if state == "STOPPED":
+        _say(f"the job {job} was stopped; submit the same again to go on where it stopped")
+        return 130
+    code = info.driver_exit_code
+    if not checked and code != UsageError.exit_code:
+        _say(
+            "the job ended before zippy-batch had begun; is it installed on the cluster, for the `python` that its "
+            f"machines find first? {info.message or ''}"
+        )
+    elif code is None or code < 0:
+        _say(f"the job {job} did not end by itself: {info.message}; submit the same again to go on where it stopped")
+    return code if code is not None and code > 0 else 1
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _platform_text() -> str:
+    import ray
+
+    return f"Ray {ray.__version__}, Python {platform.python_version()}"
+
+
+# ---- there ----
+
+
+def check_cluster(version: str, paths: Paths) -> str:
+    """A line on the cluster that this process has joined, if every machine has this version and sees these paths.
+
+    Raises UsageError.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if version != __version__:
+        raise UsageError(f"zippy-batch is {version} where the job comes from and {__version__} on the cluster; use one")
+    nodes = {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
+    look: Any = ray.remote(num_cpus=0)(_look)
+    asked = {
+        name: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            paths.needed, paths.made
+        )
+        for node, name in nodes.items()
+    }
+    problems: dict[str, list[str]] = {}
+    for machine, answer in asked.items():
+        for problem in _seen(answer, version):
+            problems.setdefault(problem, []).append(machine)
+    if problems:
+        said = "; ".join(f"{problem} (on {_some(machines, len(asked))})" for problem, machines in problems.items())
+        raise UsageError(f"{said}. Every machine must see the same paths and have the same version")
+    machines = f"{len(asked)} machine{'s' if len(asked) > 1 else ''}"
+    return f"{CHECKED} {machines}: zippy-batch {version}, {_platform_text()}"
+
+
+def _seen(answer: Any, version: str) -> list[str]:
+    """What is wrong on the machine that answers."""
+    import ray
+
+    try:
+        theirs, problems = ray.get(answer, timeout=LOOK_S)
+    except ray.exceptions.GetTimeoutError:
+        return [f"no answer within {LOOK_S:g} s"]
+    except ray.exceptions.RayError as error:
+        return [f"no worker starts: {str(error).splitlines()[0]}"]
+    return problems if theirs == version else [f"zippy-batch is {theirs or 'missing'}, not {version}", *problems]
+
+
+def _some(machines: Sequence[str], of: int) -> str:
+    shown = ", ".join(sorted(machines)[:3]) + (", ..." if len(machines) > 3 else "")
+    return f"{len(machines)} of {of} machines: {shown}"
+
+
+def _look(needed: Sequence[str], made: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What a machine sees: version, and what is wrong with the paths."""
+    try:
+        from zippy_batch import __version__ as version
+    except ImportError:
+        return None, []
+    problems = [f"{path} is not there" for path in needed if not os.access(path, os.R_OK)]
+    for path in made:
+        parent = str(Path(path).parent)
+        if not os.path.isdir(parent):
+            problems.append(f"{path} cannot be made, there is no directory {parent}")
+        elif not os.access(parent, os.W_OK):
+            problems.append(f"{path} cannot be made, {parent} is not to be written to")
+    return version, problems
+
+
+def main() -> None:
+    """`python -m zippy_batch.cli.job_client VERSION COMMAND ...`, on the cluster."""
+    from zippy_batch.cli.app import app, parameters_of
+
+    version, *arguments = sys.argv[1:]
+    try:
+        paths = Paths.of(parameters_of(arguments))
+        with connected("auto", cpus=None):
+            _say(check_cluster(version, paths))
+            app(arguments, prog_name="zippy-batch")
+    except ZippyError as error:
+        _say(f"error: {error}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,724 @@
+"""What an image file says of itself before a pixel is decoded, and whether its pixels could be archived faithfully.
+
+    bytes --> signature --> walk over the container --> Header       (worth decoding, and how large it will be)
+                                                   \\-> Refused      (kept raw, with one of REASONS)
+
+A container is walked from end to end: sizes are settled before anything is decoded or allocated, a file that stops
+early or goes on after its image is noticed, and a decoder is never asked what it might print a warning about. Nothing
+here needs an image library, and no amount of hostile bytes costs more than a pass over the file.
+
+Formats: JPEG (ITU-T T.81), PNG (ISO/IEC 15948), WebP (RFC 9649), BMP, TIFF 6.0, GIF89a.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+from zippy_batch.archives.schema import MAX_SIDE
+from zippy_batch.jpeg.probe import Scan, is_whole
+
+MAX_IMAGE_BYTES = 1 << 28
+"""Larger files are kept raw: uncompressed, the largest image has 50 MB."""
+
+MAX_SCANS = 100
+"""Scans of a progressive JPEG. Each costs a pass over all coefficients, however few bytes it has."""
+
+MAX_PROFILE_BYTES = 255 * 65519
+"""Of an ICC profile: what the 255 numbered segments of a JPEG hold."""
+
+_MAX_PARTS = 1 << 20
+"""Segments, chunks or blocks of a container; a bound on the time that a hostile file takes."""
+
+EMPTY = "empty file"
+NOT_AN_IMAGE = "not a JPEG, PNG, WebP, BMP, TIFF or GIF file"
+CORRUPT = "corrupt"
+TRUNCATED = "truncated"
+TRAILING = "data after the end of the image"
+TOO_LARGE = "more than 4096 pixels on a side, or 256 MiB"
+ALPHA = "alpha channel"
+TRANSPARENCY = "transparent palette or colour"
+DEEP = "more than 8 bits per sample"
+BILEVEL = "1 bit per pixel"
+ANIMATION = "more than one image"
+CMYK_PROFILE = "CMYK with a colour profile"
+COLOUR = "colour space or layout without an equivalent in RGB or greyscale"
+CODING = "compression that is not supported"
+
+REASONS = frozenset(
+    {
+        EMPTY, NOT_AN_IMAGE, CORRUPT, TRUNCATED, TRAILING, TOO_LARGE, ALPHA, TRANSPARENCY, DEEP, BILEVEL, ANIMATION,
+        CMYK_PROFILE, COLOUR, CODING,
+    }
+)  # fmt: skip
+"""All that `Refused.reason` can be. Fixed words, so that reports can count them and archives repeat byte for byte."""
+
+
+@dataclass(frozen=True)
+class JpegFacts:
+    """A JPEG's components as its frame and scans describe them, in file order."""
+
+    sampling: tuple[tuple[int, int], ...]
+    """(horizontal, vertical) sampling factors, 1..4."""
+    tables: tuple[tuple[int, ...], ...]
+    """Each component's quantisation table: 64 values in zigzag order, 1..65535."""
+    numbered_tables: tuple[tuple[int, ...], ...]
+    """The tables by their number in the file, up to the first number without one."""
+    is_rgb: bool
+    """Three components that are red, green and blue rather than Y, Cb and Cr."""
+
+
+@dataclass(frozen=True)
+class Header:
+    format: str
+    """"jpeg", "png", "webp", "bmp", "tiff" or "gif"."""
+    width: int
+    height: int
+    pixel_data: bytes
+    """The file for a decoder: without metadata that could distract it, where that is easy to take out."""
+    exif: bytes | None = None
+    """A TIFF structure as EXIF defines it, without the "Exif" prefix of JPEG."""
+    icc: bytes | None = None
+    jpeg: JpegFacts | None = None
+
+
+class Refused(Exception):
+    """Why a file is kept raw, and what was known of it by then."""
+
+    def __init__(self, reason: str, format: str | None = None, width: int | None = None, height: int | None = None):
+        super().__init__(reason)
+        self.reason = reason
+        self.format = format
+        self.width = width
+        self.height = height
+
+
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+    (b"BM", "bmp"),
+)
+
+
+def sniff_format(data: bytes) -> str | None:
+    """Format by the first bytes, or None."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return next((name for signature, name in _SIGNATURES if data.startswith(signature)), None)
+
+
+def read_header(data: bytes) -> Header:
+    """Walk the container of a whole file; raises Refused for what cannot be archived as pixels, and nothing else."""
+    format = sniff_format(data)
+    if format is None:
+        raise Refused(NOT_AN_IMAGE if data else EMPTY)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise Refused(TOO_LARGE, format)
+    try:
+        header = _READERS[format](data)
+    except (struct.error, IndexError):
+        raise Refused(TRUNCATED, format) from None
+    if header.icc is not None and len(header.icc) > MAX_PROFILE_BYTES:
+        raise Refused(COLOUR, format, header.width, header.height)
+    return header
+
+
+def _check_size(format: str, width: int, height: int) -> None:
+    if width <= 0 or height <= 0:
+        raise Refused(CORRUPT, format)
+    if max(width, height) > MAX_SIDE:
+        raise Refused(TOO_LARGE, format, width, height)
+
+
+def _is_padding(data: bytes) -> bool:
+    """Whether the bytes after an image say nothing: none, or all of them zeros, 0xFF or line ends."""
+    return not data.strip(b"\0") or not data.strip(b"\xff") or not data.strip(b"\r\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------- JPEG
+
+_JPEG_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
+_JPEG_OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
+"""End of entropy-coded data: a marker that is neither a stuffed zero nor a restart."""
+_EXIF_PREFIX = b"Exif\0\0"
+_ICC_PREFIX = b"ICC_PROFILE\0"
+_METADATA_MARKERS = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
+"""APP1 to APP13, APP15 and comments; APP0 and APP14 decide how the components are to be read."""
+
+
+class _JpegWalk:
+    """State of one walk over the marker segments of a JPEG."""
+
+    def __init__(self) -> None:
+        self.width = self.height = self.scans = 0
+        self.ids: tuple[int, ...] = ()
+        self.sampling: tuple[tuple[int, int], ...] = ()
+        self.table_numbers: tuple[int, ...] = ()
+        self.tables: dict[int, tuple[int, ...]] = {}
+        self.is_progressive = False
+        self.huffman: dict[int, bytes] = {}
+        self.restart_interval = 0
+        self.tables_in_use: dict[int, tuple[int, ...]] = {}
+        self.exif: list[bytes] = []
+        self.icc: list[bytes] = []
+        self.has_jfif = False
+        self.adobe_transform: int | None = None
+        self.kept: list[bytes] = []
+
+
+def _jpeg_tables(body: bytes, tables: dict[int, tuple[int, ...]]) -> None:
+    at = 0
+    while at < len(body):
+        wide, number = body[at] >> 4, body[at] & 15
+        size = 128 if wide else 64
+        values = struct.unpack_from(">64H" if wide else ">64B", body, at + 1)
+        if wide > 1 or number > 3 or min(values) == 0:
+            raise Refused(CORRUPT, "jpeg")
+        tables[number] = values
+        at += 1 + size
+
+
+def _jpeg_frame(marker: int, body: bytes, walk: _JpegWalk) -> None:
+    precision, height, width, count = struct.unpack_from(">BHHB", body)
+    if walk.ids:
+        raise Refused(ANIMATION if marker in _JPEG_FRAMES else CODING, "jpeg", walk.width, walk.height)
+    if width == 0 or len(body) < 6 + 3 * count:
+        raise Refused(CORRUPT, "jpeg")
+    if marker not in _JPEG_FRAMES or height == 0:
+        # lossless, hierarchical and arithmetic coding; a height that only follows after the first scan
+        raise Refused(CODING, "jpeg", width, height or None)
+    _check_size("jpeg", width, height)
+    if precision != 8:
+        raise Refused(DEEP, "jpeg", width, height)
+    if count not in (1, 3, 4):
+        raise Refused(COLOUR, "jpeg", width, height)
+    parts = [body[6 + 3 * i : 9 + 3 * i] for i in range(count)]
+    walk.width, walk.height = width, height
+    walk.is_progressive = _JPEG_FRAMES[marker] == "progressive"
+    walk.ids = tuple(part[0] for part in parts)
+    walk.sampling = tuple((part[1] >> 4, part[1] & 15) for part in parts)
+    walk.table_numbers = tuple(part[2] for part in parts)
+    if any(not (1 <= h <= 4 and 1 <= v <= 4) for h, v in walk.sampling) or len(set(walk.ids)) != count:
+        raise Refused(CORRUPT, "jpeg", width, height)
+
+
+def _jpeg_scan(body: bytes, walk: _JpegWalk) -> None:
+    """A component's table is the one in force when its first scan begins; later ones may reuse the number."""
+    walk.scans += 1
+    names = body[1 : 1 + 2 * body[0] : 2]
+    if not walk.ids or walk.scans > MAX_SCANS or not set(names) <= set(walk.ids):
+        raise Refused(CORRUPT, "jpeg", walk.width or None, walk.height or None)
+    for name in names:
+        number = walk.table_numbers[walk.ids.index(name)]
+        if number not in walk.tables:
+            raise Refused(CORRUPT, "jpeg", walk.width, walk.height)
+        walk.tables_in_use.setdefault(name, walk.tables[number])
+
+
+def _jpeg_huffman(body: bytes, tables: dict[int, bytes]) -> None:
+    at = 0
+    while at < len(body):
+        size = 16 + sum(body[at + 1 : at + 17])
+        if size > 16 + 256 or at + 1 + size > len(body):
+            raise Refused(CORRUPT, "jpeg")
+        tables[body[at]] = body[at + 1 : at + 1 + size]
+        at += 1 + size
+
+
+@functools.lru_cache(maxsize=256)
+def _jpeg_units(
+    width: int, height: int, sampling: tuple[tuple[int, int], ...], indices: tuple[int, ...]
+) -> tuple[int, tuple[int, ...]]:
+    """Number of coded units in a scan of these components, and for each block of a unit its place in `indices`."""
+    widest, tallest = (max(factors) for factors in zip(*sampling, strict=True))
+    if len(indices) > 1:
+        blocks = [place for place, index in enumerate(indices) for _ in range(sampling[index][0] * sampling[index][1])]
+        return -(-width // (8 * widest)) * -(-height // (8 * tallest)), tuple(blocks)
+    # a scan of one component has no units of several blocks, and codes no block outside the component
+    h, v = sampling[indices[0]]
+    return -(-width * h // (8 * widest)) * -(-height * v // (8 * tallest)), (0,)
+
+
+def _check_jpeg_scan(body: bytes, data: bytes, walk: _JpegWalk) -> None:
+    """Raise Refused if the codes of a sequential scan are damaged; decoders fill in what they cannot read."""
+    indices = tuple(walk.ids.index(name) for name in body[1 : 1 + 2 * body[0] : 2])
+    selectors = [body[2 + 2 * i] for i in range(body[0])]
+    keys = [key for selector in selectors for key in (selector >> 4, 0x10 | selector & 15)]
+    if not all(key in walk.huffman for key in keys):
+        # motion JPEG leaves out the standard tables
+        return
+    tables = list(dict.fromkeys(keys))
+    units, blocks = _jpeg_units(walk.width, walk.height, walk.sampling, indices)
+    scan = Scan(
+        data=data,
+        blocks=tuple((tables.index(keys[2 * place]), tables.index(keys[2 * place + 1])) for place in blocks),
+        tables=tuple(walk.huffman[key] for key in tables),
+        units=units,
+        restart_interval=walk.restart_interval,
+    )
+    if not is_whole(scan):
+        raise Refused(CORRUPT, "jpeg", walk.width, walk.height)
+
+
+def _jpeg_metadata(marker: int, body: bytes, walk: _JpegWalk) -> None:
+    if marker == 0xE0 and body.startswith(b"JFIF\0"):
+        walk.has_jfif = True
+    elif marker == 0xE1 and body.startswith(_EXIF_PREFIX):
+        walk.exif.append(body[len(_EXIF_PREFIX) :])
+    elif marker == 0xE2 and body.startswith(_ICC_PREFIX):
+        walk.icc.append(body[len(_ICC_PREFIX) :])
+    elif marker == 0xE2 and body.startswith(b"MPF\0"):
+        raise Refused(ANIMATION, "jpeg", walk.width or None, walk.height or None)
+    elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+        walk.adobe_transform = body[11]
+
+
+def _jpeg_segments(data: bytes, walk: _JpegWalk) -> int:
+    """Walk all segments and scans; offset of the first byte after the end-of-image marker."""
+    at, kept_from = 2, 0
+    for _ in range(_MAX_PARTS):
+        start = data.find(b"\xff", at)
+        marker_at = start
+        while start >= 0 and data[marker_at : marker_at + 1] == b"\xff":
+            marker_at += 1
+        if start < 0 or marker_at >= len(data):
+            raise Refused(TRUNCATED, "jpeg", walk.width or None, walk.height or None)
+        marker = data[marker_at]
+        if marker == 0xD9:
+            walk.kept.append(data[kept_from : marker_at + 1])
+            return marker_at + 1
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
+            at = marker_at + 1
+            continue
+        (length,) = struct.unpack_from(">H", data, marker_at + 1)
+        end = marker_at + 1 + length
+        if length < 2 or end > len(data):
+            raise Refused(CORRUPT if length < 2 else TRUNCATED, "jpeg", walk.width or None, walk.height or None)
+        body = data[marker_at + 3 : end]
+        at = end
+        if marker in _METADATA_MARKERS:
+            walk.kept.append(data[kept_from:start])
+            kept_from = end
+        if marker == 0xDB:
+            _jpeg_tables(body, walk.tables)
+        elif marker == 0xC4:
+            _jpeg_huffman(body, walk.huffman)
+        elif marker == 0xDD:
+            (walk.restart_interval,) = struct.unpack_from(">H", body)
+        elif marker in _JPEG_FRAMES or marker in _JPEG_OTHER_FRAMES:
+            _jpeg_frame(marker, body, walk)
+        elif marker == 0xDA:
+            _jpeg_scan(body, walk)
+            found = _AFTER_SCAN.search(data, end)
+            if found is None:
+                raise Refused(TRUNCATED, "jpeg", walk.width, walk.height)
+            at = found.start()
+            if not walk.is_progressive:
+                _check_jpeg_scan(body, data[end:at], walk)
+        elif marker >= 0xE0:
+            _jpeg_metadata(marker, body, walk)
+    raise Refused(CORRUPT, "jpeg", walk.width or None, walk.height or None)
+
+
+def _jpeg_icc(chunks: list[bytes]) -> bytes | None:
+    """Profile from its numbered chunks; None when they do not make up a whole one, which no viewer would use either."""
+    if not chunks or any(len(chunk) < 2 for chunk in chunks):
+        return None
+    ordered = sorted(chunks, key=lambda chunk: chunk[0])
+    if [chunk[0] for chunk in ordered] != list(range(1, ordered[0][1] + 1)):
+        return None
+    return b"".join(chunk[2:] for chunk in ordered) or None
+
+
+def _read_jpeg(data: bytes) -> Header:
+    walk = _JpegWalk()
+    end = _jpeg_segments(data, walk)
+    if set(walk.tables_in_use) != set(walk.ids) or not walk.ids:
+        raise Refused(TRUNCATED, "jpeg", walk.width or None, walk.height or None)
+    if not _is_padding(data[end:]):
+        raise Refused(TRAILING, "jpeg", walk.width, walk.height)
+    icc = _jpeg_icc(walk.icc)
+    if len(walk.ids) == 4 and icc is not None:
+        raise Refused(CMYK_PROFILE, "jpeg", walk.width, walk.height)
+    # the order of precedence of libjpeg: JFIF, then Adobe, then the components' names
+    is_rgb = len(walk.ids) == 3 and not walk.has_jfif
+    is_rgb &= walk.ids == (82, 71, 66) if walk.adobe_transform is None else walk.adobe_transform == 0
+    tables = tuple(walk.tables_in_use[name] for name in walk.ids)
+    numbered = tuple(walk.tables[n] for n in itertools.takewhile(walk.tables.__contains__, range(4)))
+    facts = JpegFacts(walk.sampling, tables, numbered, is_rgb)
+    exif = b"".join(walk.exif) or None
+    return Header("jpeg", walk.width, walk.height, b"".join(walk.kept), exif, icc, facts)
+
+
+# ----------------------------------------------------------------------------------------------------------------- PNG
+
+_PNG_ALPHA_TYPES = (4, 6)
+
+
+def _inflate(data: bytes, limit: int) -> bytes | None:
+    """The first `limit` bytes of a zlib stream once decompressed, or None when it is damaged."""
+    try:
+        return zlib.decompressobj().decompress(data, limit)
+    except zlib.error:
+        return None
+
+
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_PNG_PASSES = ((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1))
+"""Adam7 interlacing: first row, row step, first column, column step of each pass."""
+
+
+def _png_data_bytes(width: int, height: int, bits: int, is_interlaced: bool) -> int:
+    """Size of the decompressed image data: rows of whole bytes, each after a byte that names its filter."""
+    total = 0
+    for top, down, left, across in _PNG_PASSES if is_interlaced else ((0, 1, 0, 1),):
+        rows, columns = -(-(height - top) // down), -(-(width - left) // across)
+        if rows > 0 and columns > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
+
+
+def _inflated_bytes(parts: list[bytes], limit: int) -> int:
+    """Length of a zlib stream once decompressed, counted up to `limit`; zlib.error when it is damaged."""
+    decoder = zlib.decompressobj()
+    count = 0
+    for part in parts:
+        while part and count < limit:
+            count += len(decoder.decompress(part, 1 << 20))
+            part = decoder.unconsumed_tail
+    return count
+
+
+def _check_png_data(parts: list[bytes], ihdr: bytes, width: int, height: int) -> None:
+    """Raise Refused unless the image data is whole; decoders fill in what is missing without a word."""
+    depth, colour, _, _, interlace = ihdr[8:13]
+    if colour not in _PNG_SAMPLES or interlace > 1:
+        raise Refused(CORRUPT, "png", width, height)
+    expected = _png_data_bytes(width, height, depth * _PNG_SAMPLES[colour], bool(interlace))
+    try:
+        if _inflated_bytes(parts, expected) < expected:
+            raise Refused(TRUNCATED, "png", width, height)
+    except zlib.error:
+        raise Refused(CORRUPT, "png", width, height) from None
+
+
+def _read_png(data: bytes) -> Header:
+    at = 8
+    width = height = depth = colour = 0
+    ihdr = b""
+    image_data: list[bytes] = []
+    exif = icc = None
+    kept = [data[:8]]
+    for _ in range(_MAX_PARTS):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            raise Refused(TRUNCATED, "png", width or None, height or None)
+        (crc,) = struct.unpack_from(">I", data, end - 4)
+        if zlib.crc32(data[at + 4 : end - 4]) != crc:
+            raise Refused(CORRUPT, "png", width or None, height or None)
+        body = data[at + 8 : end - 4]
+        if (kind == b"IHDR") != (at == 8):
+            raise Refused(CORRUPT, "png", width or None, height or None)
+        if kind == b"IHDR":
+            ihdr = body
+            width, height, depth, colour = struct.unpack_from(">IIBB", ihdr)
+            _check_size("png", width, height)
+            kept.append(data[at:end])
+        elif kind == b"tRNS":
+            raise Refused(TRANSPARENCY, "png", width, height)
+        elif kind == b"acTL":
+            raise Refused(ANIMATION, "png", width, height)
+        elif kind in (b"PLTE", b"IDAT", b"IEND"):
+            kept.append(data[at:end])
+            if kind == b"IDAT":
+                image_data.append(body)
+        elif kind == b"eXIf":
+            exif = body.removeprefix(_EXIF_PREFIX) or None
+        elif kind == b"iCCP":
+            icc = _inflate(body[body.find(b"\0") + 2 :], MAX_PROFILE_BYTES + 1) or None
+        at = end
+        if kind == b"IEND":
+            break
+    else:
+        raise Refused(CORRUPT, "png", width, height)
+    if depth == 16:
+        raise Refused(DEEP, "png", width, height)
+    if colour in _PNG_ALPHA_TYPES:
+        raise Refused(ALPHA, "png", width, height)
+    if depth == 1 and colour == 0:
+        raise Refused(BILEVEL, "png", width, height)
+    if not _is_padding(data[end:]):
+        raise Refused(TRAILING, "png", width, height)
+    _check_png_data(image_data, ihdr, width, height)
+    return Header("png", width, height, b"".join(kept), exif, icc)
+
+
+# ---------------------------------------------------------------------------------------------------------------- WebP
+
+
+def _webp_size(kind: bytes, body: bytes) -> tuple[int, int, bool]:
+    """Width, height and alpha flag of a VP8, VP8L or VP8X chunk."""
+    if kind == b"VP8X":
+        flags = body[0]
+        width = 1 + int.from_bytes(body[4:7], "little")
+        height = 1 + int.from_bytes(body[7:10], "little")
+        return width, height, bool(flags & 0x10)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", body, 1)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), bool(bits >> 28 & 1)
+    width, height = struct.unpack_from("<HH", body, 6)
+    return width & 0x3FFF, height & 0x3FFF, False
+
+
+def _read_webp(data: bytes) -> Header:
+    (riff_size,) = struct.unpack_from("<I", data, 4)
+    end = 8 + riff_size
+    if end > len(data):
+        raise Refused(TRUNCATED, "webp")
+    at, width, height = 12, 0, 0
+    exif = icc = None
+    for _ in range(_MAX_PARTS):
+        if at + 8 > end:
+            break
+        kind, length = struct.unpack_from("<4sI", data, at)
+        if at + 8 + length > end:
+            raise Refused(TRUNCATED, "webp", width or None, height or None)
+        body = data[at + 8 : at + 8 + length]
+        if kind in (b"ANIM", b"ANMF"):
+            raise Refused(ANIMATION, "webp", width or None, height or None)
+        if kind in (b"VP8X", b"VP8 ", b"VP8L"):
+            chunk_width, chunk_height, has_alpha = _webp_size(kind, body)
+            _check_size("webp", chunk_width, chunk_height)
+            if width and (chunk_width, chunk_height) != (width, height):
+                raise Refused(CORRUPT, "webp", width, height)
+            width, height = chunk_width, chunk_height
+            if kind == b"VP8X" and body[0] & 2:
+                raise Refused(ANIMATION, "webp", width, height)
+            if has_alpha:
+                raise Refused(ALPHA, "webp", width, height)
+        elif kind == b"EXIF":
+            exif = body.removeprefix(_EXIF_PREFIX) or None
+        elif kind == b"ICCP":
+            icc = body or None
+        at += 8 + length + (length & 1)
+    if not width:
+        raise Refused(CORRUPT, "webp")
+    if not _is_padding(data[end:]):
+        raise Refused(TRAILING, "webp", width, height)
+    return Header("webp", width, height, data, exif, icc)
+
+
+# ----------------------------------------------------------------------------------------------------------------- BMP
+
+
+def _read_bmp(data: bytes) -> Header:
+    offset, header_size = struct.unpack_from("<I I", data, 10)
+    if header_size == 12:
+        width, height, _, depth = struct.unpack_from("<HHHH", data, 18)
+        compression = 0
+    elif header_size in (40, 52, 56, 64, 108, 124):
+        width, height, _, depth, compression = struct.unpack_from("<iiHHI", data, 18)
+        height = abs(height)
+    else:
+        raise Refused(CODING, "bmp")
+    _check_size("bmp", width, height)
+    if depth == 1:
+        raise Refused(BILEVEL, "bmp", width, height)
+    if depth == 32:
+        raise Refused(ALPHA, "bmp", width, height)
+    if depth not in (4, 8, 16, 24) or compression not in (0, 1, 2, 3):
+        raise Refused(CODING, "bmp", width, height)
+    if header_size == 124 and data[70:74] in (b"LINK", b"DEBM", b"KNIL", b"MBED"):
+        raise Refused(COLOUR, "bmp", width, height)
+    if compression in (0, 3):
+        end = offset + (width * depth + 31) // 32 * 4 * height
+        if end > len(data):
+            raise Refused(TRUNCATED, "bmp", width, height)
+        (file_size,) = struct.unpack_from("<I", data, 2)
+        if not _is_padding(data[max(end, file_size) :]):
+            raise Refused(TRAILING, "bmp", width, height)
+    return Header("bmp", width, height, data)
+
+
+# ----------------------------------------------------------------------------------------------------------------- GIF
+
+
+def _gif_blocks_end(data: bytes, at: int) -> int:
+    """Offset after a chain of data sub-blocks."""
+    for _ in range(_MAX_PARTS):
+        if not data[at]:
+            return at + 1
+        at += 1 + data[at]
+    raise Refused(CORRUPT, "gif")
+
+
+def _read_gif(data: bytes) -> Header:
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    _check_size("gif", width, height)
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    images, has_transparency = 0, False
+    for _ in range(_MAX_PARTS):
+        introducer = data[at]
+        if introducer == 0x21:
+            if data[at + 1] == 0xF9 and data[at + 2] >= 1 and data[at + 3] & 1:
+                has_transparency = True
+            at = _gif_blocks_end(data, at + 2)
+        elif introducer == 0x2C:
+            images += 1
+            left, top, image_width, image_height, image_flags = struct.unpack_from("<HHHHB", data, at + 1)
+            if images > 1:
+                raise Refused(ANIMATION, "gif", width, height)
+            _check_size("gif", image_width, image_height)
+            if (left, top, image_width, image_height) != (0, 0, width, height):
+                raise Refused(COLOUR, "gif", width, height)
+            at += 10 + (3 << (image_flags & 7) + 1 if image_flags & 0x80 else 0)
+            at = _gif_blocks_end(data, at + 1)
+        else:
+            break
+    if introducer != 0x3B or not images:
+        raise Refused(CORRUPT, "gif", width, height)
+    if has_transparency:
+        raise Refused(TRANSPARENCY, "gif", width, height)
+    if not _is_padding(data[at + 1 :]):
+        raise Refused(TRAILING, "gif", width, height)
+    return Header("gif", width, height, data)
+
+
+# ---------------------------------------------------------------------------------------------------------------- TIFF
+
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I"}
+_TIFF_RAW, _TIFF_LZW, _TIFF_DEFLATE, _TIFF_PACKBITS, _TIFF_OLD_DEFLATE = 1, 5, 8, 32773, 32946
+_TIFF_CODINGS = (_TIFF_RAW, _TIFF_LZW, _TIFF_DEFLATE, _TIFF_PACKBITS, _TIFF_OLD_DEFLATE)
+_TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+_TIFF_ORIENTATION, _TIFF_PRIVATE = 274, 65000
+_TIFF_MAX_STRIPS = 1 << 16
+"""Strips or tiles; 4096 rows of one band make 4096 strips."""
+
+
+def _tiff_directory(data: bytes, order: str) -> tuple[dict[int, tuple[int, int, int]], int]:
+    """Entries of the first directory as tag -> (type, count, offset of the value), and the next directory's offset."""
+    (at,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, at)
+    entries = {}
+    for i in range(count):
+        entry_at = at + 2 + 12 * i
+        tag, kind, values = struct.unpack_from(order + "HHI", data, entry_at)
+        size = values * _TIFF_TYPE_BYTES.get(kind, 1)
+        value_at = entry_at + 8 if size <= 4 else struct.unpack_from(order + "I", data, entry_at + 8)[0]
+        if value_at + size > len(data):
+            raise Refused(TRUNCATED, "tiff")
+        if tag in entries:
+            raise Refused(CORRUPT, "tiff")
+        entries[tag] = kind, values, value_at
+    return entries, struct.unpack_from(order + "I", data, at + 2 + 12 * count)[0]
+
+
+class _TiffTags:
+    def __init__(self, data: bytes):
+        self._data = data
+        self._order = "<" if data[:1] == b"I" else ">"
+        self._entries, self.next_directory = _tiff_directory(data, self._order)
+
+    def __contains__(self, tag: int) -> bool:
+        return tag in self._entries
+
+    def integers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        if tag not in self._entries:
+            return default
+        kind, count, at = self._entries[tag]
+        if kind not in _TIFF_TYPES or not 0 < count <= _TIFF_MAX_STRIPS:
+            raise Refused(CORRUPT, "tiff")
+        return struct.unpack_from(f"{self._order}{count}{_TIFF_TYPES[kind]}", self._data, at)
+
+    def integer(self, tag: int, default: int) -> int:
+        return self.integers(tag, (default,))[0]
+
+    def without(self, tag: int) -> bytes:
+        """The file with one tag renamed to a private one that nothing reads."""
+        if tag not in self._entries:
+            return self._data
+        (at,) = struct.unpack_from(self._order + "I", self._data, 4)
+        entry_at = at + 2 + 12 * list(self._entries).index(tag)
+        return self._data[:entry_at] + struct.pack(self._order + "H", _TIFF_PRIVATE) + self._data[entry_at + 2 :]
+
+    def blob(self, tag: int) -> bytes | None:
+        if tag not in self._entries:
+            return None
+        kind, count, at = self._entries[tag]
+        return self._data[at : at + count * _TIFF_TYPE_BYTES.get(kind, 1)] or None
+
+
+def _check_tiff_pixels(tags: _TiffTags, data: bytes, width: int, height: int) -> None:
+    """Raise Refused unless strips or tiles lie inside the file and hold as much as they should."""
+    coding = tags.integer(259, _TIFF_RAW)
+    samples = tags.integer(277, 1)
+    tiled = 322 in tags
+    offsets, sizes = tags.integers(324 if tiled else 273), tags.integers(325 if tiled else 279)
+    if tiled:
+        columns, rows = tags.integer(322, 0), tags.integer(323, 0)
+    else:
+        columns, rows = width, min(tags.integer(278, height), height)
+    if not 0 < columns <= 2 * MAX_SIDE or not 0 < rows <= 2 * MAX_SIDE:
+        raise Refused(CORRUPT, "tiff", width, height)
+    bands = samples if tags.integer(284, 1) == 2 else 1
+    expected = bands * -(-width // columns) * -(-height // rows)
+    if len(offsets) != expected or len(sizes) != expected:
+        raise Refused(CORRUPT, "tiff", width, height)
+    for i, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+        if offset + size > len(data):
+            raise Refused(TRUNCATED, "tiff", width, height)
+        last_rows = height - (i % (expected // bands)) * rows
+        wanted = columns * (rows if tiled else min(rows, last_rows)) * (samples // bands)
+        if coding == _TIFF_RAW and size < wanted:
+            raise Refused(TRUNCATED, "tiff", width, height)
+        if coding in (_TIFF_DEFLATE, _TIFF_OLD_DEFLATE):
+            # libtiff would print its complaint about a damaged stream on stderr
+            try:
+                if _inflated_bytes([data[offset : offset + size]], wanted) < wanted:
+                    raise Refused(TRUNCATED, "tiff", width, height)
+            except zlib.error:
+                raise Refused(CORRUPT, "tiff", width, height) from None
+
+
+def _read_tiff(data: bytes) -> Header:
+    tags = _TiffTags(data)
+    width, height = tags.integer(256, 0), tags.integer(257, 0)
+    _check_size("tiff", width, height)
+    bits, samples, photometric = tags.integers(258, (1,)), tags.integer(277, 1), tags.integer(262, -1)
+    if tags.next_directory:
+        raise Refused(ANIMATION, "tiff", width, height)
+    if set(bits) == {1}:
+        raise Refused(BILEVEL, "tiff", width, height)
+    if max(bits) > 8 or set(tags.integers(339, (1,))) != {1}:
+        raise Refused(DEEP, "tiff", width, height)
+    if 338 in tags:
+        raise Refused(ALPHA, "tiff", width, height)
+    # greyscale with black as 0 or as 255, RGB, palette; others (CMYK, LAB, YCbCr) need more than their numbers
+    expected_samples = {0: 1, 1: 1, 2: 3, 3: 1}.get(photometric)
+    if samples != expected_samples or set(bits) != {8} or tags.integer(266, 1) != 1:
+        raise Refused(COLOUR, "tiff", width, height)
+    if tags.integer(259, _TIFF_RAW) not in _TIFF_CODINGS:
+        raise Refused(CODING, "tiff", width, height)
+    _check_tiff_pixels(tags, data, width, height)
+    # decoders turn the pixels of a TIFF by this tag; here pixels stay as stored, and the tag goes into the EXIF data
+    return Header("tiff", width, height, tags.without(_TIFF_ORIENTATION), None, tags.blob(34675))
+
+
+_READERS = {
+    "jpeg": _read_jpeg,
+    "png": _read_png,
+    "webp": _read_webp,
+    "bmp": _read_bmp,
+    "tiff": _read_tiff,
+    "gif": _read_gif,
+}

@@ -1,0 +1,352 @@
+"""Run units of work in this process or on Ray, and hand their results back as they come.
+
+The only importer of Ray. A job says what a worker loads (`start`); a unit says what to do with it. Units are pulled
+when a worker is free for them, so a driver with millions of files ahead of it holds a few units.
+A worker that dies is replaced and its unit is done again elsewhere, which is safe because units commit by renaming.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from zippy_batch.config import RunOptions
+from zippy_batch.errors import UsageError, WorkerError
+from zippy_batch.run.report import Done, Tick
+
+STILLBORN = 3
+"""Workers that die before their first unit, before the run gives up."""
+PATIENCE_S = 60.0
+"""Without any result, before saying what the run is waiting for."""
+RAY_PAYS_IMAGES = 30_000
+"""Below it, starting Ray and loading a model in each worker takes longer than it saves."""
+RAY_PAYS_BYTES = 1 << 30
+THREADS_PER_WORKER = 4
+"""More gain little: half of a worker's time is Python code, one thread at a time."""
+OBJECT_STORE_BYTES = 256 << 20
+"""Of an embedded Ray: it carries lists of files and small reports."""
+
+_log = logging.getLogger(__name__)
+
+
+class HasDone(Protocol):
+    @property
+    def done(self) -> Done: ...
+
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result", bound=HasDone)
+ResultOut = TypeVar("ResultOut", bound=HasDone, covariant=True)
+
+
+class Job(Protocol[Unit, ResultOut]):
+    """What every worker of a run needs; pickles."""
+
+    def start(self, threads: int) -> Callable[[Unit, Tick], ResultOut]:
+        """Called once in each worker."""
+        ...
+
+    def after_death(self, unit: Unit, deaths: int, reason: str) -> Unit:
+        """The unit as it is to be tried next, called in the driver when a worker has died at it for the nth time.
+
+        Raises WorkerError to give up.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Crew:
+    """How the work is shared out."""
+
+    workers: int
+    threads: int
+    """Threads of each worker; they change the speed, and no byte."""
+    on_ray: bool
+    address: str | None = None
+    gpus: int = 0
+    """Per worker."""
+
+
+def usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def settle_device(device: str, address: str | None) -> str:
+    """auto -> cuda or cpu, by what the cluster has when one is named, else by this machine.
+
+    Raises UsageError for a GPU that is not there.
+    """
+    if device == "cpu":
+        return device
+    if address is not None:
+        with connected(address, cpus=None):
+            there = _cluster_total("GPU") >= 1
+    else:
+        import torch
+
+        there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise UsageError("--device cuda: there is no usable GPU; choose --device cpu or auto")
+    return "cuda" if there else "cpu"
+
+
+def choose_crew(units: int, images: int, source_bytes: int, device: str, run: RunOptions) -> Crew:
+    """Ray when a cluster is named or the job is worth starting it for; otherwise threads in this process."""
+    cpus = usable_cpus()
+    if run.address is not None:
+        return Crew(run.workers, 0, on_ray=True, address=run.address, gpus=int(device == "cuda"))
+    gpus = _gpus_here() if device == "cuda" else 0
+    most = min(units, gpus if device == "cuda" else cpus)
+    big = images >= RAY_PAYS_IMAGES or source_bytes >= RAY_PAYS_BYTES
+    workers = min(run.workers, units) if run.workers else (most if big else 1)
+    if workers <= 1:
+        return Crew(1, min(cpus, THREADS_PER_WORKER), on_ray=False)
+    threads = max(1, min(cpus // workers, THREADS_PER_WORKER))
+    return Crew(workers, threads, on_ray=True, gpus=int(device == "cuda"))
+
+
+def choose_team(device: str, run: RunOptions) -> Crew:
+    """Who trains one network together: one worker, here, unless several or a cluster are named.
+
+    On a cluster without a number, one worker for each GPU, or for each `THREADS_PER_WORKER` CPUs. Raises UsageError for
+    more workers than there is room for, who would wait for ever.
+    """
+    gpus = int(device == "cuda")
+    if run.address is None:
+        workers = run.workers or 1
+        if gpus and workers > _gpus_here():
+            raise UsageError(
+                f"--workers {workers}: each takes a GPU, and here are {_gpus_here()}; use fewer, or --device cpu"
+            )
+        return Crew(workers, max(1, min(usable_cpus() // workers, THREADS_PER_WORKER)), workers > 1, gpus=gpus)
+    with connected(run.address, cpus=None):
+        workers, threads = _places(_nodes(), run.workers, gpus)
+    return Crew(workers, threads, on_ray=True, address=run.address, gpus=gpus)
+
+
+def _places(nodes: Sequence[Mapping[str, float]], workers: int, gpus: int) -> tuple[int, int]:
+    """Workers (0 chooses) and threads of each, for machines with these resources, of which each worker is on one."""
+    room = {
+        threads: sum(
+            int(min(node.get("CPU", 0) // threads, node.get("GPU", 0) // gpus if gpus else math.inf)) for node in nodes
+        )
+        for threads in range(1, THREADS_PER_WORKER + 1)
+    }
+    wanted = workers or max(1, room[1 if gpus else THREADS_PER_WORKER])
+    if wanted > room[1]:
+        needs = "a CPU and a GPU" if gpus else "a CPU"
+        raise UsageError(
+            f"--workers {wanted}: each takes {needs}, and the cluster has room for {room[1]}"
+            + ("; use fewer, or --device cpu" if gpus else "; use fewer, or add machines")
+        )
+    return wanted, max(threads for threads, places in room.items() if places >= wanted)
+
+
+def run_units(job: Job[Unit, Result], units: Iterable[Unit], crew: Crew, tick: Tick) -> Iterator[Result]:
+    """Results in the order they come. `tick` hears of work as it is done: per batch in process, per unit on Ray.
+
+    What a unit raises is raised here, and what the job says when a worker has died once too often. Closing the iterator
+    stops the workers.
+    """
+    if not crew.on_ray:
+        work = job.start(crew.threads)
+        for unit in units:
+            yield work(unit, tick)
+        return
+    with connected(crew.address, cpus=crew.workers * max(1, crew.threads)):
+        foreman = _Foreman(job, iter(units), _fit(crew))
+        try:
+            for result in foreman.results():
+                tick(result.done)
+                yield result
+        finally:
+            foreman.dismiss()
+
+
+class _Foreman:
+    """Hands units to workers on Ray as they get ready. Workers that the cluster has no room for yet hold no unit."""
+
+    def __init__(self, job: Any, units: Iterator[Any], crew: Crew) -> None:
+        import ray
+
+        self._crew, self._units, self._job = crew, units, job
+        self._stored_job = ray.put(job)
+        self._again: deque[tuple[Any, int]] = deque()
+        self._busy: dict[Any, tuple[Any, tuple[Any, int] | None]] = {}
+        """What is waited for -> worker, and the unit and attempt it is at; None while it starts."""
+        self._stillborn = 0
+
+    def results(self) -> Iterator[Any]:
+        import ray
+
+        for _ in range(self._crew.workers):
+            self._hire()
+        upcoming = self._take()
+        while upcoming or any(task for _, task in self._busy.values()):
+            finished, _ = ray.wait(list(self._busy), num_returns=1, timeout=PATIENCE_S)
+            if not finished:
+                self._say_why_nothing_happens()
+            for reference in finished:
+                worker, task = self._busy.pop(reference)
+                try:
+                    result = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise _cause(error) from error
+                except ray.exceptions.RayError as error:
+                    self._replace(worker, task, error)
+                    upcoming = upcoming or self._take()
+                    continue
+                if upcoming:
+                    self._busy[worker.work.remote(upcoming[0])] = (worker, upcoming)
+                    upcoming = self._take()
+                if task:
+                    yield result
+
+    def dismiss(self) -> None:
+        import ray
+
+        for worker, _ in self._busy.values():
+            ray.kill(worker, no_restart=True)
+
+    def _take(self) -> tuple[Any, int] | None:
+        """The next unit and the number of the attempt at it."""
+        if self._again:
+            return self._again.popleft()
+        return next(((unit, 1) for unit in self._units), None)
+
+    def _hire(self) -> None:
+        import ray
+
+        needs = {"num_cpus": self._crew.threads, "num_gpus": self._crew.gpus, "max_restarts": 0, "max_task_retries": 0}
+        worker: Any = ray.remote(_Worker).options(**needs).remote([self._stored_job], self._crew.threads)
+        self._busy[worker.ready.remote()] = (worker, None)
+
+    def _replace(self, worker: Any, task: tuple[Any, int] | None, error: Exception) -> None:
+        """A new worker for one that died, and its unit again. Raises WorkerError after the last attempt."""
+        import ray
+
+        ray.kill(worker, no_restart=True)
+        reason = _reason(error)
+        if task is None:
+            self._stillborn += 1
+            if self._stillborn >= STILLBORN:
+                raise WorkerError(f"workers do not start: {reason}; is the same version on every machine?") from error
+        else:
+            unit, attempt = task
+            try:
+                again = self._job.after_death(unit, attempt, reason)
+            except WorkerError as given_up:
+                raise given_up from error
+            _log.warning("shard %d: its worker died (%s); attempt %d", unit.index, reason, attempt + 1)
+            self._again.append((again, attempt + 1))
+        self._hire()
+
+    def _say_why_nothing_happens(self) -> None:
+        import ray
+
+        if not any(task for _, task in self._busy.values()):
+            free = {name: count for name, count in ray.available_resources().items() if name in ("CPU", "GPU")}
+            wanted = f"{self._crew.threads} CPUs" + (f" and {self._crew.gpus} GPU" if self._crew.gpus else "")
+            _log.warning("waiting for the cluster: a worker needs %s on one machine, free are %s", wanted, free)
+
+
+class _Worker:
+    """Ray actor. Fetches its job with its first unit, so that what goes wrong in loading arrives as what it is."""
+
+    def __init__(self, boxed_job: list[Any], threads: int) -> None:
+        self._boxed_job, self._threads = boxed_job, threads
+        self._do: Callable[[Any, Tick], Any] | None = None
+
+    def ready(self) -> None:
+        pass
+
+    def work(self, unit: Any) -> Any:
+        if self._do is None:
+            import ray
+
+            self._do = ray.get(self._boxed_job[0]).start(self._threads)
+        return self._do(unit, _no_tick)
+
+
+def _no_tick(done: Done) -> None:
+    pass
+
+
+def _reason(error: Exception) -> str:
+    """The line of Ray's message that tells: the last of a traceback, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "Traceback" in str(error) else lines[0]
+
+
+def _cause(error: Any) -> BaseException:
+    """What the unit raised, as it would have been raised in process."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else WorkerError(str(error))
+
+
+def _fit(crew: Crew) -> Crew:
+    """The crew with what was left open settled by the resources of the cluster that is connected."""
+    if crew.address is None:
+        return crew
+    if crew.gpus:
+        gpus = int(_cluster_total("GPU"))
+        if not gpus:
+            raise UsageError("the cluster has no GPU; use --device cpu")
+        return Crew(crew.workers or gpus, _cpus_per_gpu(), True, crew.address, crew.gpus)
+    return Crew(crew.workers or max(1, int(_cluster_total("CPU"))), 1, True, crew.address)
+
+
+def _cpus_per_gpu() -> int:
+    """CPUs that each GPU worker can have on any node with GPUs."""
+    shares = [int(node.get("CPU", 0) // node["GPU"]) for node in _nodes() if node.get("GPU")]
+    return max(1, min([THREADS_PER_WORKER, *shares]))
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """Resources of each machine of the cluster."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _cluster_total(resource: str) -> float:
+    import ray
+
+    return float(ray.cluster_resources().get(resource, 0))
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@contextmanager
+def connected(address: str | None, cpus: int | None) -> Iterator[None]:
+    """A connection to Ray: the one this process has, the named cluster, or one started here and stopped at the end."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        quiet.update(num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+    try:
+        ray.init(address=address or "local", **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise
+        raise UsageError(f"cannot join the Ray cluster at {address!r}: {_reason(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,495 @@
+"""archive, restore, verify, stats: plan -> workers -> commit -> report.
+
+    archive   list (sources) -> plan -> staging -> shards on workers, parts committed -> join, publish -> report
+    restore   paths -> check every target -> shards on workers, files renamed into place -> report
+    verify    paths -> shards on workers -> report
+    stats     columns -> report
+
+Each is the same in process and on a cluster; who works is decided in `cluster`, what a worker does in `work`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from zippy_batch.archives.info import ArchiveInfo
+from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
+from zippy_batch.archives.writer import merge_parts, write_manifest
+from zippy_batch.codecs.model_file import Model, builtin_model_by_id, load_model, model_from_bytes
+from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+from zippy_batch.errors import ArchiveError, ModelError, UsageError, ZippyError
+from zippy_batch.paths import display_path
+from zippy_batch.run.archive_shard import ArchiveJob
+from zippy_batch.run.encode_verified import MakeCodec, make_codec
+from zippy_batch.run.executor import Crew, choose_crew, run_units, settle_device
+from zippy_batch.run.plan import Plan, plan_archive, recorded
+from zippy_batch.run.report import (
+    ArchiveReport,
+    Done,
+    Finding,
+    Line,
+    Progress,
+    Quality,
+    RestoreLine,
+    RestoreReport,
+    RunFacts,
+    VerifyReport,
+    total_of,
+)
+from zippy_batch.run.restore_plan import plan_targets, restoring
+from zippy_batch.run.restore_shard import RestoreJob
+from zippy_batch.run.staging_local import Staging, open_staging, refuse_existing, refuse_unsuitable
+from zippy_batch.run.staging_object import (
+    RemoteStaging,
+    open_remote_staging,
+    refuse_existing_object,
+    refuse_unsuitable_object,
+)
+from zippy_batch.run.verify_shard import ShardVerified, VerifyJob, VerifyUnit
+from zippy_batch.sources import Source, Wanted, list_source
+from zippy_batch.stores.object_path import ObjectPath, Place, place
+
+_log = logging.getLogger(__name__)
+
+Watch = Callable[[Progress], None]
+"""Called in the driver's thread as work goes on: per batch in process, per shard on Ray."""
+
+
+@dataclass(frozen=True)
+class Codecs:
+    """Where models and codecs come from; tests put their own here."""
+
+    load: Callable[[str], Model] = load_model
+    """By name or path."""
+    find: Callable[[str], Model | None] = builtin_model_by_id
+    """Built in, by id."""
+    make: MakeCodec = make_codec
+
+
+def archive(
+    source: str | Place,
+    output: str | Place,
+    options: ArchiveOptions | None = None,
+    run: RunOptions | None = None,
+    progress: Watch | None = None,
+    codecs: Codecs | None = None,
+) -> ArchiveReport:
+    """Archive every file of `source`, or go on where an earlier run of the same was interrupted. Either may be the
+    URI of an object store (`storage.place`).
+
+    Raises UsageError before anything is written: for an `output` that exists (OutputExists), for staging of other
+    inputs or options (StagingMismatch), for files that cannot be archived. What is committed stays when it is
+    interrupted or fails.
+    """
+    options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
+    clock, source, output = _Clock(progress), place(source), place(output)
+    _refuse_output(source, output, run.overwrite)
+    models = _models_for_archive(options, codecs)
+    origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
+    _refuse_too_many_groups(plan, output)
+    with _open_staging(output, plan, run.overwrite) as staging:
+        facts, seconds = _archive_shards(origin, plan, staging, models, run, codecs, clock)
+        if not staging.is_published():
+            _publish(plan, staging, models)
+        report = stats(output)
+    lines = tuple(replace(line, seconds=seconds.get(line.shard)) for line in report.shards)
+    total = replace(report.total, seconds=None if facts.shards_resumed else facts.seconds)
+    return replace(report, shards=lines, total=total, run=facts)
+
+
+def _refuse_output(source: Place, output: Place, overwrite: bool) -> None:
+    """Raises UsageError."""
+    if isinstance(output, ObjectPath):
+        refuse_unsuitable_object(source, output)
+        refuse_existing_object(output, overwrite)
+    else:
+        refuse_unsuitable(source, output)
+        refuse_existing(output, overwrite)
+
+
+def _open_staging(output: Place, plan: Plan, overwrite: bool) -> AbstractContextManager[Staging | RemoteStaging]:
+    if isinstance(output, ObjectPath):
+        return open_remote_staging(output, plan.fingerprint, plan.facts, overwrite)
+    return open_staging(output, plan.fingerprint, plan.facts, overwrite)
+
+
+def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Model]:
+    """The models that may be needed, by codec. Raises UsageError for one of the other codec."""
+    names = {"latent": ("--model", options.model), "exact": ("--exact-model", options.exact_model)}
+    models = {}
+    for codec, (option, name) in names.items():
+        if options.exact == {"latent": "always", "exact": "never"}[codec]:
+            continue
+        models[codec] = codecs.load(name)
+        if models[codec].codec != codec:
+            raise UsageError(f"{option} {name} is a model of the {models[codec].codec} codec, not of the {codec} one")
+    return models
+
+
+def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -> tuple[Source, Plan]:
+    origin, listing = list_source(source, Wanted(options.input, options.labels, options.leave_out))
+    if not listing.files:
+        raise UsageError(f"nothing to archive: there is no file in {source}")
+    return origin, plan_archive(listing, options, {codec: model.id for codec, model in models.items()})
+
+
+def _refuse_too_many_groups(plan: Plan, output: Place) -> None:
+    """Raises UsageError for a single file that is sure to have more row groups than a reader takes."""
+    groups = sum(max(1, -(-rows // MAX_ROWS_PER_GROUP)) for rows in plan.rows)
+    if not _is_single_file(output) or groups <= MAX_GROUPS:
+        return
+    larger = " or choose a larger --shard-size" if plan.options.shard_size < MAX_ROWS_PER_GROUP else ""
+    raise UsageError(
+        f"{output} would have at least {groups} row groups, one or more for each shard, and a single file holds at "
+        f"most {MAX_GROUPS}; write a directory (an output that does not end in .parquet){larger}"
+    )
+
+
+def _is_single_file(output: Place) -> bool:
+    return output.suffix == ".parquet"
+
+
+def _archive_shards(
+    source: Source,
+    plan: Plan,
+    staging: Staging | RemoteStaging,
+    models: Mapping[str, Model],
+    run: RunOptions,
+    codecs: Codecs,
+    clock: _Clock,
+) -> tuple[RunFacts, dict[int | None, float]]:
+    """Work off the shards that are not committed; seconds of work by shard."""
+    done = _taken_over(staging, plan)
+    todo = [index for index in range(len(plan)) if index not in done]
+    work = Done(sum(plan.rows[index] for index in todo), sum(map(plan.source_bytes, todo)))
+    crew = clock.expect(work, len(todo), plan.options.device, run)
+    job = ArchiveJob(source, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
+    seconds: dict[int | None, float] = {}
+    if todo:
+        for result in run_units(job, map(plan.shard, todo), crew, clock.tick):
+            staging.require(result.index)
+            seconds[result.index] = result.seconds
+            clock.shard_done()
+    facts = clock.facts(plan.options.device, crew)
+    empty, notes = plan.listing.empty_directories, plan.listing.notes
+    return replace(facts, shards_resumed=len(done), empty_directories=empty, notes=notes), seconds
+
+
+def _taken_over(staging: Staging | RemoteStaging, plan: Plan) -> set[int]:
+    """Shards that an earlier run did. What is not as it wrote it is named, and done again."""
+    if staging.is_published():
+        return set(range(len(plan)))
+    if isinstance(staging, Staging) and staging.finished.exists():
+        if _holds(staging.finished, plan, range(len(plan))):
+            return set(range(len(plan)))
+        _log.warning("%s is no longer what was written there; it is made again. Check the disk", staging.finished)
+        staging.take_apart()
+    found = set()
+    for shard in sorted(shard for shard in staging.committed() if shard < len(plan)):
+        if _holds(staging.part(shard), plan, [shard]):
+            found.add(shard)
+        else:
+            _log.warning(
+                "%s is no longer what was written there; its shard is done again. Check the disk", staging.part(shard)
+            )
+    return found
+
+
+def _holds(path: Place, plan: Plan, shards: Sequence[int]) -> bool:
+    """Whether a file of an earlier run holds these shards, in every row."""
+    try:
+        with Archive.open(path) as opened:
+            return opened.info.shards == tuple(map(plan.rows.__getitem__, shards)) and all(
+                opened.whole_sizes(i) is not None and opened.paths(i) == [file.path for file in plan.shard(shard).files]
+                for i, shard in enumerate(shards)
+            )
+    except ZippyError:
+        return False
+
+
+def _info(plan: Plan, models: Mapping[str, Model]) -> ArchiveInfo:
+    files = {codec: model.data for codec, model in models.items() if not model.builtin}
+    ids = {codec: model.id for codec, model in models.items()}
+    options = recorded(plan.options) | ({"labels": plan.options.labels} if plan.labelled else {})
+    return ArchiveInfo(FORMAT_VERSION, ids, options, plan.rows, files, plan.labelled)
+
+
+def _publish(plan: Plan, staging: Staging | RemoteStaging, models: Mapping[str, Model]) -> None:
+    """Parts -> the whole archive -> its place. Raises ArchiveError for a part that is damaged."""
+
+    def describe(used: Iterable[str]) -> ArchiveInfo:
+        return _info(plan, {codec: model for codec, model in models.items() if codec in used})
+
+    try:
+        if isinstance(staging, RemoteStaging):
+            staging.publish(len(plan), describe)
+            return
+        _finish([staging.part(index) for index in range(len(plan))], staging, describe)
+    except ArchiveError as error:
+        raise ArchiveError(
+            f"a shard that was done is no longer what was written: {error}. Check the disk, and give the same command "
+            f"again, which does that shard anew"
+        ) from error
+    staging.publish()
+
+
+def _finish(parts: Sequence[Path], staging: Staging, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
+    """The whole archive, still in the staging."""
+    if staging.finished.exists():
+        return
+    info = describe({codec for part in parts for codec in _models_of_part(part)})
+    if _is_single_file(staging.output):
+        merge_parts(parts, staging.finished, info)
+    else:
+        staging.sweep_attempts(len(parts))
+        write_manifest(staging.parts, info)
+        staging.parts.rename(staging.finished)
+
+
+def _models_of_part(part: Path) -> Iterable[str]:
+    with Archive.open(part) as opened:
+        return opened.info.models
+
+
+def restore(
+    archive_path: str | Place,
+    destination: str | Place,
+    options: RestoreOptions | None = None,
+    run: RunOptions | None = None,
+    progress: Watch | None = None,
+    codecs: Codecs | None = None,
+) -> RestoreReport:
+    """Bring back the files of an archive below `destination`, under their own paths and times.
+
+    Before anything is written raises OutputExists for files that are there, unless `run.overwrite`, and ArchiveError
+    for paths that must not be written. Raises DamagedRow at the first damaged row, or with `options.keep_going`
+    reports them. Interrupted, the same call goes on: it knows the files of the first by what it left in `destination`.
+    """
+    options, run, codecs = options or RestoreOptions(), run or RunOptions(), codecs or Codecs()
+    archive_path, destination = place(archive_path), place(destination)
+    if not isinstance(destination, Path):
+        raise UsageError(f"cannot restore into {destination}: files are restored to a directory of this machine")
+    if options.reference is not None and not options.reference.is_dir():
+        raise UsageError(f"--reference {options.reference}: not a directory")
+    clock = _Clock(progress)
+    lines: list[RestoreLine] = []
+    with Archive.open(archive_path, allow_damage=options.keep_going) as opened:
+        targets = plan_targets(opened, options)
+        models = _models_of(opened, targets.codecs, options.keep_going, codecs)
+        options = replace(options, device=settle_device(options.device, run.address) if models else "cpu")
+        if options.reference is not None:
+            options = replace(options, reference=options.reference.absolute())
+        with restoring(opened, destination, targets, options, run.overwrite) as temporary:
+            crew = clock.expect(Done(targets.rows, targets.source_bytes), len(targets.units), options.device, run)
+            job = RestoreJob(
+                archive_path.absolute(), destination.absolute(), temporary.absolute(), options, models, codecs.make
+            )
+            for result in run_units(job, targets.units, crew, clock.tick):
+                lines.append(result.line)
+                clock.shard_done()
+    lines.sort(key=lambda line: line.shard or 0)
+    facts = clock.facts(options.device, crew)
+    return RestoreReport(
+        path=_shown(archive_path),
+        destination=_shown(destination),
+        shards=tuple(lines),
+        total=replace(sum(lines, start=RestoreLine(None)), seconds=facts.seconds),
+        selected=targets.rows,
+        with_reference=options.reference is not None,
+        run=facts,
+    )
+
+
+def verify(
+    archive_path: str | Place,
+    against: str | Place | None = None,
+    deep: bool = False,
+    run: RunOptions | None = None,
+    progress: Watch | None = None,
+    codecs: Codecs | None = None,
+    input: str = "auto",
+) -> VerifyReport:
+    """Check every row's checksum; with `deep` decode every row; with `against` compare each with its original there.
+    `input` is the kind of source that `against` is, one of config.INPUTS.
+
+    Damage is reported, not raised. Raises ArchiveError where there is nothing to read rows from.
+    """
+    run, codecs = run or RunOptions(), codecs or Codecs()
+    clock, archive_path = _Clock(progress), place(archive_path)
+    against = None if against is None else place(against)
+    results: list[ShardVerified] = []
+    with Archive.open(archive_path, allow_damage=True) as opened:
+        matched = _match(opened, against, input) if against else _Matched([VerifyUnit(i) for i in opened.shards()])
+        models = _models_of(opened, opened.info.models, False, codecs) if deep or against else {}
+        device = settle_device("auto", run.address) if models else "cpu"
+        source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
+        crew = clock.expect(Done(opened.row_count, source_bytes), len(matched.units), device, run)
+        job = VerifyJob(archive_path.absolute(), matched.source, deep, device, models, codecs.make, matched.with_labels)
+        for result in run_units(job, matched.units, crew, clock.tick):
+            results.append(result)
+            clock.shard_done()
+        problems = opened.check_files()
+    results.sort(key=lambda result: result.index)
+    return VerifyReport(
+        path=_shown(archive_path),
+        rows=opened.row_count,
+        decoded=sum(result.decoded for result in results),
+        damaged=tuple(finding for result in results for finding in result.damaged),
+        problems=tuple(problems),
+        against=_shown(against) if against else None,
+        missing=tuple(matched.missing),
+        extra=tuple(matched.extra),
+        differing=tuple(finding for result in results for finding in result.differing),
+        unpromised=sum(result.unpromised for result in results),
+        run=clock.facts(device, crew),
+    )
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """Rows of an archive and the files of a source, by path."""
+
+    units: Sequence[VerifyUnit]
+    missing: Sequence[Finding] = ()
+    extra: Sequence[Finding] = ()
+    source: Source | None = None
+    with_labels: bool = False
+
+
+def _match(opened: Archive, against: Place, input: str) -> _Matched:
+    labels = str(opened.info.options.get("labels", "none"))
+    source, listing = list_source(against, Wanted(input, labels, leave_out=True))
+    files = {file.path: file for file in listing.files}
+    units, extra, seen = [], [], set()
+    for shard in opened.shards():
+        paths = opened.paths(shard)
+        units.append(VerifyUnit(shard, {path: files[path] for path in paths if path in files}))
+        for row, path in enumerate(paths):
+            if path is not None and (path not in files or path in seen):
+                what = "is there twice" if path in seen else "no such file"
+                extra.append(Finding(display_path(path), what, shard, row))
+            seen.add(path)
+    missing = [Finding(display_path(path), "no such row") for path in files if path not in seen]
+    return _Matched(units, missing, extra, source, listing.files.labelled)
+
+
+def stats(archive_path: str | Place) -> ArchiveReport:
+    """Sizes and quality as the archive tells them; no payload is read and no checksum checked."""
+    archive_path = place(archive_path)
+    with Archive.open(archive_path) as opened:
+        lines = tuple(_line(opened, shard) for shard in opened.shards())
+        floor = opened.info.options.get("min_psnr")
+        return ArchiveReport(
+            path=_shown(archive_path),
+            shards=lines,
+            total=total_of(lines, opened.size_bytes),
+            models=opened.info.models,
+            options=opened.info.options,
+            min_psnr_db=float(floor) if isinstance(floor, int | float) else None,
+        )
+
+
+def _line(opened: Archive, shard: int) -> Line:
+    names = ("codec", "raw_reason", "width", "height", "quality", "source_bytes", "psnr", "ssim")
+    rows = list(zip(*opened.read_columns(shard, names).values(), strict=True))
+    kinds = {codec: [row for row in rows if row[0] == codec] for codec in CODECS}
+    lossy, exact, raw = (kinds[codec] for codec in ("latent", "exact", "raw"))
+    asked = opened.info.options.get("quality")
+    return Line(
+        shard=shard,
+        images=len(rows),
+        source_bytes=sum(row[5] for row in rows),
+        archive_bytes=opened.shard_bytes(shard),
+        lossy_images=len(lossy),
+        lossy_bytes=opened.payload_bytes(shard) - opened.exact_bytes(shard),
+        lossy_source_bytes=sum(row[5] for row in lossy),
+        lossy_pixels=sum((row[2] or 0) * (row[3] or 0) for row in lossy),
+        exact_images=len(exact),
+        exact_bytes=opened.exact_bytes(shard),
+        exact_source_bytes=sum(row[5] for row in exact),
+        raw_bytes=sum(row[5] for row in raw),
+        kept_raw=Counter(row[1] or "no reason given" for row in raw),
+        raised=sum(row[4] != asked for row in lossy),
+        quality=Quality.of((row[6], row[7]) for row in lossy if None not in (row[6], row[7])),
+    )
+
+
+def _shown(path: Place) -> str:
+    """As text that any stream and JSON take, also where the name is not UTF-8."""
+    return display_path(os.fsencode(path)) if isinstance(path, Path) else str(path)
+
+
+def _models_of(opened: Archive, wanted: Iterable[str], keep_going: bool, codecs: Codecs) -> dict[str, Model]:
+    """The models that rows of these codecs need. Raises ModelError for one that cannot be had, unless what needs none
+    of it is to be restored all the same."""
+    models = {}
+    for codec in sorted(set(wanted) & set(opened.info.models)):
+        try:
+            models[codec] = _model_of(opened, codec, codecs)
+        except ModelError:
+            if not keep_going:
+                raise
+    return models
+
+
+def _model_of(opened: Archive, codec: str, codecs: Codecs) -> Model:
+    """Raises ModelError."""
+    inside, wanted = opened.info.model_files.get(codec), opened.info.models[codec]
+    model = codecs.find(wanted) if inside is None else model_from_bytes(inside)
+    if model is None:
+        raise ModelError(
+            f"{opened.path} needs the model {wanted} for its {codec} rows, which is neither in it nor in this version; "
+            f"install the version of zippy-batch that wrote it, or a newer one"
+        )
+    if model.codec != codec:
+        raise ModelError(f"{opened.path} gives the model {wanted} to the {codec} codec, but it is of the {model.codec}")
+    return model
+
+
+class _Clock:
+    """Time and progress of one run."""
+
+    def __init__(self, watch: Watch | None) -> None:
+        self._watch, self._started = watch, time.monotonic()
+        self._total, self._done, self._shards_total, self._shards = Done(), Done(), 0, 0
+
+    def expect(self, work: Done, shards: int, device: str, run: RunOptions) -> Crew:
+        """Says what is to be done, and who will do it."""
+        self._total, self._shards_total = work, shards
+        return choose_crew(shards, work.images, work.source_bytes, device, run)
+
+    def tick(self, done: Done) -> None:
+        self._done += done
+        self._tell()
+
+    def shard_done(self) -> None:
+        self._shards += 1
+        self._tell()
+
+    def facts(self, device: str, crew: Crew) -> RunFacts:
+        seconds = time.monotonic() - self._started
+        return RunFacts(seconds, self._done.images, self._done.source_bytes, device, crew.workers)
+
+    def _tell(self) -> None:
+        if self._watch is None:
+            return
+        self._watch(
+            Progress(
+                images=self._done.images,
+                images_total=self._total.images,
+                source_bytes=self._done.source_bytes,
+                source_bytes_total=self._total.source_bytes,
+                stored_bytes=self._done.stored_bytes,
+                shards=self._shards,
+                shards_total=self._shards_total,
+                seconds=time.monotonic() - self._started,
+            )
+        )

@@ -1,0 +1,100 @@
+"""Rows of an archive on their way back: read, cut into batches, decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.schema import Row
+from zippy_batch.images.pixels import Facts
+from zippy_batch.paths import display_path
+from zippy_batch.run.encode_verified import MODEL_LOST, Codec, Coders, Pixels, StoredFile, decode_files, latent_item
+from zippy_batch.run.plan import BatchLimit, Key, cut_batches
+from zippy_batch.run.report import Finding
+
+EXACT_BATCH = BatchLimit(images=512, samples=1 << 20)
+"""Of JPEG files, whose payloads do not depend on their batch: what the network takes at once."""
+
+Numbered = tuple[int, Row]
+"""A row and its place in its shard."""
+
+
+def whole_rows(
+    archive: Archive, shard: int, wanted: tuple[int, ...] | None
+) -> tuple[list[Numbered], tuple[Finding, ...]]:
+    """Rows of a shard (None for all) that are what was written, and those that are not."""
+    rows: list[Numbered] = []
+    damaged: list[Finding] = []
+    places = range(archive.info.shards[shard]) if wanted is None else wanted
+    for place, row in zip(places, archive.read_rows(shard, wanted), strict=True):
+        if isinstance(row, Row):
+            rows.append((place, row))
+        else:
+            name = "(its path is lost)" if row.path is None else display_path(row.path)
+            damaged.append(Finding(name, row.reason, shard, place))
+    return rows, tuple(damaged)
+
+
+def sizes(rows: Iterable[Row]) -> tuple[int, int]:
+    """Bytes of the sources and of the payloads."""
+    found = [(row.source_bytes, len(row.payload)) for row in rows]
+    return sum(source for source, _ in found), sum(stored for _, stored in found)
+
+
+def row_batches(rows: Iterable[Numbered], batch_size: int) -> Iterator[list[Numbered]]:
+    """Batches of one codec, and latent ones of one grid."""
+    limits = {"latent": BatchLimit(batch_size), "exact": EXACT_BATCH, "raw": BatchLimit(batch_size)}
+    return cut_batches(rows, _key, _samples, lambda key: limits[key[0]])
+
+
+def _key(numbered: Numbered) -> Key:
+    from zippy_batch.codecs.latent.codec import grid
+
+    row = numbered[1]
+    return ("latent", *grid(row.height or 0, row.width or 0)) if row.codec == "latent" else (row.codec, 0, 0)
+
+
+def _samples(numbered: Numbered) -> int:
+    row = numbered[1]
+    pixels = (row.height or 0) * (row.width or 0)
+    return {"raw": 0, "latent": pixels, "exact": pixels if row.grey else 3 * pixels}[row.codec]
+
+
+def decode_pictures(batch: Sequence[Numbered], codec: Codec | None) -> tuple[list[Pixels], dict[int, str]]:
+    """Pixels of latent rows, and what is wrong by place in the batch."""
+    if codec is None:
+        return [], dict.fromkeys(range(len(batch)), MODEL_LOST)
+    rows = [row for _, row in batch]
+    items = [latent_item(row.payload, row.height or 0, row.width or 0, row.grey, row.quality or 0) for row in rows]
+    return codec.decode_checked(items)
+
+
+def stored_files(batch: Sequence[Numbered], coders: Coders) -> list[bytes | str]:
+    """Files of exact or raw rows, or what is wrong with them."""
+    if batch[0][1].codec == "raw":
+        return [row.payload for _, row in batch]
+    return decode_files([_stored(row) for _, row in batch], coders.exact)
+
+
+def _stored(row: Row) -> StoredFile:
+    header, size = row.jpeg_header or b"", (row.height or 0, row.width or 0)
+    return StoredFile(header, row.payload, *size, row.grey, row.source_bytes)
+
+
+def is_verbatim(row: Row) -> bool:
+    """Whether the row comes back as the very file that was archived."""
+    return row.codec != "latent"
+
+
+def facts_of(row: Row) -> Facts:
+    """What a restored file needs besides the pixels."""
+    return Facts(
+        format=row.source_format or "",
+        mode=row.mode or "RGB",
+        width=row.width or 0,
+        height=row.height or 0,
+        jpeg_quality=row.jpeg_quality,
+        jpeg_tables=row.jpeg_tables,
+        exif=row.exif,
+        icc=row.icc,
+    )

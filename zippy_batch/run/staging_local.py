@@ -1,0 +1,290 @@
+"""The directory beside the output in which an archive grows, and from which it is published in one rename.
+
+    .NAME.zippy-staging/
+        lock                    held by the one run that works here; the kernel drops it when that run dies
+        plan.json               fingerprint of the plan, and what it was taken of
+        FINGERPRINT/            committed parts, and parts being written under names that no two attempts share
+        finished                the whole archive, file or directory
+        publishing              `finished` is being renamed to its place, or has been
+        replaced-XXXX           what stood in that place, under --overwrite
+
+Whatever kills a run, a committed part is whole, and it is in a folder named by the inputs and options that made it: a
+worker that outlives its driver can only write the bytes that the next run would have written. `publishing` lets a run
+that comes after a kill between the rename and the sweep see that the work is done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zippy_batch.archives.info import MANIFEST_NAME
+from zippy_batch.archives.part_file import OLD_MODEL_NAME, model_name
+from zippy_batch.archives.schema import CODED
+from zippy_batch.archives.writer import part_name
+from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
+from zippy_batch.paths import display_path
+from zippy_batch.stores.atomic_file import flush, replacing
+from zippy_batch.stores.object_path import Place
+
+PLAN_FILE = "plan.json"
+_PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Held by one run at a time; made by `open_staging`."""
+
+    root: Path
+    output: Path
+    fingerprint: str
+
+    @property
+    def parts(self) -> Path:
+        return self.root / self.fingerprint[:32]
+
+    def part(self, shard: int) -> Path:
+        return self.parts / part_name(shard)
+
+    def committed(self) -> set[int]:
+        """Indices of the shards that are done."""
+        return {shard for shard in map(shard_of, os.listdir(self.parts)) if shard is not None}
+
+    @property
+    def finished(self) -> Path:
+        """The archive as it will be published; a run that finds it has nothing to do but that."""
+        return self.root / "finished"
+
+    def require(self, shard: int) -> None:
+        """Raises WorkerError when a part that a worker committed is not to be seen here."""
+        if not self.part(shard).exists():
+            raise WorkerError(
+                f"shard {shard} was written, but {self.part(shard)} is not there: the output must be on storage that "
+                f"every machine of the cluster shares"
+            )
+
+    def sweep_attempts(self, shards: int | None = None) -> None:
+        """Remove what workers that died, or that lost their part to another attempt, left half written, and whatever
+        is no part of the first so many shards."""
+        kept = (shard for shard in self.committed() if shards is None or shard < shards)
+        _sweep(self.parts, keep=tuple(map(part_name, kept)))
+
+    def take_apart(self) -> None:
+        """Go back from `finished` to its parts."""
+        if self.finished.is_dir():
+            shutil.rmtree(self.parts)
+            os.replace(self.finished, self.parts)
+        else:
+            self.finished.unlink()
+
+    def is_published(self) -> bool:
+        """Whether an earlier run was killed after it had put the archive in its place."""
+        return is_publishing(self.output) and os.path.lexists(self.output) and not self.finished.exists()
+
+    def publish(self) -> None:
+        """Rename `finished`, a whole file or directory, to the output."""
+        (self.root / "publishing").write_bytes(b"")
+        flush(self.root)
+        if os.path.lexists(self.output) and (self.output.is_dir() or self.finished.is_dir()):
+            os.replace(self.output, self.root / f"replaced-{uuid.uuid4().hex}")
+        os.replace(self.finished, self.output)
+        flush(self.output.parent)
+
+
+def shard_of(name: str) -> int | None:
+    """The shard whose part has this name."""
+    match = _PART_NAME.fullmatch(name)
+    return int(match[1]) if match and name == part_name(int(match[1])) else None
+
+
+def staging_path(output: Path) -> Path:
+    return output.parent / f".{output.name}.zippy-staging"
+
+
+def is_publishing(output: Path) -> bool:
+    return (staging_path(output) / "publishing").exists()
+
+
+@contextmanager
+def open_staging(output: Path, fingerprint: str, facts: Mapping[str, Any], overwrite: bool) -> Iterator[Staging]:
+    """The staging of `output` for the plan with this fingerprint, new or as an earlier run of it left it.
+
+    Raises UsageError when another run works on this output, and StagingMismatch when the staging is of another plan
+    and `overwrite` does not say to discard it. Kept for the next run when the body raises and any work is in it, and
+    removed otherwise.
+    """
+    staging = Staging(staging_path(output), output, fingerprint)
+    with _locked(staging.root):
+        # another run may have published between our first look and our lock
+        refuse_existing(output, overwrite)
+        _take_up(staging, facts, overwrite)
+        try:
+            yield staging
+        except BaseException:
+            if not _holds_work(staging.root):
+                # a worker that has not ended yet may be writing there
+                with suppress(OSError):
+                    _remove(staging.root)
+            raise
+        _remove(staging.root)
+
+
+def refuse_unsuitable(source: Place, output: Path) -> None:
+    """Raises UsageError for an output that no archive can be written to, and for one in the source, which the next run
+    would archive, or around it."""
+    if output.name in ("", ".."):
+        raise UsageError(f"cannot write {output}: it names no file; choose a name for the archive, such as out.parquet")
+    if not _is_utf8(output.absolute()):
+        raise UsageError(
+            f"cannot write {display_path(os.fsencode(output))}: the Parquet library takes UTF-8 paths only"
+        )
+    if not output.parent.is_dir():
+        raise UsageError(f"cannot write {output}: there is no directory {output.parent}")
+    if not isinstance(source, Path):
+        return
+    real, new = source.resolve(), output.parent.resolve() / output.name
+    if new == real or real in new.parents:
+        raise UsageError(f"the output {output} lies inside the source {source}; choose a place outside it")
+    if new in real.parents:
+        raise UsageError(f"the source {source} lies inside the output {output}; choose another output")
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def refuse_existing(output: Path, overwrite: bool) -> None:
+    """Raises OutputExists, and UsageError for a directory that is no archive, whatever `overwrite` says."""
+    if not os.path.lexists(output) or is_publishing(output):
+        return
+    if not overwrite:
+        raise OutputExists(f"{output} exists; choose another output, or pass --overwrite to replace it")
+    if output.is_dir() and not _is_archive_directory(output):
+        raise UsageError(f"{output} is a directory that is not an archive; --overwrite does not remove it")
+
+
+def _is_archive_directory(path: Path) -> bool:
+    return is_archive_of(set(os.listdir(path)))
+
+
+def is_archive_of(names: Set[str]) -> bool:
+    """Whether a directory with these names in it is an archive, or empty."""
+    return not names or (MANIFEST_NAME in names and all(_archive_file(name) for name in names))
+
+
+def _archive_file(name: str) -> bool:
+    return name in (MANIFEST_NAME, OLD_MODEL_NAME, *map(model_name, CODED)) or shard_of(name) is not None
+
+
+def _take_up(staging: Staging, facts: Mapping[str, Any], overwrite: bool) -> None:
+    """Check or write the plan, sweep what was never committed."""
+    found = _read_plan(staging.root)
+    if found is not None and found["fingerprint"] != staging.fingerprint:
+        if not overwrite and _holds_work(staging.root):
+            raise StagingMismatch(mismatch(staging.root, staging.output, found["facts"], facts))
+        _sweep(staging.root, keep=())
+    kept = ("publishing",) if staging.is_published() else ()
+    _sweep(staging.root, keep=(PLAN_FILE, staging.parts.name, "finished", *kept))
+    staging.parts.mkdir(exist_ok=True)
+    staging.sweep_attempts()
+    text = json.dumps({"fingerprint": staging.fingerprint, "facts": dict(facts)}, indent=1, sort_keys=True)
+    with replacing(staging.root / PLAN_FILE) as new:
+        new.write_text(text)
+
+
+def _holds_work(root: Path) -> bool:
+    """Whether anything there took time to make."""
+    return (root / "finished").exists() or (root / "publishing").exists() or any(root.glob("*/part-*.parquet"))
+
+
+def _read_plan(root: Path) -> dict[str, Any] | None:
+    try:
+        return parse_plan((root / PLAN_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def parse_plan(text: bytes) -> dict[str, Any]:
+    """Of no fingerprint where it is damaged."""
+    try:
+        plan = json.loads(text)
+        return {"fingerprint": str(plan["fingerprint"]), "facts": dict(plan["facts"])}
+    except (ValueError, KeyError, TypeError):
+        return {"fingerprint": "", "facts": {}}
+
+
+def mismatch(root: Place, output: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)] if old else []
+    changed = [f"{name}: {_short(old.get(name))} then, {_short(new.get(name))} now" for name in differing]
+    return (
+        f"{root} holds an unfinished run of other inputs or options for {output} "
+        f"({'; '.join(changed) or 'its plan cannot be read'}). Run it again as it was to finish it, "
+        f"or discard it with --overwrite (or by deleting that directory)"
+    )
+
+
+def _short(value: Any) -> Any:
+    """Of a digest, what tells it from another."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value
+
+
+def _remove(root: Path) -> None:
+    """`publishing` goes last, so that a run killed in here is still seen to have published."""
+    _sweep(root, keep=(PLAN_FILE, "publishing"))
+    for name in ("publishing", PLAN_FILE, "lock"):
+        (root / name).unlink(missing_ok=True)
+    root.rmdir()
+
+
+def _sweep(root: Path, keep: tuple[str, ...]) -> None:
+    for entry in list(os.scandir(root)):
+        if entry.name == "lock" or entry.name in keep:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    descriptor = _lock(root)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(root: Path) -> int:
+    """Descriptor of the locked lock file. Tries again when the run that held it has removed it in the meantime."""
+    while True:
+        try:
+            root.mkdir(exist_ok=True)
+            descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and error.filename == str(root / "lock"):
+                continue
+            raise UsageError(f"cannot write beside the output: {root}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(root / "lock")):
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise UsageError(f"another run is writing here ({root} is locked); wait for it, or stop it") from error
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)

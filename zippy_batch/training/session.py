@@ -1,0 +1,369 @@
+"""`zippy-batch train`: sources -> pools -> network, trained -> model file -> what it saves.
+
+OUT.safetensors          the model, written early and whenever the held-out images say that it is better
+OUT.training/            the run: run.json, pools/, checkpoint.pt, log.txt; the same command goes on from it. Archives
+                         among the sources are restored to sources/; workers on Ray are heard by standings.jsonl and
+                         stopped by a file called stop
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zippy_batch.codecs.exact.codec import ExactCodec
+from zippy_batch.codecs.integer import EXACT, recording_bounds
+from zippy_batch.codecs.latent.codec import LatentCodec
+from zippy_batch.codecs.model_file import Model, load_model, model_from_bytes, serialise
+from zippy_batch.config import RunOptions, TrainOptions
+from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageError
+from zippy_batch.run.executor import choose_team, settle_device, usable_cpus
+from zippy_batch.training import exact, latent
+from zippy_batch.training.coefficients import CoefficientPool, CoefficientSpecs
+from zippy_batch.training.coefficients import cached_pools as cached_coefficients
+from zippy_batch.training.coefficients import chosen_specs as chosen_coefficients
+from zippy_batch.training.coefficients import default_specs as mixed_coefficients
+from zippy_batch.training.pictures import Pool, PoolSpec, cached_pools, chosen_specs, default_specs
+from zippy_batch.training.process_group import ALONE, Team
+from zippy_batch.training.run import CHECKPOINT, Schedule, Standing, Task, fit, load_checkpoint, replace_file
+from zippy_batch.training.savings import Gain, measure_gain
+from zippy_batch.training.sources import RESTORED, Sources, gather
+from zippy_batch.training.warm_start import exact_network, latent_network
+
+_STAMP = "run.json"
+_BUILT_IN = {"latent": "faces", "exact": "exact"}
+_EARLY_SHARE = 0.2
+"""Of the run's minutes between two early exports,"""
+_LEAST_EARLY_MINUTES = 5.0
+"""or so many, because an export takes most of a minute."""
+_CHECKPOINT_MINUTES = (0.5, 5.0)
+"""Between two checkpoints: a tenth of the run, within these."""
+_NOTICE = "Trained by a user of zippy-batch on images of their own; it may be used as those images may."
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    model: Path
+    model_id: str
+    model_bytes: int
+    codec: str
+    minutes: float
+    steps: int
+    images: int
+    """To train on."""
+    held_out: int
+    skipped: int
+    """Files that `archive` would refuse or keep as they are."""
+    against: str
+    """The model that it was compared with,"""
+    against_bytes: int
+    """and its size where archives carry it too; 0 for one that is built in."""
+    gain: Gain | None
+
+    exit_code = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = {**asdict(self), "model": str(self.model)}
+        if self.gain is not None:
+            fields["gain"] |= {"saved_bytes": self.gain.saved_bytes, "pays_from_images": self._pays_from()}
+        return fields
+
+    def _pays_from(self) -> int | None:
+        return self.gain.pays_from(self.model_bytes - self.against_bytes) if self.gain else None
+
+    def lines(self) -> list[str]:
+        out = [
+            f"{self.model}: {self.codec} codec, {self.model_bytes / 1e6:.1f} MB, {self.model_id}",
+            f"trained for {self.minutes:.1f} minutes, {self.steps} steps, on {self.images} images "
+            f"({self.held_out} held out, {self.skipped} skipped)",
+        ]
+        if self.gain is None:
+            return [*out, "nothing that was held out could be coded at a quality that both models reach: no comparison"]
+        g = self.gain
+        at = "" if g.psnr_db is None else f" at {g.psnr_db:.2f} dB"
+        change = 100 * (g.after_bytes / g.before_bytes - 1)
+        out.append(
+            f"on {g.images} held-out images{at}: {g.after_bytes:.1f} B per image instead of {g.before_bytes:.1f} B "
+            f"with {self.against} ({change:+.1f} %)"
+        )
+        pays = self._pays_from()
+        if pays is None:
+            return [*out, f"it saves nothing there: keep {self.against}, or train longer"]
+        likewise = f", as it would carry {self.against}" if self.against_bytes else ""
+        return [*out, f"an archive carries the model{likewise}; it pays from {pays:,} images on"]
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every worker of a run needs; pickles."""
+
+    options: TrainOptions
+    run: Path
+    paths: tuple[Path, ...]
+    """To train on."""
+    sizes: dict[tuple[int, int], int]
+    digest: str
+    """Of the files that the run began with."""
+    start: Model | None
+    device: str
+
+    def work(
+        self, task: Task, watch: Callable[[Standing], None], is_stopped: Callable[[], bool], team: Team = ALONE
+    ) -> None:
+        """Train until the minutes are used up, or go on; the checkpoint holds the outcome."""
+        o = self.options
+        task.network.to(self.device)
+        schedule = Schedule(
+            minutes=o.minutes,
+            positions=latent.POSITIONS if o.codec == "latent" else exact.POSITIONS,
+            # what a trained network has learnt is lost at the rate that a new one begins with
+            rate_adam=1e-3 * o.rate * (0.6 if self.start else 1.0),
+            rate_muon=0.004 * o.rate * (0.6 if self.start else 1.0),
+            decay_from=0.25 if self.start else 0.4,
+            bfloat16=o.codec == "latent" and _is_fast_in_bfloat16(self.device),
+            checkpoint_minutes=float(np.clip(o.minutes / 10, *_CHECKPOINT_MINUTES)),
+            seed=o.seed,
+        )
+        fit(task, self.run, schedule, watch, is_stopped, team)
+
+    def task(self) -> Task:
+        """The network before the first step, and what it is trained on, from the run's cache once it is there. Raises
+        UsageError where there is too little."""
+        torch.manual_seed(self.options.seed)
+        if self.options.codec == "exact":
+            pools = self.coefficients()
+            coefficients = exact_network(self.start) if self.start else exact.new_network(pools)
+            return exact.ExactTask(coefficients, pools)
+        specs, pictures = self.pictures()
+        fast = self.options.fast
+        network = latent_network(self.start, fast) if self.start else latent.new_network(fast)
+        return latent.LatentTask(network, pictures, specs, loss=self.options.loss)
+
+    def pictures(self) -> tuple[list[PoolSpec], list[Pool]]:
+        o = self.options
+        specs = default_specs() if o.is_mixed() else chosen_specs(self.sizes, o.takes_own(), o.shrunk_sizes())
+        specs = [replace(spec, mirror=o.mirror) for spec in specs]
+        return specs, cached_pools(self.paths, specs, self.run / "pools", usable_cpus(), self.digest)
+
+    def coefficients(self) -> list[CoefficientPool]:
+        o = self.options
+        specs: CoefficientSpecs = (
+            mixed_coefficients()
+            if o.is_mixed()
+            else chosen_coefficients(o.takes_own(), o.shrunk_sizes(), sum(self.sizes.values()))
+        )
+        thumbnails = tuple(replace(spec, mirror=o.mirror) for spec in specs.thumbnails)
+        specs = replace(specs, thumbnails=thumbnails)
+        return cached_coefficients(self.paths, specs, self.run / "pools", usable_cpus(), self.digest)
+
+    def export(self, sources: Sequence[str]) -> bytes:
+        """The best weights of the run's checkpoint -> the bytes of a model file."""
+        o, state = self.options, load_checkpoint(self.run / CHECKPOINT)
+        card = {
+            "name": o.name,
+            "training": {
+                "steps": state["step"],
+                "minutes": round(state["seconds"] / 60, 1),
+                "images": len(self.paths),
+                "sizes": o.sizes,
+                "loss": o.loss,
+                "from": self.start.id if self.start else None,
+                "version": metadata.version("zippy-batch"),
+            },
+            "sources": list(sources),
+            "notice": o.notice or _NOTICE,
+        }
+        if o.codec == "exact":
+            coefficients = exact.build(state["card"])
+            coefficients.load_state_dict(state["best"])
+            return with_proof(exact.export(coefficients.eval(), card))
+        network = latent.build(state["card"])
+        network.load_state_dict(state["best"])
+        specs, pools = self.pictures()
+        return with_proof(latent.export(network.eval(), pools, specs, card))
+
+
+def with_proof(data: bytes) -> bytes:
+    """A model file with what loading it proves in its card: no sum of its integer layers can reach 2^24."""
+    model = model_from_bytes(data)
+    with recording_bounds() as bounds:
+        ExactCodec(model) if model.codec == "exact" else LatentCodec(model)
+    proof = {"layers": len(bounds), "largest_sum": max(bounds.values()), "limit": EXACT}
+    return serialise(model.arrays, {**model.card, "exactness": proof})
+
+
+def train(
+    roots: Sequence[Path],
+    output: Path,
+    options: TrainOptions | None = None,
+    run_options: RunOptions | None = None,
+    watch: Callable[[str], None] = lambda line: None,
+    restart: bool = False,
+) -> TrainReport:
+    """Train a model on images, or go on where an earlier run of the same was interrupted.
+
+    `watch` is told where the run stands, a line at a time. Raises UsageError for options, paths or images that will not
+    do, ModelError when training diverges, and KeyboardInterrupt when interrupted: the checkpoint and the best model so
+    far are written then.
+    """
+    options, run_options = options or TrainOptions(), run_options or RunOptions()
+    # workers on Ray have other current directories
+    roots, output = [root.resolve() for root in roots], output.resolve()
+    if output.suffix != ".safetensors":
+        raise UsageError(f"{output}: the name of a model file ends in .safetensors")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent}: no such directory; make it first")
+    options = replace(options, name=options.name or output.stem)
+    start = load_model(options.start) if options.start else None
+    run = output.with_suffix(".training")
+    is_run = (run / _STAMP).is_file()
+    if run.exists() and not is_run and not _is_empty(run):
+        raise UsageError(f"{run} is in the way, and no run of this program; choose another name for {output}")
+    if output.is_dir() or (output.exists() and not is_run and not run_options.overwrite):
+        raise OutputExists(f"{output} is there already; --overwrite replaces it if it is a file")
+    if start and start.codec != options.codec:
+        raise UsageError(f"model {start.name!r} is of the codec {start.codec}, not {options.codec}")
+    if start and options.start and output.exists() and Path(options.start).resolve() == output:
+        raise UsageError(f"{output} cannot be both what to start from and what to write")
+    sources = gather(roots, run)
+    if restart:
+        _forget(run)
+    _claim(run, roots, options, start, sources)
+    device = settle_device(options.device, run_options.address)
+    crew = choose_team(device, run_options)
+    job = TrainJob(options, run, sources.training, dict(sources.sizes), sources.digest, start, device)
+    names = [root.name for root in roots]
+    watch(
+        f"{len(sources.training)} images to train on, {len(sources.held_out)} held out, {sources.skipped} skipped; "
+        f"{options.codec} codec from {start.name if start else 'nothing'}, on {job.device}"
+    )
+    task = job.task()
+    exported = [0.0]
+
+    def look(standing: Standing) -> None:
+        watch(standing.line())
+        is_due = standing.minutes - exported[0] >= max(_EARLY_SHARE * options.minutes, _LEAST_EARLY_MINUTES)
+        if is_due and standing.is_best and standing.minutes < options.minutes:
+            exported[0] = standing.minutes
+            try:
+                replace_file(output, job.export(names))
+            except (ModelError, OSError) as error:
+                watch(f"{output} could not be written early, the run goes on: {error}")
+            else:
+                watch(f"{output}: the best so far")
+
+    with _interruptible(watch) as is_stopped:
+        if crew.on_ray:
+            from zippy_batch.training.ray_workers import work_on_ray
+
+            work_on_ray(job, crew, watch, look, is_stopped)
+        else:
+            job.work(task, look, is_stopped)
+        replace_file(output, job.export(names))
+        if is_stopped():
+            watch(f"{output}: the best so far")
+            raise KeyboardInterrupt
+    watch("measuring what it saves on the held-out images")
+    return _report(job, output, sources, start)
+
+
+def _report(job: TrainJob, output: Path, sources: Sources, start: Model | None) -> TrainReport:
+    data = output.read_bytes()
+    model = model_from_bytes(data)
+    before = start or load_model(_BUILT_IN[job.options.codec])
+    training = model.card["training"]
+    return TrainReport(
+        model=output,
+        model_id=model.id,
+        model_bytes=len(data),
+        codec=model.codec,
+        minutes=training["minutes"],
+        steps=training["steps"],
+        images=len(sources.training),
+        held_out=len(sources.held_out),
+        skipped=sources.skipped,
+        against=before.name,
+        against_bytes=0 if before.builtin else len(before.data),
+        gain=measure_gain(before, model, sources.held_out),
+    )
+
+
+def _is_empty(run: Path) -> bool:
+    """Whether a run can begin there: what an earlier attempt restored from archives is no run yet."""
+    return run.is_dir() and all(entry.name == RESTORED for entry in run.iterdir())
+
+
+def _forget(run: Path) -> None:
+    """Take away a run, and leave what was restored from archives for the next one."""
+    for entry in run.iterdir() if run.is_dir() else ():
+        if entry.is_dir() and entry.name != RESTORED:
+            shutil.rmtree(entry)
+        elif entry.is_file():
+            entry.unlink()
+
+
+def _claim(run: Path, roots: Sequence[Path], options: TrainOptions, start: Model | None, sources: Sources) -> None:
+    """Make the run's directory, or see that it is of the same run. Raises StagingMismatch."""
+    # a run may be made longer, and its learning rate lowered, when it goes on
+    ours: dict[str, Any] = {
+        k: v for k, v in asdict(options).items() if k not in ("minutes", "rate", "device", "start", "notice", "name")
+    }
+    ours |= {"sources": [str(root) for root in roots], "from": start.id if start else None}
+    images = len(sources.training) + len(sources.held_out)
+    ours["files"] = {"images": images, "bytes": sources.bytes, "digest": sources.digest}
+    stamp = run / _STAMP
+    if stamp.exists():
+        try:
+            # what the version that began the run did not know yet, it did as is done by default
+            theirs = asdict(TrainOptions()) | {"files": ours["files"]} | json.loads(stamp.read_text())
+        except (ValueError, TypeError) as error:
+            raise StagingMismatch(f"{stamp} cannot be read ({error}); --restart begins anew") from error
+        differing = sorted(k for k in ours if ours[k] != theirs.get(k))
+        if differing == ["files"]:
+            now, then = (f"{f['images']} images of {f['bytes']} bytes" for f in (ours["files"], theirs["files"]))
+            raise StagingMismatch(
+                f"{run} is of a run on other files: {now} are there now, {then} were there then, and paths, sizes or "
+                "times differ; --restart begins anew, and another -o with --from goes on from what was learnt"
+            )
+        if differing:
+            raise StagingMismatch(
+                f"{run} is of a run with other {', '.join(differing)}; --restart begins anew, or write to another file"
+            )
+    run.mkdir(exist_ok=True)
+    replace_file(stamp, json.dumps(ours, indent=1).encode())
+
+
+@contextmanager
+def _interruptible(watch: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C lets the step end and everything be saved; the second one does not wait."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop.is_set
+        return
+
+    def heed(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        watch("stopping: saving what is there; press Ctrl-C again not to wait")
+
+    before = signal.signal(signal.SIGINT, heed)
+    try:
+        yield stop.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _is_fast_in_bfloat16(device: str) -> bool:
+    return device == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
