@@ -123,6 +123,13 @@ def recording_bounds() -> Iterator[dict[str, int]]:
         _bounds.reset(token)
 
 
+def record_bound(name: str, largest: int) -> None:
+    """Note the largest magnitude that a layer's sums may reach, for whoever is `recording_bounds`."""
+    recorded = _bounds.get()
+    if recorded is not None:
+        recorded[name] = max(recorded.get(name, 0), largest)
+
+
 def prove(
     name: str,
     weights: Mapping[str, NDArray[np.integer]],
@@ -144,9 +151,7 @@ def prove(
         raise ModelError(
             f"layer {name} is not exact: a sum may reach {largest.max()}, and float32 is exact below {EXACT}"
         )
-    recorded = _bounds.get()
-    if recorded is not None and len(largest):
-        recorded[name] = max(recorded.get(name, 0), int(largest.max()))
+    record_bound(name, int(largest.max(initial=0)))
     tensors = {k: torch.from_numpy(w.astype(np.float32)) for k, w in wide.items()}
     factor = torch.from_numpy(np.exp2(-shift.astype(np.float64)).astype(np.float32))
     return IntegerSum(tensors, torch.from_numpy(np.asarray(bias, np.float32)), factor)

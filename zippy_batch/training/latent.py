@@ -21,7 +21,12 @@ from torch.nn import functional as F
 
 from zippy_batch.codecs.latent.codec import LatentCodec
 from zippy_batch.codecs.latent.context import QUALITIES
-from zippy_batch.codecs.latent.export import entropy_arrays, export_arrays, quality_levels, threshold_array
+from zippy_batch.codecs.latent.export import (
+    entropy_arrays,
+    export_arrays,
+    quality_levels,
+    threshold_array,
+)
 from zippy_batch.codecs.latent.features import LEVEL_MAX, spatial_features
 from zippy_batch.codecs.latent.network import Architecture, Network, as_float, lambda_of, to_input
 from zippy_batch.codecs.model_file import model_from_bytes, serialise
@@ -211,7 +216,7 @@ def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) 
     """How often each residual came up under each scale index, in the order of the tables, over batches at random
     qualities.
     """
-    radius = codec.book.radius
+    radius = codec.tables.radius
     counts = [np.zeros(2 * r + 2) for r in radius]
     rng = np.random.default_rng(seed)
     for images in samples:
@@ -219,7 +224,7 @@ def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) 
         residuals, tables = codec.encode_symbols(_as_archived(images), qualities)
         for i in range(1, len(radius)):
             of_table = tables == i
-            symbols = codec.book.symbols(residuals[of_table], tables[of_table])
+            symbols = codec.tables.symbols(residuals[of_table], tables[of_table])
             counts[i] += np.bincount(symbols, minlength=len(counts[i]))
     return counts
 
@@ -250,7 +255,7 @@ def export(
 
 
 def new_network(fast: bool = False) -> Network:
-    return Network(Architecture().fast() if fast else Architecture())
+    return Network(Architecture())
 
 
 def build(card: dict[str, Any]) -> Network:

@@ -1,0 +1,54 @@
+"""What is known of an image before its first symbol, in the integer networks: a linear map of its features, computed
+once for all images of a size.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zippy_batch.codecs.int8 import Arrays
+from zippy_batch.codecs.integer import fetch
+from zippy_batch.codecs.latent.features import LEVEL_FEATURES, SPATIAL_FEATURES, level_features, spatial_features
+from zippy_batch.errors import ModelError
+
+STATIC_BITS = 16
+"""Weights are integers of 2^-16 of a unit of the result, for features of 256."""
+_TOP = 1 << 30
+_LIMIT = 1 << 28
+"""Largest magnitude of a result: three of them add up within 32 bits."""
+Size = tuple[int, int, bool]
+"""Height and width in pixels, and whether the image is grey."""
+
+_spatial = lru_cache(maxsize=64)(lambda size: spatial_features(*size).astype(np.float64))
+
+
+class Static:
+    """The static layer called NAME of a model file, for `width` units. Sums are exact in float64 (below 2^53)."""
+
+    def __init__(self, arrays: Arrays, name: str, width: int) -> None:
+        """Raises ModelError where the file lacks it or its weights are out of bounds."""
+        spatial = fetch(arrays, f"{name}.spatial", "int32", width, SPATIAL_FEATURES)
+        level = fetch(arrays, f"{name}.level", "int32", width, LEVEL_FEATURES)
+        self._bias = fetch(arrays, f"{name}.bias", "int32", width).astype(np.int64)
+        if any(np.abs(w.astype(np.int64)).max() > _TOP for w in (spatial, level)):
+            raise ModelError(f"model: weights of {name} must be within +-{_TOP}")
+        self._spatial, self._level = spatial.astype(np.float64), level.astype(np.float64)
+
+    def spatial(self, size: Size, rows: slice, columns: slice) -> NDArray[np.int32]:
+        """(h' * w', width): the part that depends on the position, at the positions named."""
+        features = _spatial(size)[rows, columns]
+        return _settled(features.reshape(-1, features.shape[-1]) @ self._spatial.T)
+
+    def levels(self, level: NDArray[Any]) -> NDArray[np.int32]:
+        """(Q,) levels -> (Q, width): the part that depends on the quality, and the bias."""
+        sums = level_features(level).astype(np.float64) @ self._level.T
+        return (_settled(sums) + self._bias).clip(-_LIMIT, _LIMIT).astype(np.int32)
+
+
+def _settled(sums: NDArray[np.float64]) -> NDArray[np.int32]:
+    rounded = (sums.astype(np.int64) + (1 << (STATIC_BITS - 1))) >> STATIC_BITS
+    return rounded.clip(-_LIMIT, _LIMIT).astype(np.int32)
