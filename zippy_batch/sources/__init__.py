@@ -3,7 +3,7 @@
     files       a directory; every file below it                           (listing.find_files)
     list        a text file that names files, one path a line              (listfile)
     tar         members of an uncompressed tar file, or WebDataset shard   (tar)
-    zip         members of a zip file                                      (zipped)
+    zip         members of a zip file                                      (zip_file)
     parquet     a column of images, as Hugging Face datasets have it       (parquet)
     recordio    records of an MXNet .rec file                              (recordio)
     files in an object store, of the kind files too                        (objects)
@@ -25,8 +25,7 @@ from pathlib import Path
 
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
-from zippy_batch.sources import listfile, parquet, recordio, tar
-from zippy_batch.sources import zip as zipped
+from zippy_batch.sources import listfile, parquet, recordio, tar, zip_file
 from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened, refuse_clashes
 from zippy_batch.sources.directory import (
     Container,
@@ -46,13 +45,13 @@ Read = Callable[[SourceFile], bytes]
 
 _FIND: dict[str, Callable[[Opened, Members, Wanted], None]] = {
     "tar": tar.find,
-    "zip": zipped.find,
+    "zip": zip_file.find,
     "parquet": parquet.find,
     "recordio": recordio.find,
 }
 _READ: dict[str, Callable[[Sequence[Container], SourceFile], bytes]] = {
     "tar": tar.read,
-    "zip": zipped.read,
+    "zip": zip_file.read,
     "recordio": recordio.read,
 }
 _SUFFIX = {"list": ".txt", "tar": ".tar", "zip": ".zip", "parquet": ".parquet", "recordio": ".rec"}
@@ -61,7 +60,6 @@ _BESIDE = {"recordio": (".idx", ".lst")}
 _COMPRESSED = (".tgz", ".gz", ".bz2", ".xz", ".zst")
 _SHOWN = 5
 """Files that a message names before it only counts."""
-
 
 @dataclass(frozen=True)
 class Source:
@@ -83,7 +81,6 @@ class Source:
             return parquet.Reader(self.containers, files).read
         return partial(_READ[self.kind], self.containers)
 
-
 def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     """Every file of a source.
 
@@ -102,12 +99,10 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     root = path.absolute()
     return Source(kind, root if kind == "files" else root.parent), _labelled(listing, wanted)
 
-
 def _labelled(listing: Listing, wanted: Wanted) -> Listing:
     if wanted.labels != "folders":
         return listing
     return replace(listing, files=Files(replace(file, label=folder_label(file.path)) for file in listing.files))
-
 
 def _kind(path: Path, asked: str) -> str:
     """Raises UsageError where there is nothing, or what it is cannot be told."""
@@ -131,7 +126,6 @@ def _kind(path: Path, asked: str) -> str:
         raise UsageError(f"{shown} is neither a directory nor a file that ends in {known}; say what it is with --input")
     return kinds[0]
 
-
 def _list_containers(path: Path, kind: str, wanted: Wanted) -> tuple[Source, Listing]:
     paths, notes = _containers_below(path, kind, wanted) if path.is_dir() else ([path], [])
     containers = tuple(container_at(one.absolute()) for one in paths)
@@ -150,7 +144,6 @@ def _list_containers(path: Path, kind: str, wanted: Wanted) -> tuple[Source, Lis
     refuse_clashes(files, refused, containers)
     require_none_refused(path, sorted(refused))
     return Source(kind, path.absolute(), containers), Listing(Files(files), empty_directories, containers, tuple(notes))
-
 
 def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path], list[str]]:
     """Containers of a kind in a directory, sorted, and what is left out. Raises UsageError where there is anything
