@@ -1,18 +1,18 @@
 """What can be archived -> a sorted listing, and then the content of any file in it, in any order, on any worker.
 
-    files       a directory; every file below it                           (listing.find_files)
+    files       a directory; every file below it                           (directory)
     list        a text file that names files, one path a line              (listfile)
     tar         members of an uncompressed tar file, or WebDataset shard   (tar)
     zip         members of a zip file                                      (zip_file)
     parquet     a column of images, as Hugging Face datasets have it       (parquet)
     recordio    records of an MXNet .rec file                              (recordio)
-    files in an object store, of the kind files too                        (objects)
+    files in an object store, of the kind files too                        (object_store)
 
-    path, Wanted -> list_source -> Source, Listing;    Source.opened(files) -> read(file) -> bytes
+    path, Wanted -> list_source -> Source, Listing;    Source.reader(files) -> read(file) -> bytes
 
 Every kind keeps what a directory of the same files would keep, and refuses by name what it would refuse; what is left
-out all the same stands in `Listing.notes`. The files of a container are found again by `SourceFile.place`, so that no
-worker walks through what it does not need.
+out all the same stands in `Listing.notes`. What restore would refuse after a run is refused before it (`clashes`). The
+files of a container are found again by `SourceFile.place`, so that no worker walks through what it does not need.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from pathlib import Path
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
 from zippy_batch.sources import listfile, parquet, recordio, tar, zip_file
-from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened, refuse_clashes
+from zippy_batch.sources.clashes import clashes
+from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened
 from zippy_batch.sources.directory import (
     Container,
     Files,
@@ -61,6 +62,7 @@ _COMPRESSED = (".tgz", ".gz", ".bz2", ".xz", ".zst")
 _SHOWN = 5
 """Files that a message names before it only counts."""
 
+
 @dataclass(frozen=True)
 class Source:
     """Where the files of a listing are read. Pickles."""
@@ -81,6 +83,7 @@ class Source:
             return parquet.Reader(self.containers, files).read
         return partial(_READ[self.kind], self.containers)
 
+
 def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     """Every file of a source.
 
@@ -99,10 +102,12 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     root = path.absolute()
     return Source(kind, root if kind == "files" else root.parent), _labelled(listing, wanted)
 
+
 def _labelled(listing: Listing, wanted: Wanted) -> Listing:
     if wanted.labels != "folders":
         return listing
     return replace(listing, files=Files(replace(file, label=folder_label(file.path)) for file in listing.files))
+
 
 def _kind(path: Path, asked: str) -> str:
     """Raises UsageError where there is nothing, or what it is cannot be told."""
@@ -126,6 +131,7 @@ def _kind(path: Path, asked: str) -> str:
         raise UsageError(f"{shown} is neither a directory nor a file that ends in {known}; say what it is with --input")
     return kinds[0]
 
+
 def _list_containers(path: Path, kind: str, wanted: Wanted) -> tuple[Source, Listing]:
     paths, notes = _containers_below(path, kind, wanted) if path.is_dir() else ([path], [])
     containers = tuple(container_at(one.absolute()) for one in paths)
@@ -141,9 +147,11 @@ def _list_containers(path: Path, kind: str, wanted: Wanted) -> tuple[Source, Lis
         refused += members.refused
         notes += members.notes
         empty_directories += members.empty_directories
-    refuse_clashes(files, refused, containers)
+    found = Files(files)
+    refused += clashes(found, containers)
     require_none_refused(path, sorted(refused))
-    return Source(kind, path.absolute(), containers), Listing(Files(files), empty_directories, containers, tuple(notes))
+    return Source(kind, path.absolute(), containers), Listing(found, empty_directories, containers, tuple(notes))
+
 
 def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path], list[str]]:
     """Containers of a kind in a directory, sorted, and what is left out. Raises UsageError where there is anything
