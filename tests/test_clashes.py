@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from s3 import S3
+from s3 import s3 as s3
+from s3 import s3_server as s3_server
 
 from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import UsageError
