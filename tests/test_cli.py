@@ -361,7 +361,7 @@ def test_json_is_the_whole_report_and_nothing_else(run: Run, calls: list[dict[st
 
 
 STATS = """
-from zippy_batch import pipeline
+from zippy_batch.run import pipeline
 from zippy_batch.cli.app import app
 from zippy_batch.run.report import ArchiveReport, Line
 line = Line(shard=0, images=3)
@@ -369,7 +369,7 @@ pipeline.stats = lambda path: ArchiveReport('a', (line,) * 5000, line, {}, {})
 app(['stats', 'a'])
 """
 VERIFY_DAMAGED = """
-from zippy_batch import pipeline
+from zippy_batch.run import pipeline
 from zippy_batch.cli.app import app
 from zippy_batch.run.report import Finding, VerifyReport
 pipeline.verify = lambda *rest, **more: VerifyReport('a', 1, 0, damaged=(Finding('b.jpg', 'checksum'),))

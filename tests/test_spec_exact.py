@@ -29,7 +29,7 @@ from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import ModelError
 from zippy_batch.run.pipeline import archive
 
-BUILT_IN = Path(__file__).parents[1] / "zippy_batch" / "models" / "exact.safetensors"
+BUILT_IN = Path(__file__).parents[1] / "zippy_batch" / "codecs" / "models" / "exact.safetensors"
 SIZES = [(24, 40), (17, 35), (42, 50)]
 FORMS = ["4:2:0", "4:4:4", "4:2:2", "L"]
 

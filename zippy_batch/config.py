@@ -23,7 +23,7 @@ from zippy_batch.errors import UsageError
 DEVICES = ("auto", "cpu", "cuda")
 FORMATS = ("jpeg", "png", "webp")
 EXACT = ("auto", "always", "never")
-CODECS = ("latent", "exact")
+TRAINABLE_CODECS = ("latent", "exact")
 LOSSES = ("mse", "ssim", "mix")
 INPUTS = ("auto", "files", "list", "tar", "zip", "parquet", "recordio")
 LABELS = ("auto", "folders", "none")
@@ -31,7 +31,7 @@ CHOICES = {
     "device": DEVICES,
     "format": FORMATS,
     "exact": EXACT,
-    "codec": CODECS,
+    "codec": TRAINABLE_CODECS,
     "loss": LOSSES,
     "input": INPUTS,
     "labels": LABELS,
@@ -156,7 +156,7 @@ class TrainOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        _one_of("codec", self.codec, CODECS)
+        _one_of("codec", self.codec, TRAINABLE_CODECS)
         _one_of("loss", self.loss, LOSSES)
         _one_of("device", self.device, DEVICES)
         if not (math.isfinite(self.minutes) and self.minutes > 0):

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zippy_batch.config import (
-    CODECS,
     DEVICES,
     FORMATS,
     INPUTS,
     LABELS,
     LOSSES,
+    TRAINABLE_CODECS,
     ArchiveOptions,
     Preset,
     RestoreOptions,
@@ -501,7 +501,9 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Model to write, NAME.safetensors.")],
     codec: Annotated[
         str | None,
-        _flag("--codec", metavar="|".join(CODECS), help="Lossy, or exact for JPEG files.", default=_TRAIN.codec),
+        _flag(
+            "--codec", metavar="|".join(TRAINABLE_CODECS), help="Lossy, or exact for JPEG files.", default=_TRAIN.codec
+        ),
     ] = None,
     start: Annotated[
         str | None,

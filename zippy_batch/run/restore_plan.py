@@ -31,7 +31,7 @@ _SHOWN = 5
 
 
 @dataclass
-class Targets:
+class RestorePlan:
     """What a restore will do, in the order of the archive."""
 
     units: list[RestoreUnit] = field(default_factory=list)
@@ -43,23 +43,23 @@ class Targets:
     """Of the rows wanted."""
 
 
-def plan_targets(archive: Archive, options: RestoreOptions) -> Targets:
+def plan_restore(archive: Archive, options: RestoreOptions) -> RestorePlan:
     """The rows wanted, and where they go.
 
     Raises ArchiveError for a path that would leave the destination or that two rows share, UsageError where the
     pattern matches nothing.
     """
     wanted = _wanted(archive, options)
-    targets = Targets()
+    plan = RestorePlan()
     for shard in archive.shards():
         rows = None if wanted is None else wanted.get(shard, [])
         if rows != []:
-            _add_shard(targets, archive, shard, rows, options)
-    if wanted is not None and not targets.rows:
+            _add_shard(plan, archive, shard, rows, options)
+    if wanted is not None and not plan.rows:
         asked = [repr(text) for text in (options.select, options.where) if text is not None]
         raise UsageError(f"no row of {archive.path} matches {' and '.join(asked)}")
-    _check_paths(targets.paths)
-    return targets
+    _check_paths(plan.paths)
+    return plan
 
 
 def _wanted(archive: Archive, options: RestoreOptions) -> dict[int, list[int]] | None:
@@ -75,7 +75,7 @@ def _wanted(archive: Archive, options: RestoreOptions) -> dict[int, list[int]] |
 
 
 def _add_shard(
-    targets: Targets, archive: Archive, shard: int, rows: Sequence[int] | None, options: RestoreOptions
+    plan: RestorePlan, archive: Archive, shard: int, rows: Sequence[int] | None, options: RestoreOptions
 ) -> None:
     facts = _facts(archive, shard)
     places = range(archive.info.shards[shard]) if rows is None else rows
@@ -83,11 +83,11 @@ def _add_shard(
         if place in facts:
             path, codec, source_format, source_bytes = facts[place]
             is_new = codec == "latent"
-            targets.paths.append(restored_path(path, source_format or "", options.format) if is_new else path)
-            targets.source_bytes += source_bytes
-            targets.codecs.add(codec)
-    targets.rows += len(places)
-    targets.units.append(RestoreUnit(shard, None if rows is None else tuple(rows)))
+            plan.paths.append(restored_path(path, source_format or "", options.format) if is_new else path)
+            plan.source_bytes += source_bytes
+            plan.codecs.add(codec)
+    plan.rows += len(places)
+    plan.units.append(RestoreUnit(shard, None if rows is None else tuple(rows)))
 
 
 def _facts(archive: Archive, shard: int) -> dict[int, tuple[bytes, str, str | None, int]]:
@@ -137,7 +137,7 @@ def _parents(path: bytes) -> Iterator[bytes]:
 
 @contextmanager
 def restoring(
-    archive: Archive, destination: Path, targets: Targets, options: RestoreOptions, overwrite: bool
+    archive: Archive, destination: Path, plan: RestorePlan, options: RestoreOptions, overwrite: bool
 ) -> Iterator[Path]:
     """A directory in `destination` for files that are being written; kept if the body raises, for the next attempt.
 
@@ -146,16 +146,16 @@ def restoring(
     """
     if os.path.lexists(destination) and not destination.is_dir():
         raise UsageError(f"cannot restore into {destination}: it is not a directory")
-    _refuse_obstacles(destination, targets.paths)
-    work = destination / os.fsdecode(_unused_name(targets.paths))
-    plan = json.dumps([_identity(archive), options.format, options.jpeg_quality, options.select, options.where])
-    if not overwrite and not _goes_on(work, plan):
-        _refuse_existing(destination, targets.paths)
+    _refuse_obstacles(destination, plan.paths)
+    work = destination / os.fsdecode(_unused_name(plan.paths))
+    identity = json.dumps([_identity(archive), options.format, options.jpeg_quality, options.select, options.where])
+    if not overwrite and not _goes_on(work, identity):
+        _refuse_existing(destination, plan.paths)
     try:
         if work.exists():
             shutil.rmtree(work)
         work.mkdir(parents=True)
-        (work / _PLAN_FILE).write_text(plan)
+        (work / _PLAN_FILE).write_text(identity)
     except OSError as error:
         raise UsageError(f"cannot restore into {destination}: {error.strerror}") from error
     yield work
@@ -178,9 +178,9 @@ def _identity(archive: Archive) -> str:
     return digest.hexdigest()
 
 
-def _goes_on(work: Path, plan: str) -> bool:
+def _goes_on(work: Path, identity: str) -> bool:
     try:
-        return (work / _PLAN_FILE).read_text() == plan
+        return (work / _PLAN_FILE).read_text() == identity
     except OSError:
         return False
 

@@ -2,7 +2,7 @@
 for a store that renames nothing and locks nothing.
 
     .NAME.zippy-staging/
-        claims/                 who works here (`stores/lease.py`)
+        leases/                 who works here (`stores/lease.py`)
         plan.json               fingerprint of the plan, and what it was taken of
         FINGERPRINT/            committed parts
         attempts/               uploads under names that no two attempts share, whole or broken; swept
@@ -29,7 +29,7 @@ from zippy_batch.archives.part_file import model_name
 from zippy_batch.archives.writer import PartFacts, manifest_text, merge_parts, part_facts, part_name
 from zippy_batch.errors import ArchiveError, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
 from zippy_batch.run.staging_local import PLAN_FILE, is_archive_of, mismatch, parse_plan, shard_of
-from zippy_batch.stores.lease import Claim, claimed
+from zippy_batch.stores.lease import Lease, leased
 from zippy_batch.stores.object_path import (
     COPY_LIMIT_BYTES,
     ObjectPath,
@@ -55,7 +55,7 @@ class RemoteStaging:
     root: ObjectPath
     output: ObjectPath
     fingerprint: str
-    claim: Claim
+    lease: Lease
     _sizes: dict[int, int] = field(default_factory=dict)
     """Bytes of the committed parts, by shard."""
 
@@ -78,7 +78,7 @@ class RemoteStaging:
     def require(self, shard: int) -> None:
         """Raises WorkerError when a part that a worker committed is not there, or when this run was given up for dead,
         and UsageError when the archive gets too large for one file."""
-        self.claim.require()
+        self.lease.require()
         size_bytes = size_of(self.part(shard))
         if size_bytes is None:
             raise WorkerError(f"shard {shard} was written, but {self.part(shard)} is not there; run it again")
@@ -98,7 +98,7 @@ class RemoteStaging:
 
     def publish(self, shards: int, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
         """Parts -> the archive in its place. `describe` makes its description, given the codecs that have rows."""
-        self.claim.require()
+        self.lease.require()
         with tempfile.TemporaryDirectory(prefix="zippy-") as folder:
             if self._is_single_file():
                 self._publish_file(Path(folder), shards, describe)
@@ -151,13 +151,13 @@ class RemoteStaging:
             raise ArchiveError(f"{self.part(shard)}: {error}") from error
 
     def _announce(self) -> None:
-        self.claim.require()
+        self.lease.require()
         put_bytes(b"", self.root / "publishing")
 
     def remove(self) -> None:
         """`published` goes last, so that a run killed in here is still seen to have published."""
-        self.claim.stop()
-        _sweep(self.root, keep=(PLAN_FILE, "published", "claims"))
+        self.lease.stop()
+        _sweep(self.root, keep=(PLAN_FILE, "published", "leases"))
         delete_all(self.root)
 
 
@@ -171,10 +171,10 @@ def open_remote_staging(
 ) -> Iterator[RemoteStaging]:
     """As `open_staging`, in an object store."""
     root = remote_staging_path(output)
-    with claimed(root) as claim:
-        # another run may have published between our first look and our claim
+    with leased(root) as lease:
+        # another run may have published between our first look and our lease
         refuse_existing_object(output, overwrite)
-        staging = RemoteStaging(root, output, fingerprint, claim)
+        staging = RemoteStaging(root, output, fingerprint, lease)
         _take_up(staging, facts, overwrite)
         yield staging
         staging.remove()
@@ -211,9 +211,9 @@ def _take_up(staging: RemoteStaging, facts: Mapping[str, Any], overwrite: bool) 
     if found is not None and found["fingerprint"] != staging.fingerprint:
         if not overwrite and _holds_work(staging.root):
             raise StagingMismatch(mismatch(staging.root, staging.output, found["facts"], facts))
-        _sweep(staging.root, keep=("claims",))
+        _sweep(staging.root, keep=("leases",))
     kept = ("published",) if staging.is_published() else ()
-    _sweep(staging.root, keep=(PLAN_FILE, "claims", "publishing", staging.parts.name, *kept))
+    _sweep(staging.root, keep=(PLAN_FILE, "leases", "publishing", staging.parts.name, *kept))
     text = json.dumps({"fingerprint": staging.fingerprint, "facts": dict(facts)}, indent=1, sort_keys=True)
     put_bytes(text.encode(), staging.root / PLAN_FILE)
 

@@ -80,7 +80,7 @@ class Source:
         if not self.containers:
             return partial(read_file, self.root)
         if self.kind == "parquet":
-            return parquet.Reader(self.containers, files).read
+            return parquet.ParquetReader(self.containers, files).read
         return partial(_READ[self.kind], self.containers)
 
 

@@ -61,7 +61,7 @@ def find(file: Opened, members: Members, wanted: Wanted) -> None:
         rows.tell()
 
 
-class Reader:
+class ParquetReader:
     """Reads files of one shard; the first read loads them all."""
 
     def __init__(self, containers: Sequence[Container], files: Sequence[SourceFile]) -> None:

@@ -19,9 +19,7 @@ from torch import nn
 
 from zippy_batch.codecs.exact.context import HIDDEN_BITS, STATE_BITS
 from zippy_batch.codecs.exact.mixture import END_BITS, LOGIT_BITS, MEAN_BITS, SCALE_BITS
-from zippy_batch.codecs.exact.network import CONTEXT_PLANES, MIXTURE, Plane, Step
-from zippy_batch.codecs.exact.network import Architecture as ExactArchitecture
-from zippy_batch.codecs.exact.network import Network as ExactNetwork
+from zippy_batch.codecs.exact.network import CONTEXT_PLANES, MIXTURE, ExactArchitecture, ExactNetwork, Plane, Step
 from zippy_batch.codecs.latent.context import SIXTEENTHS
 from zippy_batch.codecs.latent.export import quality_levels
 from zippy_batch.codecs.latent.features import LEVEL_KNOTS, LEVEL_STEP, ONE
@@ -29,9 +27,9 @@ from zippy_batch.codecs.latent.network import (
     NEIGHBOURS,
     PARITIES,
     SIGMA_STEP,
-    Architecture,
     Context,
-    Network,
+    LatentArchitecture,
+    LatentNetwork,
     channel_units,
 )
 from zippy_batch.codecs.model_file import Model
@@ -45,7 +43,7 @@ _SCALE_BITS = 4
 """Of the context's scales: sixteenths of an index."""
 
 
-def latent_network(model: Model, fast: bool = False) -> Network:
+def latent_network(model: Model, fast: bool = False) -> LatentNetwork:
     """The lossy codec's network of a model; where that knew no magnitudes, it may now learn to use them.
 
     If it is to be `fast`, and the model is not yet, the last blocks of the synthesis are left out, and so are the
@@ -53,9 +51,9 @@ def latent_network(model: Model, fast: bool = False) -> Network:
     one that is not whole.
     """
     with _whole(model), torch.no_grad():
-        own = Architecture.from_dict(model.card["architecture"])
+        own = LatentArchitecture.from_dict(model.card["architecture"])
         shape = replace(own.fast() if fast else own, magnitudes=True)
-        network = Network(shape)
+        network = LatentNetwork(shape)
         _fill_latent(network, model.arrays, own)
     return network
 
@@ -91,7 +89,7 @@ def _unit(shift: NDArray[Any], bits: int | NDArray[np.int64]) -> NDArray[np.floa
 # ---- lossy ----
 
 
-def _fill_latent(network: Network, arrays: Arrays, model: Architecture) -> None:
+def _fill_latent(network: LatentNetwork, arrays: Arrays, model: LatentArchitecture) -> None:
     shape = network.architecture
     # latents are in the order of their frequencies, and stay so
     kept = np.sort(np.argsort(-arrays["level.scale_offset"].mean(0), kind="stable")[: shape.latents])

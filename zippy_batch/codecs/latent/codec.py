@@ -21,9 +21,9 @@ from torch import Tensor
 
 from zippy_batch.archives.schema import MAX_SIDE
 from zippy_batch.codecs.integer import exact_products, fetch
-from zippy_batch.codecs.latent.context import QUALITIES, SIXTEENTHS, IntegerContext
+from zippy_batch.codecs.latent.context import QUALITY_LEVELS, SIXTEENTHS, IntegerContext
 from zippy_batch.codecs.latent.features import LEVEL_MAX, ONE, PATCH, grid_size, level_features, spatial_features
-from zippy_batch.codecs.latent.network import PARITIES, SCALES, Analysis, Architecture, Synthesis
+from zippy_batch.codecs.latent.network import PARITIES, SCALE_LEVELS, Analysis, LatentArchitecture, Synthesis
 from zippy_batch.codecs.model_file import Model
 from zippy_batch.codecs.rans import RESIDUAL_LIMIT, Decoder, Tables, encode, lane_count
 from zippy_batch.errors import DamagedRow, ModelError
@@ -65,12 +65,12 @@ class LatentCodec:
         self._analysis = _transform(Analysis, a, arrays, "analysis.", self._device).to(self._analysis_type)
         self._synthesis = _transform(Synthesis, a, arrays, "synthesis.", self._device).to(self._synthesis_type)
         self._context = IntegerContext(a, arrays, self._device)
-        self._level = fetch(arrays, "quality.level", "int16", QUALITIES)
+        self._level = fetch(arrays, "quality.level", "int16", QUALITY_LEVELS)
         if not 0 <= self._level.min() <= self._level.max() <= LEVEL_MAX:
             raise ModelError(f"model: quality.level must be 0..{LEVEL_MAX}")
-        self._gain = self._float(arrays, "gain.analysis", QUALITIES, a.latents)
-        self._inverse_gain = self._float(arrays, "gain.synthesis", QUALITIES, a.latents)
-        self._threshold = self._float(arrays, "encoder.threshold", SCALES)
+        self._gain = self._float(arrays, "gain.analysis", QUALITY_LEVELS, a.latents)
+        self._inverse_gain = self._float(arrays, "gain.synthesis", QUALITY_LEVELS, a.latents)
+        self._threshold = self._float(arrays, "encoder.threshold", SCALE_LEVELS)
         self.book = _tables(arrays)
 
     def _float(self, arrays: Mapping[str, NDArray], name: str, *shape: int) -> Tensor:
@@ -175,8 +175,8 @@ class LatentCodec:
         self, sizes: Sequence[tuple[int, int, bool]], qualities: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Integer features in float32 containers: spatial (N or 1, h, w, F), level (N, F), quality index (N,)."""
-        if any(not 1 <= q <= QUALITIES for q in qualities):
-            raise DamagedRow(f"quality must be 1..{QUALITIES}, found {sorted(set(qualities))}")
+        if any(not 1 <= q <= QUALITY_LEVELS for q in qualities):
+            raise DamagedRow(f"quality must be 1..{QUALITY_LEVELS}, found {sorted(set(qualities))}")
         distinct = sorted(set(sizes))
         maps = {size: torch.from_numpy(spatial_features(*size)).float() for size in distinct}
         spatial = torch.stack([maps[s] for s in (sizes if len(distinct) > 1 else distinct)])
@@ -234,10 +234,10 @@ def _to_grey_pixels(blocks: Tensor) -> NDArray[np.uint8]:
     return _to_pixels(grey.reshape(n, h, w, -1))[..., 0]
 
 
-def _architecture(model: Model) -> Architecture:
+def _architecture(model: Model) -> LatentArchitecture:
     card: Any = model.card.get("architecture")
     try:
-        return Architecture.from_dict(card)
+        return LatentArchitecture.from_dict(card)
     except (TypeError, ValueError, KeyError) as error:
         raise ModelError(f"model {model.name!r}: architecture {card!r} is not understood: {error}") from error
 
@@ -253,7 +253,7 @@ Transform = TypeVar("Transform", Analysis, Synthesis)
 
 
 def _transform(
-    kind: type[Transform], a: Architecture, arrays: Mapping[str, NDArray], prefix: str, device: torch.device
+    kind: type[Transform], a: LatentArchitecture, arrays: Mapping[str, NDArray], prefix: str, device: torch.device
 ) -> Transform:
     # before networks of these sizes take any memory, the file must have arrays of them
     for block in range(a.blocks if kind is Analysis else a.synthesis_blocks):
@@ -269,7 +269,7 @@ def _transform(
 
 
 def _tables(arrays: Mapping[str, NDArray]) -> Tables:
-    radius = fetch(arrays, "entropy.radius", "int16", SCALES).astype(np.int64)
+    radius = fetch(arrays, "entropy.radius", "int16", SCALE_LEVELS).astype(np.int64)
     sizes = 2 * radius[1:] + 2
     if (radius < 0).any():
         raise ModelError("model: entropy.radius must not be negative")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from zippy_batch.codecs.integer import Arrays, RoundedSum, fetch, load_layer, multiply, probe, prove
 from zippy_batch.codecs.latent.features import LEVEL_FEATURES, ONE, SPATIAL_FEATURES
-from zippy_batch.codecs.latent.network import NEIGHBOURS, PARITIES, SCALES, Architecture
+from zippy_batch.codecs.latent.network import NEIGHBOURS, PARITIES, SCALE_LEVELS, LatentArchitecture
 from zippy_batch.errors import ModelError
 
 SIXTEENTHS = 16
@@ -35,7 +35,7 @@ CONTEXT_LIMIT = 511
 VALUE_LIMIT = 8191
 """Means, and latents in sixteenths, as far as the networks see them; VALUE_LIMIT * MANTISSA_LIMIT < 2^23."""
 MANTISSA_LIMIT = 1023
-QUALITIES = 100
+QUALITY_LEVELS = 100
 
 OWN_ARRAYS = {"own": "own.weight", "own_sizes": "own.sizes"}
 """Array of each input of a step's own part."""
@@ -46,7 +46,7 @@ float32 integers.
 """
 
 
-def input_limits(a: Architecture, parity: int, group: int) -> dict[str, int]:
+def input_limits(a: LatentArchitecture, parity: int, group: int) -> dict[str, int]:
     """Largest magnitude of each input of a step's first layer."""
     limits = {"spatial": ONE, "level": ONE}
     count = len(NEIGHBOURS[parity])
@@ -77,7 +77,7 @@ class _Step:
 class IntegerContext:
     """The integer context model of one model file, on one device."""
 
-    def __init__(self, architecture: Architecture, arrays: Arrays, device: torch.device) -> None:
+    def __init__(self, architecture: LatentArchitecture, arrays: Arrays, device: torch.device) -> None:
         probe(device)
         a = self._architecture = architecture
         self._device = device
@@ -89,7 +89,7 @@ class IntegerContext:
             self._steps.append([step.to(device) for step in steps])
         self._to_context = _multiplier(arrays, "to_context", a.latents, device)
         self._from_context = _multiplier(arrays, "from_context", a.latents, device)
-        offset = fetch(arrays, "level.scale_offset", "int16", QUALITIES, a.latents)
+        offset = fetch(arrays, "level.scale_offset", "int16", QUALITY_LEVELS, a.latents)
         self._scale_offset = torch.from_numpy(offset.astype(np.float32)).to(device)
 
     def traverse(
@@ -118,7 +118,7 @@ class IntegerContext:
                 channels = slice(start, start + size)
                 mean, scale = self._predict(step, base, own[..., :start])
                 mu = multiply(mean, from_mantissa[..., channels], from_factor[..., channels], VALUE_LIMIT)
-                index = ((scale + scale_offset[..., channels] + 8) * (1 / 16)).floor_().clamp_(0, SCALES - 1)
+                index = ((scale + scale_offset[..., channels] + 8) * (1 / 16)).floor_().clamp_(0, SCALE_LEVELS - 1)
                 value = mu + SIXTEENTHS * code(k, channels, mu, index)
                 y_hat[:, i::2, j::2, channels] = value
                 value = value.clamp(-VALUE_LIMIT, VALUE_LIMIT)
@@ -163,7 +163,7 @@ def _sum_of_magnitudes(seen: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[RoundedSum, list[_Step]]:
+def _load_parity(a: LatentArchitecture, arrays: Arrays, k: int) -> tuple[RoundedSum, list[_Step]]:
     """The layers of one parity, their exactness proved over every sum that the coder forms."""
     width = a.context_width
     limits = input_limits(a, k, 0)
@@ -196,8 +196,8 @@ def _load_parity(a: Architecture, arrays: Arrays, k: int) -> tuple[RoundedSum, l
 
 
 def _multiplier(arrays: Arrays, name: str, latents: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    mantissa = fetch(arrays, f"level.{name}.mantissa", "int16", QUALITIES, latents)
-    exponent = fetch(arrays, f"level.{name}.exponent", "int8", QUALITIES, latents)
+    mantissa = fetch(arrays, f"level.{name}.mantissa", "int16", QUALITY_LEVELS, latents)
+    exponent = fetch(arrays, f"level.{name}.exponent", "int8", QUALITY_LEVELS, latents)
     if mantissa.min() < 0 or mantissa.max() > MANTISSA_LIMIT or exponent.min() < 0 or exponent.max() > 22:
         raise ModelError(f"model: level.{name} is not exact: mantissas must be 0..{MANTISSA_LIMIT}, exponents 0..22")
     factor = np.exp2(-exponent.astype(np.float64)).astype(np.float32)

@@ -21,7 +21,7 @@ from zippy_batch.codecs.latent.context import (
     ACTIVATION_LIMIT,
     CONTEXT_LIMIT,
     OWN_ARRAYS,
-    QUALITIES,
+    QUALITY_LEVELS,
     SIXTEENTHS,
     VALUE_LIMIT,
     input_limits,
@@ -31,11 +31,11 @@ from zippy_batch.codecs.latent.features import LEVEL_MAX, ONE, spatial_features
 from zippy_batch.codecs.latent.network import (
     NEIGHBOURS,
     PARITIES,
-    SCALES,
+    SCALE_LEVELS,
     SIGMA_MIN,
     SIGMA_STEP,
     Context,
-    Network,
+    LatentNetwork,
     as_float,
     interpolate_knots,
     level_hats,
@@ -53,7 +53,7 @@ class Ranges:
     channel.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: LatentNetwork) -> None:
         a = network.architecture
         shape = (len(PARITIES), len(a.groups), a.context_width)
         self.first = np.full(shape, 1e-3)
@@ -100,7 +100,7 @@ def _array(parameter: torch.Tensor) -> NDArray[np.float64]:
     return parameter.detach().double().numpy()
 
 
-def _context_arrays(network: Network, ranges: Ranges) -> Arrays:
+def _context_arrays(network: LatentNetwork, ranges: Ranges) -> Arrays:
     context = network.context
     out: Arrays = {}
     scale = CONTEXT_LIMIT / ranges.context
@@ -168,7 +168,7 @@ def _layer(
     return power
 
 
-def _level_arrays(network: Network, scale: NDArray[np.float64], mean_power: NDArray[np.int64]) -> Arrays:
+def _level_arrays(network: LatentNetwork, scale: NDArray[np.float64], mean_power: NDArray[np.int64]) -> Arrays:
     levels = torch.from_numpy(quality_levels().astype(np.float32))
     gain = _array(interpolate_knots(network.log_gain, levels).exp())
     inverse = _array(interpolate_knots(network.log_inverse_gain, levels).exp())
@@ -193,7 +193,7 @@ def quality_levels() -> NDArray[np.int64]:
 
     Finest between 20 and 80, where archives are made (about 24 to 31 dB at 42x42); the rest of the range lies above.
     """
-    levels = np.interp(np.arange(1, QUALITIES + 1), (1, 20, 80, QUALITIES), (0, 136, 336, LEVEL_MAX))
+    levels = np.interp(np.arange(1, QUALITY_LEVELS + 1), (1, 20, 80, QUALITY_LEVELS), (0, 136, 336, LEVEL_MAX))
     return np.rint(levels).astype(np.int64)
 
 
@@ -225,7 +225,7 @@ def prior_frequencies(
 
 def entropy_arrays(counts: Sequence[NDArray[np.float64] | None] | None = None) -> Arrays:
     """Tables of all scale indices; index 0 has none."""
-    tables = [prior_frequencies(i, counts[i] if counts else None) for i in range(1, SCALES)]
+    tables = [prior_frequencies(i, counts[i] if counts else None) for i in range(1, SCALE_LEVELS)]
     return {
         "entropy.radius": np.array([0, *((len(t) - 2) // 2 for t in tables)], np.int16),
         "entropy.frequencies": np.concatenate(tables).astype(np.uint16),
@@ -245,7 +245,7 @@ def threshold_array(arrays: Arrays, strength: float) -> NDArray[np.float32]:
     return np.clip(0.5 * strength * np.log(2) / 6 * extra, 0, 0.6).astype(np.float32)
 
 
-def measure(network: Network, samples: Sequence[Images], seed: int = 0) -> Ranges:
+def measure(network: LatentNetwork, samples: Sequence[Images], seed: int = 0) -> Ranges:
     """Activation ranges on batches of equally sized images (n, H, W, 3), at levels over the whole range."""
     ranges = Ranges(network)
     rng = np.random.default_rng(seed)
@@ -257,7 +257,7 @@ def measure(network: Network, samples: Sequence[Images], seed: int = 0) -> Range
     return ranges
 
 
-def export_arrays(network: Network, samples: Sequence[Images]) -> Arrays:
+def export_arrays(network: LatentNetwork, samples: Sequence[Images]) -> Arrays:
     """All arrays of a model file, with tables from the prior alone; `count_residuals` refines them."""
     network.eval()
     arrays = _context_arrays(network, measure(network, samples))

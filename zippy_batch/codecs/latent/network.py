@@ -44,14 +44,14 @@ NEIGHBOURS: tuple[tuple[tuple[int, int], ...], ...] = (
 )
 """Offsets (row, column) of the already coded neighbours of each parity."""
 
-SCALES = 64
+SCALE_LEVELS = 64
 SIGMA_MIN = 0.11
 SIGMA_STEP = 0.1
 """Scale index i stands for sigma = SIGMA_MIN * exp(SIGMA_STEP * i), in quantisation steps."""
 
 
 @dataclass(frozen=True)
-class Architecture:
+class LatentArchitecture:
     """Sizes of the networks. A model file carries them; nothing else fixes them."""
 
     width: int = 192
@@ -76,7 +76,7 @@ class Architecture:
         if sum(self.groups) != self.latents:
             raise ValueError(f"groups {self.groups} must add up to latents {self.latents}")
 
-    def fast(self) -> Architecture:
+    def fast(self) -> LatentArchitecture:
         """The form of it that decodes fast: a small synthesis, and a context that takes fewer and narrower steps.
 
         96 latents are what blocks of 4:2:0 have: 64 coefficients of luma and 16 of each chroma.
@@ -90,13 +90,13 @@ class Architecture:
         return asdict(self)
 
     @staticmethod
-    def from_dict(fields: Any) -> Architecture:
+    def from_dict(fields: Any) -> LatentArchitecture:
         """Inverse of `to_dict`, also after JSON; TypeError, ValueError or KeyError on anything else.
 
         Cards may leave out magnitudes, for none, and synthesis_blocks, for as many as the analysis has.
         """
         left_out = {"magnitudes": False, "synthesis_blocks": fields["blocks"]}
-        return Architecture(**{**left_out, **fields, "groups": tuple(fields["groups"])})
+        return LatentArchitecture(**{**left_out, **fields, "groups": tuple(fields["groups"])})
 
 
 def lambda_of(level: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class Block(nn.Module):
 class Analysis(nn.Module):
     """g_a: pixels -> latents before the gain."""
 
-    def __init__(self, a: Architecture) -> None:
+    def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
         self.first = nn.Linear(3 * PATCH * PATCH, a.width)
         self.static = Static(a.width)
@@ -230,7 +230,7 @@ class Analysis(nn.Module):
 class Synthesis(nn.Module):
     """g_s: latents after the inverse gain -> pixels."""
 
-    def __init__(self, a: Architecture) -> None:
+    def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
         self.first = nn.Linear(a.latents, a.width)
         self.static = Static(a.width)
@@ -270,7 +270,7 @@ class Context(nn.Module):
     unit: Tensor
     """(M,) deviation that each channel is expected to have."""
 
-    def __init__(self, a: Architecture) -> None:
+    def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
         self.groups = a.groups
         width = a.context_width
@@ -368,10 +368,10 @@ def gaussian_bits(residual: Tensor, sigma: Tensor) -> Tensor:
     return -torch.log2(lower_bound(p, 1e-9))
 
 
-class Network(nn.Module):
+class LatentNetwork(nn.Module):
     """The lossy codec as it is trained: transforms, gains and context in floats."""
 
-    def __init__(self, a: Architecture) -> None:
+    def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
         self.architecture = a
         self.analysis = Analysis(a)
@@ -406,7 +406,7 @@ class Network(nn.Module):
                 own = torch.cat(parts, -1) * to_natural[..., :start] if parts else None
                 mean, scale = context.group(k, g, z, own)
                 mean = mean.float() * from_natural[..., channels]
-                index = lower_bound(scale.float() + log_gain[..., channels], 0.0).clamp(max=SCALES - 1.0)
+                index = lower_bound(scale.float() + log_gain[..., channels], 0.0).clamp(max=SCALE_LEVELS - 1.0)
                 sigma = SIGMA_MIN * torch.exp(SIGMA_STEP * index)
                 residual = target[..., channels] - mean
                 rounded = residual + (residual.round() - residual).detach()
