@@ -47,6 +47,7 @@ from zippy_batch.run.restore_shard import RestoreJob
 from zippy_batch.run.staging import Staging, open_staging, refuse_output
 from zippy_batch.run.verify_shard import ShardVerified, VerifyJob, VerifyUnit
 from zippy_batch.sources import Source, Wanted, list_source
+from zippy_batch.sources.clashes import refuse_restored_clashes
 from zippy_batch.stores.object_path import Place, place
 
 _log = logging.getLogger(__name__)
@@ -114,6 +115,8 @@ def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -
     origin, listing = list_source(source, Wanted(options.input, options.labels, options.leave_out))
     if not listing.files:
         raise UsageError(f"nothing to archive: there is no file in {source}")
+    if options.exact != "always":
+        refuse_restored_clashes(source, listing.files, lambda file: origin.reader((file,))(file))
     return origin, plan_archive(listing, options, {codec: model.id for codec, model in models.items()})
 
 

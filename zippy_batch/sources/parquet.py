@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from zippy_batch.archives.schema import LABEL, METADATA_KEY
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.paths import display_path
-from zippy_batch.sources.containers import Members, Opened, Wanted, name_problem, opened, without_dot
+from zippy_batch.paths import display_path, name_problem
+from zippy_batch.sources.containers import Members, Opened, Wanted, opened, without_dot
 from zippy_batch.sources.directory import Container, SourceFile
 from zippy_batch.sources.recordio import suffix_of
 
