@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from zippy_batch.codecs.latent import network as lossy
 from zippy_batch.codecs.latent.features import SPATIAL_FEATURES
-from zippy_batch.codecs.latent.network import Architecture, Context, Network
+from zippy_batch.codecs.latent.network import Context, LatentArchitecture, LatentNetwork
 from zippy_batch.codecs.model_file import load_model
 from zippy_batch.compare.curves import Point, mean_ratio
 from zippy_batch.sources.directory import list_files
@@ -67,10 +67,10 @@ class Result:
 # ---- variants that are more than other sizes ----
 
 
-class Blind(Network):
+class Blind(LatentNetwork):
     """Sees zeros for some of the spatial features."""
 
-    def __init__(self, a: Architecture, hidden: slice) -> None:
+    def __init__(self, a: LatentArchitecture, hidden: slice) -> None:
         super().__init__(a)
         self._hidden = hidden
 
@@ -80,12 +80,12 @@ class Blind(Network):
         return super().forward(x, spatial, level, noise)
 
 
-class WithHyperprior(Network):
+class WithHyperprior(LatentNetwork):
     """A side stream of 16 channels per 2x2 blocks that the context sees (Balle et al. 2018, arXiv:1802.01436)."""
 
     CHANNELS = 16
 
-    def __init__(self, a: Architecture) -> None:
+    def __init__(self, a: LatentArchitecture) -> None:
         super().__init__(a)
         self.analyse = nn.Sequential(nn.Linear(a.latents, 64), nn.ReLU(), nn.Linear(64, self.CHANNELS))
         self.spread = nn.Linear(self.CHANNELS, a.context_width)
@@ -114,10 +114,10 @@ class WithHyperprior(Network):
         return y_hat, bits + more
 
 
-class WithMixtures(Network):
+class WithMixtures(LatentNetwork):
     """Mixtures of two Gaussians instead of one; symbols are counted from the first one's mean."""
 
-    def __init__(self, a: Architecture) -> None:
+    def __init__(self, a: LatentArchitecture) -> None:
         super().__init__(a)
         more = [[nn.Linear(a.context_width, 3 * g) for g in a.groups] for _ in lossy.PARITIES]
         self.more = nn.ModuleList(nn.ModuleList(layers) for layers in more)
@@ -158,10 +158,10 @@ class WithMixtures(Network):
             return super().code(y, gain, spatial, level, noise)
 
 
-class WithoutNeighbours(Network):
+class WithoutNeighbours(LatentNetwork):
     """No position sees another: contexts of its own channels alone."""
 
-    def __init__(self, a: Architecture) -> None:
+    def __init__(self, a: LatentArchitecture) -> None:
         super().__init__(a)
         begin = self.context.begin
 
@@ -171,36 +171,36 @@ class WithoutNeighbours(Network):
         self.context.begin = begin_alone  # type: ignore[method-assign]
 
 
-BASE = Architecture()
-VARIANTS: dict[str, Callable[[], Network]] = {
-    "base: width 192, 4+4 blocks, 128 latents in 16+32+80, context 160": lambda: Network(BASE),
-    "no magnitudes in the context": lambda: Network(replace(BASE, magnitudes=False)),
+BASE = LatentArchitecture()
+VARIANTS: dict[str, Callable[[], LatentNetwork]] = {
+    "base: width 192, 4+4 blocks, 128 latents in 16+32+80, context 160": lambda: LatentNetwork(BASE),
+    "no magnitudes in the context": lambda: LatentNetwork(replace(BASE, magnitudes=False)),
     "a hyperprior besides": lambda: WithHyperprior(BASE),
     "mixtures of two": lambda: WithMixtures(BASE),
     "no neighbours": lambda: WithoutNeighbours(BASE),
     "no position": lambda: Blind(BASE, _POSITION),
     "no image size": lambda: Blind(BASE, _SIZE),
-    "one group": lambda: Network(replace(BASE, groups=(128,))),
-    "two groups: 32+96": lambda: Network(replace(BASE, groups=(32, 96))),
-    "five groups: 8+16+24+32+48": lambda: Network(replace(BASE, groups=(8, 16, 24, 32, 48))),
-    "context 96": lambda: Network(replace(BASE, context_width=96)),
-    "context 256": lambda: Network(replace(BASE, context_width=256)),
-    "96 latents: 16+32+48": lambda: Network(replace(BASE, latents=96, groups=(16, 32, 48))),
-    "192 latents: 16+48+128": lambda: Network(replace(BASE, latents=192, groups=(16, 48, 128))),
-    "width 128": lambda: Network(replace(BASE, width=128)),
-    "width 256": lambda: Network(replace(BASE, width=256)),
-    "2 blocks of synthesis": lambda: Network(replace(BASE, synthesis_blocks=2)),
-    "1 block of synthesis": lambda: Network(replace(BASE, synthesis_blocks=1)),
-    "2+2 blocks": lambda: Network(replace(BASE, blocks=2, synthesis_blocks=2)),
-    "6+6 blocks": lambda: Network(replace(BASE, blocks=6, synthesis_blocks=6)),
-    "as --fast makes it": lambda: Network(BASE.fast()),
+    "one group": lambda: LatentNetwork(replace(BASE, groups=(128,))),
+    "two groups: 32+96": lambda: LatentNetwork(replace(BASE, groups=(32, 96))),
+    "five groups: 8+16+24+32+48": lambda: LatentNetwork(replace(BASE, groups=(8, 16, 24, 32, 48))),
+    "context 96": lambda: LatentNetwork(replace(BASE, context_width=96)),
+    "context 256": lambda: LatentNetwork(replace(BASE, context_width=256)),
+    "96 latents: 16+32+48": lambda: LatentNetwork(replace(BASE, latents=96, groups=(16, 32, 48))),
+    "192 latents: 16+48+128": lambda: LatentNetwork(replace(BASE, latents=192, groups=(16, 48, 128))),
+    "width 128": lambda: LatentNetwork(replace(BASE, width=128)),
+    "width 256": lambda: LatentNetwork(replace(BASE, width=256)),
+    "2 blocks of synthesis": lambda: LatentNetwork(replace(BASE, synthesis_blocks=2)),
+    "1 block of synthesis": lambda: LatentNetwork(replace(BASE, synthesis_blocks=1)),
+    "2+2 blocks": lambda: LatentNetwork(replace(BASE, blocks=2, synthesis_blocks=2)),
+    "6+6 blocks": lambda: LatentNetwork(replace(BASE, blocks=6, synthesis_blocks=6)),
+    "as --fast makes it": lambda: LatentNetwork(BASE.fast()),
 }
 
 
 # ---- training and scoring ----
 
 
-def trained(network: Network, task: LatentTask, steps: int, rate: float = 1.0) -> float:
+def trained(network: LatentNetwork, task: LatentTask, steps: int, rate: float = 1.0) -> float:
     """Train in place, at so many times the usual learning rates; ms per step."""
     hidden = [p for name, p in network.named_parameters() if p.ndim == 2 and task.is_hidden(name)]
     ids = {id(p) for p in hidden}
@@ -225,21 +225,21 @@ def trained(network: Network, task: LatentTask, steps: int, rate: float = 1.0) -
     return 1e3 * (time.perf_counter() - begun) / steps
 
 
-def take_over(network: Network, name: str) -> None:
+def take_over(network: LatentNetwork, name: str) -> None:
     """The weights of a trained model, where the network has such layers."""
     found, there = latent_network(load_model(name)).state_dict(), network.state_dict()
     same = {key: value for key, value in found.items() if key in there and there[key].shape == value.shape}
     network.load_state_dict(same, strict=False)
 
 
-def scored(network: Network, faces: Any) -> list[Point]:
+def scored(network: LatentNetwork, faces: Any) -> list[Point]:
     height, width = faces.shape[1:3]
     with torch.no_grad():
         rows, _ = evaluate(network.eval(), faces, QUALITIES)
     return [Point(bpp * height * width / 8, psnr) for _, bpp, psnr in rows]
 
 
-def products(network: Network, size: int) -> dict[str, float]:
+def products(network: LatentNetwork, size: int) -> dict[str, float]:
     """Thousands of multiplications and additions per 8x8 block of an image, by part."""
     counted = {"analysis": 0, "context": 0, "synthesis": 0}
 
@@ -268,7 +268,7 @@ def products(network: Network, size: int) -> dict[str, float]:
 # ---- narrow integers ----
 
 
-def narrowed(network: Network, weight_bits: int, activation_bits: int) -> Network:
+def narrowed(network: LatentNetwork, weight_bits: int, activation_bits: int) -> LatentNetwork:
     """The network with the context's weights and activations rounded to so many bits, each row by its largest."""
     top = 2 ** (weight_bits - 1) - 1
     levels = 2**activation_bits - 1

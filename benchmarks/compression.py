@@ -22,7 +22,7 @@ from pathlib import Path
 
 from zippy_batch.compare.curves import Point, ratio_at
 from zippy_batch.compare.measure import QUALITIES, CompareOptions, compare
-from zippy_batch.compare.report import LOSSY, Comparison
+from zippy_batch.compare.report import OWN_LOSSY, Comparison
 
 RIVALS = ("avif", "avif-speed0", "webp")
 
@@ -31,7 +31,7 @@ def show(found: Comparison, names: Sequence[str]) -> None:
     rivals = {name: found.points(name) for name in names}
     print(f"{Path(found.source).name}: {found.images} images")
     print(f"  {'':16} {'bytes/image':>12} {'PSNR dB':>8}" + "".join(f" {'of ' + name:>15}" for name in names))
-    for row in found.curve(LOSSY):
+    for row in found.curve(OWN_LOSSY):
         cells = [ratio_at(Point(row.stored_bytes, row.psnr_db or 0.0), rivals[name]) for name in names]
         shown = "".join(f" {'-' if cell is None else f'{cell:.3f}':>15}" for cell in cells)
         print(f"  {f'quality {row.level}':16} {row.stored_bytes:12.1f} {row.psnr_db:8.2f}{shown}")
@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     names = [name for name in RIVALS if name not in options.skip]
     settings = CompareOptions(
-        limit=options.limit, qualities=options.qualities, only=(*names, LOSSY), model=options.model, verify=False
+        limit=options.limit, qualities=options.qualities, only=(*names, OWN_LOSSY), model=options.model, verify=False
     )
     comparisons = []
     with tempfile.TemporaryDirectory() as folder:

@@ -49,14 +49,14 @@ from torch import Tensor, nn
 
 from zippy_batch.compare.curves import Point, log_bytes_at
 from zippy_batch.compare.measure import CompareOptions, compare, parquet_bytes
-from zippy_batch.compare.report import LOSSY, Row
+from zippy_batch.compare.report import OWN_LOSSY, ComparisonRow
 from zippy_batch.images.metrics import mean_squared_error, psnr_db
 
 FLOATS = 56
 DROPOUT = 0.25
 BATCH = 32
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-CONTENDERS = (LOSSY, "avif", "avif-speed0")
+CONTENDERS = (OWN_LOSSY, "avif", "avif-speed0")
 QUALITIES = (1, 10, 25, 40, 55, 70, 85)
 
 
@@ -156,20 +156,22 @@ class Known:
     head: str = ""
     training: dict[str, str] = field(default_factory=dict)
     codes: dict[str, list[Stored]] = field(default_factory=dict)
-    curves: dict[str, list[Row]] = field(default_factory=dict)
+    curves: dict[str, list[ComparisonRow]] = field(default_factory=dict)
     """By contender."""
 
     def lines(self) -> list[str]:
-        rivals = [name for name in self.curves if name != LOSSY]
+        rivals = [name for name in self.curves if name != OWN_LOSSY]
         columns = ["56 floats", "kept as", "bytes/image", "PSNR dB"]
-        columns += [f"{name}, bytes at this PSNR" for name in (LOSSY, *rivals)] + [f"{LOSSY}, PSNR at these bytes"]
+        columns += [f"{name}, bytes at this PSNR" for name in (OWN_LOSSY, *rivals)] + [
+            f"{OWN_LOSSY}, PSNR at these bytes"
+        ]
         curves = {name: points_of(rows) for name, rows in self.curves.items()}
-        mine = curves.get(LOSSY, [])
+        mine = curves.get(OWN_LOSSY, [])
         out = [self.head, *(f"{name}: {text}" for name, text in self.training.items()), ""]
         out += [_row(columns), _row(["---"] * len(columns))]
         for one in [one for rows in self.codes.values() for one in rows]:
             cells = [one.name, one.kept_as, f"{one.bytes_per_image:.0f}", f"{one.psnr_db:.2f}"]
-            cells += [bytes_text(curves.get(name, []), one.psnr_db) for name in (LOSSY, *rivals)]
+            cells += [bytes_text(curves.get(name, []), one.psnr_db) for name in (OWN_LOSSY, *rivals)]
             out.append(_row([*cells, psnr_text(mine, one.bytes_per_image)]))
         out += ["", _row(["coder", "setting", "bytes/image", "PSNR dB"]), _row(["---"] * 4)]
         for row in [row for rows in self.curves.values() for row in rows]:
@@ -181,7 +183,7 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def points_of(rows: Sequence[Row]) -> list[Point]:
+def points_of(rows: Sequence[ComparisonRow]) -> list[Point]:
     return [Point(row.stored_bytes, row.psnr_db) for row in rows if row.psnr_db is not None]
 
 
@@ -314,7 +316,7 @@ def in_parquet(faces: Faces, blobs: Sequence[bytes]) -> float:
     return parquet_bytes([os.fsencode(path.name) for path in faces.held_out_paths], blobs) / len(blobs)
 
 
-def curves_of(faces: Faces) -> dict[str, list[Row]]:
+def curves_of(faces: Faces) -> dict[str, list[ComparisonRow]]:
     """What zippy-batch and AVIF make of the held-out files, by contender."""
     with tempfile.TemporaryDirectory() as folder:
         for path in faces.held_out_paths:

@@ -63,7 +63,7 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     """With one bucket and nothing in it; a request that fails is tried once more."""
     import urllib.request
 
-    monkeypatch.setattr(object_path, "ATTEMPTS", 2)
+    monkeypatch.setattr(object_path, "REQUEST_ATTEMPTS", 2)
     object_path._filesystem.cache_clear()
 
     urllib.request.urlopen(urllib.request.Request(f"http://{s3_server.host}/moto-api/reset", method="POST"))

@@ -12,12 +12,19 @@ from fakes import ray_session as ray_session
 
 from zippy_batch.config import RunOptions
 from zippy_batch.errors import SourceError, UsageError, WorkerError
-from zippy_batch.run.executor import Crew, _places, choose_crew, choose_team, run_units, settle_device
-from zippy_batch.run.quarantine import once_more
+from zippy_batch.run.executor import (
+    WorkerLayout,
+    _workers_that_fit,
+    choose_layout,
+    choose_training_layout,
+    run_units,
+    settle_device,
+)
+from zippy_batch.run.quarantine import retry
 from zippy_batch.run.report import Done, Tick
 
-RAY = Crew(workers=2, threads=1, on_ray=True)
-IN_PROCESS = Crew(workers=1, threads=2, on_ray=False)
+RAY = WorkerLayout(workers=2, threads=1, on_ray=True)
+IN_PROCESS = WorkerLayout(workers=1, threads=2, on_ray=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Job:
         return work
 
     def after_death(self, unit: Unit, deaths: int, reason: str) -> Unit:
-        return once_more(unit, deaths, reason)
+        return retry(unit, deaths, reason)
 
 
 def ignore(done: Done) -> None:
@@ -66,14 +73,14 @@ def ignore(done: Done) -> None:
 
 
 @pytest.fixture(params=["in process", "ray"])
-def crew(request: pytest.FixtureRequest) -> Crew:
+def layout(request: pytest.FixtureRequest) -> WorkerLayout:
     if request.param == "ray":
         request.getfixturevalue("ray_session")
         return RAY
     return IN_PROCESS
 
 
-def test_every_unit_is_done_once_and_pulled_when_a_worker_is_free(crew: Crew, tmp_path: Path) -> None:
+def test_every_unit_is_done_once_and_pulled_when_a_worker_is_free(layout: WorkerLayout, tmp_path: Path) -> None:
     told: list[Done] = []
     answers: list[Answer] = []
     pulled = 0
@@ -84,22 +91,22 @@ def test_every_unit_is_done_once_and_pulled_when_a_worker_is_free(crew: Crew, tm
             pulled += 1
             yield Unit(i)
 
-    for answer in run_units(Job(tmp_path), units(), crew, told.append):
+    for answer in run_units(Job(tmp_path), units(), layout, told.append):
         answers.append(answer)
-        assert pulled <= len(answers) + crew.workers + 1
+        assert pulled <= len(answers) + layout.workers + 1
     assert sorted(answer.index for answer in answers) == list(range(7))
     assert sum(told, Done()) == Done(7, 70, 35)
-    assert ({answer.process for answer in answers} == {os.getpid()}) is not crew.on_ray
+    assert ({answer.process for answer in answers} == {os.getpid()}) is not layout.on_ray
 
 
-def test_what_a_unit_raises_arrives_as_it_is(crew: Crew, tmp_path: Path) -> None:
+def test_what_a_unit_raises_arrives_as_it_is(layout: WorkerLayout, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="1 is gone"):
-        list(run_units(Job(tmp_path), [Unit(0), Unit(1, fail=True)], crew, ignore))
+        list(run_units(Job(tmp_path), [Unit(0), Unit(1, fail=True)], layout, ignore))
 
 
-def test_what_loading_raises_arrives_as_it_is(crew: Crew, tmp_path: Path) -> None:
+def test_what_loading_raises_arrives_as_it_is(layout: WorkerLayout, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot load"):
-        list(run_units(Job(tmp_path, broken=True), [Unit(0)], crew, ignore))
+        list(run_units(Job(tmp_path, broken=True), [Unit(0)], layout, ignore))
 
 
 def test_no_units_is_no_work(tmp_path: Path) -> None:
@@ -116,7 +123,7 @@ def test_unit_of_a_dead_worker_is_done_by_another(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_workers_that_the_cluster_has_no_room_for_hold_nothing_up(tmp_path: Path) -> None:
-    answers = list(run_units(Job(tmp_path), [Unit(i) for i in range(4)], Crew(3, 2, on_ray=True), ignore))
+    answers = list(run_units(Job(tmp_path), [Unit(i) for i in range(4)], WorkerLayout(3, 2, on_ray=True), ignore))
     assert sorted(answer.index for answer in answers) == [0, 1, 2, 3]
     assert len({answer.process for answer in answers}) == 1
 
@@ -128,16 +135,16 @@ def test_unit_that_kills_every_worker_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_small_jobs_stay_in_this_process() -> None:
-    assert not choose_crew(2, 8_000, 1 << 20, "cpu", RunOptions()).on_ray
-    assert not choose_crew(100, 400_000, 1 << 30, "cpu", RunOptions(workers=1)).on_ray
-    assert not choose_crew(1, 4_000, 1 << 20, "cpu", RunOptions(workers=4)).on_ray
+    assert not choose_layout(2, 8_000, 1 << 20, "cpu", RunOptions()).on_ray
+    assert not choose_layout(100, 400_000, 1 << 30, "cpu", RunOptions(workers=1)).on_ray
+    assert not choose_layout(1, 4_000, 1 << 20, "cpu", RunOptions(workers=4)).on_ray
 
 
 def test_big_jobs_and_named_clusters_go_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zippy_batch.run.executor.usable_cpus", lambda: 16)
-    assert choose_crew(100, 400_000, 1 << 30, "cpu", RunOptions()) == Crew(16, 1, on_ray=True)
-    assert choose_crew(10, 40_000, 1 << 20, "cpu", RunOptions(workers=4)) == Crew(4, 4, on_ray=True)
-    assert choose_crew(1, 100, 1 << 20, "cpu", RunOptions(address="auto")).on_ray
+    assert choose_layout(100, 400_000, 1 << 30, "cpu", RunOptions()) == WorkerLayout(16, 1, on_ray=True)
+    assert choose_layout(10, 40_000, 1 << 20, "cpu", RunOptions(workers=4)) == WorkerLayout(4, 4, on_ray=True)
+    assert choose_layout(1, 100, 1 << 20, "cpu", RunOptions(address="auto")).on_ray
 
 
 def test_a_missing_gpu_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,24 +156,24 @@ def test_a_missing_gpu_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_team_has_room_on_the_cluster_or_is_refused() -> None:
     nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 7.0}, {"memory": 1e9}]
-    assert _places(nodes, 0, gpus=0) == (3, 4)
-    assert _places(nodes, 5, gpus=0) == (5, 2)
-    assert _places(nodes, 15, gpus=0) == (15, 1)
-    assert _places([{"CPU": 2.0}], 0, gpus=0) == (1, 2)
-    assert _places(nodes, 0, gpus=1) == (2, 4)
-    assert _places(nodes, 1, gpus=1) == (1, 4)
+    assert _workers_that_fit(nodes, 0, gpus=0) == (3, 4)
+    assert _workers_that_fit(nodes, 5, gpus=0) == (5, 2)
+    assert _workers_that_fit(nodes, 15, gpus=0) == (15, 1)
+    assert _workers_that_fit([{"CPU": 2.0}], 0, gpus=0) == (1, 2)
+    assert _workers_that_fit(nodes, 0, gpus=1) == (2, 4)
+    assert _workers_that_fit(nodes, 1, gpus=1) == (1, 4)
     with pytest.raises(UsageError, match=r"--workers 16: each takes a CPU, and the cluster has room for 15; use fewer"):
-        _places(nodes, 16, gpus=0)
+        _workers_that_fit(nodes, 16, gpus=0)
     with pytest.raises(UsageError, match=r"--workers 3: each takes a CPU and a GPU, .* room for 2; .*--device cpu"):
-        _places(nodes, 3, gpus=1)
+        _workers_that_fit(nodes, 3, gpus=1)
     with pytest.raises(UsageError, match="room for 0"):
-        _places([], 0, gpus=0)
+        _workers_that_fit([], 0, gpus=0)
 
 
 def test_a_team_on_this_machine_has_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_team("cpu", RunOptions()).on_ray is False
-    assert choose_team("cpu", RunOptions(workers=64)) == Crew(64, 1, on_ray=True)
+    assert choose_training_layout("cpu", RunOptions()).on_ray is False
+    assert choose_training_layout("cpu", RunOptions(workers=64)) == WorkerLayout(64, 1, on_ray=True)
     monkeypatch.setattr("zippy_batch.run.executor._gpus_here", lambda: 2)
-    assert choose_team("cuda", RunOptions(workers=2)).gpus == 1
+    assert choose_training_layout("cuda", RunOptions(workers=2)).gpus == 1
     with pytest.raises(UsageError, match="--workers 3: each takes a GPU, and here are 2"):
-        choose_team("cuda", RunOptions(workers=3))
+        choose_training_layout("cuda", RunOptions(workers=3))

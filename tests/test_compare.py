@@ -21,7 +21,7 @@ from zippy_batch.cli.app import app
 from zippy_batch.compare import charts, codecs, measure
 from zippy_batch.compare.curves import Point, level_for, mean_ratio, ratio_at
 from zippy_batch.compare.measure import CompareOptions, compare
-from zippy_batch.compare.report import CONTENDERS, EXACT, LOSSY, SOURCE, Comparison
+from zippy_batch.compare.report import CONTENDERS, OWN_EXACT, OWN_LOSSY, SOURCE, Comparison
 from zippy_batch.errors import UsageError
 from zippy_batch.run.plan import spread
 from zippy_batch.run.report import Progress
@@ -39,7 +39,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(faces: Path) -> Comparison:
-    only = (SOURCE, *FORMATS, LOSSY, EXACT)
+    only = (SOURCE, *FORMATS, OWN_LOSSY, OWN_EXACT)
     return compare(faces, CompareOptions(only=only, qualities=(40, 75), device="cpu", cores=1, faces=3))
 
 
@@ -85,9 +85,9 @@ def test_level_for_a_size_lies_between_the_levels_measured() -> None:
 
 def test_each_contender_has_a_row_for_each_setting(compared: Comparison) -> None:
     count = {name: sum(row.contender == name for row in compared.rows) for name in CONTENDERS}
-    assert count[SOURCE] == count[EXACT] == 1
-    assert count[LOSSY] == 2
-    assert all(count[name] == len(codecs.CODECS[name].ladder) for name in FORMATS)
+    assert count[SOURCE] == count[OWN_EXACT] == 1
+    assert count[OWN_LOSSY] == 2
+    assert all(count[name] == len(codecs.IMAGE_CODECS[name].ladder) for name in FORMATS)
     assert (compared.images, compared.files, compared.sizes, compared.notes) == (12, 12, "42x42", ())
 
 
@@ -98,7 +98,7 @@ def test_the_source_is_charged_for_its_files(compared: Comparison, faces: Path) 
 
 
 def test_finer_settings_take_more_bytes_and_lose_less(compared: Comparison) -> None:
-    for name in (*FORMATS, LOSSY):
+    for name in (*FORMATS, OWN_LOSSY):
         rows = compared.curve(name)
         assert [row.stored_bytes for row in rows] == sorted(row.stored_bytes for row in rows)
         psnr = [row.psnr_db or 0.0 for row in rows]
@@ -107,12 +107,12 @@ def test_finer_settings_take_more_bytes_and_lose_less(compared: Comparison) -> N
 
 
 def test_a_jpeg_is_estimated_at_the_quality_it_was_written_with(compared: Comparison) -> None:
-    assert [row.jpeg_quality for row in compared.curve("jpeg")] == list(codecs.CODECS["jpeg"].ladder)
+    assert [row.jpeg_quality for row in compared.curve("jpeg")] == list(codecs.IMAGE_CODECS["jpeg"].ladder)
     assert all(row.jpeg_quality is None for row in compared.curve("webp"))
 
 
 def test_exact_gives_the_files_back_in_fewer_bytes(compared: Comparison) -> None:
-    row = next(row for row in compared.rows if row.contender == EXACT)
+    row = next(row for row in compared.rows if row.contender == OWN_EXACT)
     assert row.quality is None
     assert compared.exact_ratios[SOURCE] < 1
 
@@ -123,7 +123,7 @@ def test_json_holds_every_figure(compared: Comparison) -> None:
     assert set(found["equal_psnr"]) <= set(FORMATS)
     assert found["equal_psnr"]["webp"]["ratio"] == round(compared.equal_psnr["webp"].ratio, 4)
     exact = [row["contender"] for row in found["rows"] if row["exact"]]
-    assert exact == [SOURCE, EXACT]
+    assert exact == [SOURCE, OWN_EXACT]
 
 
 def test_the_table_says_what_it_comes_to(compared: Comparison) -> None:
@@ -141,9 +141,9 @@ def test_processes_measure_what_one_measures(faces: Path, compared: Comparison) 
 
 def test_progress_comes_to_its_total(faces: Path) -> None:
     seen: list[Progress] = []
-    options = CompareOptions(only=("webp", LOSSY), qualities=(60,), device="cpu", cores=1)
+    options = CompareOptions(only=("webp", OWN_LOSSY), qualities=(60,), device="cpu", cores=1)
     compare(faces, options, seen.append)
-    assert seen[-1].images == seen[-1].images_total == 12 * (len(codecs.CODECS["webp"].ladder) + 1)
+    assert seen[-1].images == seen[-1].images_total == 12 * (len(codecs.IMAGE_CODECS["webp"].ladder) + 1)
 
 
 def test_a_limit_spreads_over_the_directory(faces: Path) -> None:
@@ -173,7 +173,7 @@ def odd(faces: Path, tmp_path: Path) -> Path:
 
 
 def test_files_that_cannot_be_compared_are_skipped_and_counted(odd: Path) -> None:
-    found = few(odd, SOURCE, *FORMATS, LOSSY, EXACT)
+    found = few(odd, SOURCE, *FORMATS, OWN_LOSSY, OWN_EXACT)
     assert (found.images, found.files, found.sizes, found.notes) == (3, 7, "42x30 to 50x42", ())
     assert sum(found.skipped.values()) == 4
     assert found.skipped["broken or circular link"] == found.skipped["alpha channel"] == 1
@@ -218,7 +218,7 @@ def test_mogrify_is_given_every_file(faces: Path, tmp_path: Path, monkeypatch: p
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(codecs, "FILES_PER_CALL", 5)
-    monkeypatch.setitem(codecs.CODECS, "mogrify", codecs.Codec("JPEG", (20, 80), lambda level, mode: {}))
+    monkeypatch.setitem(codecs.IMAGE_CODECS, "mogrify", codecs.Codec("JPEG", (20, 80), lambda level, mode: {}))
     found = few(faces, "mogrify")
     assert [row.jpeg_quality for row in found.rows] == [20, 80]
     script.write_text("#!/bin/sh\necho 'out of ink' >&2\nexit 1\n")
@@ -236,7 +236,7 @@ def test_jpeg_xl_keeps_the_very_same_files(faces: Path) -> None:
 
 
 def test_the_sheet_shows_every_contender_at_about_equal_bytes(compared: Comparison) -> None:
-    assert [panel.contender for panel in compared.panels] == [SOURCE, *FORMATS, LOSSY]
+    assert [panel.contender for panel in compared.panels] == [SOURCE, *FORMATS, OWN_LOSSY]
     mine = compared.panels[-1]
     assert mine.setting == "-q 75"
     for panel in compared.panels[1:]:
@@ -270,7 +270,7 @@ def test_the_command_prints_the_table_and_writes_what_it_is_asked_for(faces: Pat
     result = run(faces, "--only", "jpeg,zippy-batch", "--qualities", "60", "--device", "cpu", "--limit", 4, *asked)
     assert result.exit_code == 0, result.output
     assert "4 of 12 files" in result.stdout
-    assert {row["contender"] for row in json.loads(outputs["json"].read_text())["rows"]} == {"jpeg", LOSSY}
+    assert {row["contender"] for row in json.loads(outputs["json"].read_text())["rows"]} == {"jpeg", OWN_LOSSY}
     assert all(outputs[name].read_bytes().startswith(b"\x89PNG") for name in ("plot", "sheet"))
 
 

@@ -17,7 +17,7 @@ from tiny import TINY_EXACT, tiny_exact_model, tiny_exact_network
 from zippy_batch.codecs.exact import blocks, context, features, mixture
 from zippy_batch.codecs.exact.codec import ExactCodec, ExactItem
 from zippy_batch.codecs.exact.export import model_arrays
-from zippy_batch.codecs.exact.network import ENDS, MIXTURE, PARAMETERS, Architecture, Seen, Step, _mixture_bits
+from zippy_batch.codecs.exact.network import ENDS, MIXTURE, PARAMETERS, ExactArchitecture, Seen, Step, _mixture_bits
 from zippy_batch.codecs.model_file import Model, model_from_bytes, serialise
 from zippy_batch.errors import ModelError
 from zippy_batch.jpeg.file import Coefficients
@@ -302,7 +302,7 @@ def test_an_impossible_architecture_is_refused(change: dict[str, Any]) -> None:
     card = TINY_EXACT.to_dict()
     card["chroma"] = {**card["chroma"], **change}
     with pytest.raises(ValueError, match=r"groups|stages|widths"):
-        Architecture.from_dict(card)
+        ExactArchitecture.from_dict(card)
 
 
 def test_tables_of_the_format() -> None:

@@ -293,6 +293,13 @@ def test_suffix_is_appended_where_the_format_changes() -> None:
     assert restored_path(b"a.webp", "webp", "webp") == b"a.webp"
 
 
+def test_a_path_that_ends_as_the_new_format_does_gets_no_second_suffix() -> None:
+    assert restored_path(b"a.jpg", "png", "jpeg") == b"a.jpg"
+    assert restored_path(b"x/A.JPEG", "webp", "jpeg") == b"x/A.JPEG"
+    assert restored_path(b"a.png", "jpeg", "png") == b"a.png"
+    assert restored_path(b"a.png", "jpeg", "webp") == b"a.png.webp"
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("quality", [1, 30, 75, 100])
 def test_tables_and_subsampling_survive(subsampling: int, quality: int) -> None:

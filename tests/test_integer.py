@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zippy_batch.codecs.integer import EXACT, bound, exact_products, multiply, probe, prove, quantise_rows
+from zippy_batch.codecs.integer import FLOAT32_EXACT, bound, exact_products, multiply, probe, prove, quantise_rows
 from zippy_batch.errors import ModelError
 
 
@@ -32,7 +32,7 @@ def test_sums_are_exact_at_their_worst_inputs(seed: int, inputs: int, limit: int
 @given(seed=st.integers(0, 2**32 - 1), shift=st.integers(1, 22))
 def test_rescale_is_an_arithmetic_shift_with_rounding(seed: int, shift: int) -> None:
     proved = prove("layer", {"a": np.zeros((1, 1), int)}, np.zeros(1, int), np.array([shift]), {"a": 1})
-    room = EXACT - (1 << shift)
+    room = FLOAT32_EXACT - (1 << shift)
     total = np.random.default_rng(seed).integers(-room, room, 1000)
     got = proved.rescale(torch.from_numpy(total.astype(np.float32))[:, None].clone(), -(2.0**25), 2.0**25).numpy()[:, 0]
     assert np.array_equal(got.astype(np.int64), (total + ((1 << shift) >> 1)) >> shift)
@@ -58,9 +58,9 @@ def test_a_sum_that_could_round_is_refused() -> None:
 def test_rows_are_quantised_as_finely_as_the_bound_allows() -> None:
     weights, bias, exponent = layer(0, 8, 160, 2047)
     largest = bound(weights, bias, {"a": 2047})
-    assert (largest < EXACT).all()
+    assert (largest < FLOAT32_EXACT).all()
     at_int16 = np.abs(weights["a"]).max(1) > 32767 // 2
-    assert ((largest > EXACT // 4) | at_int16 | (exponent == 20)).all()
+    assert ((largest > FLOAT32_EXACT // 4) | at_int16 | (exponent == 20)).all()
 
 
 def test_exact_products_switch_reduced_precision_off_and_back_on() -> None:

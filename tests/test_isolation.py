@@ -30,8 +30,8 @@ from zippy_batch.run import pipeline
 from zippy_batch.run.archive_shard import ArchiveJob, archive_shard
 from zippy_batch.run.encode_verified import Coders, MakeCodec, compare, make_codec
 from zippy_batch.run.plan import Shard
-from zippy_batch.run.quarantine import MOST_DEATHS, CarefulShard, Step, read_journal
-from zippy_batch.run.thread_pool import Hands
+from zippy_batch.run.quarantine import MAX_DEATHS, JournalEntry, QuarantinedShard, read_journal
+from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.sources import Source
 from zippy_batch.sources.directory import list_files
 
@@ -159,9 +159,9 @@ class Fate:
 
 
 def work_off(job: ArchiveJob) -> Fate:
-    """As the foreman does, with a forked child for a worker."""
+    """As the pool of actors does, with a forked child for a worker."""
     assert isinstance(job.source.root, Path)
-    unit: Shard | CarefulShard = Shard(0, list_files(job.source.root).files[:])
+    unit: Shard | QuarantinedShard = Shard(0, list_files(job.source.root).files[:])
     deaths = 0
     while True:
         child = os.fork()
@@ -215,11 +215,11 @@ class Recording(FakeCodec):
         return super().encode(images, qualities)
 
 
-def shapes_of_batches(unit: Shard | CarefulShard, source: Path) -> list[list[tuple[int, ...]]]:
+def shapes_of_batches(unit: Shard | QuarantinedShard, source: Path) -> list[list[tuple[int, ...]]]:
     """Of those with several pictures; one by itself is a try."""
     codec = Recording()
     options = ArchiveOptions(device="cpu", batch_size=4, exact="never")
-    archive_shard(unit, Source("files", source), options, Coders(codec), Hands(1), lambda done: None)
+    archive_shard(unit, Source("files", source), options, Coders(codec), OrderedThreadPool(1), lambda done: None)
     return [shapes for shapes in codec.shapes if len(shapes) > 1]
 
 
@@ -227,7 +227,7 @@ def shapes_of_batches(unit: Shard | CarefulShard, source: Path) -> list[list[tup
 @pytest.mark.parametrize("place", range(9))
 def test_a_culprit_keeps_its_place_in_its_batch(doing: str, place: int, faces: Path) -> None:
     shard = Shard(0, list_files(faces).files[:])
-    careful = CarefulShard(shard, faces.with_name("journal"), culprits={place: Step(doing, place)})
+    careful = QuarantinedShard(shard, faces.with_name("journal"), poison={place: JournalEntry(doing, place)})
     assert shapes_of_batches(careful, faces) == shapes_of_batches(shard, faces)
 
 
@@ -239,9 +239,9 @@ def test_with_real_networks_too(exact: str, faces: Path, monkeypatch: pytest.Mon
     undisturbed = work_off(make_job(faces, make_codec, options, models))
     monkeypatch.setattr("zippy_batch.run.archive_shard.read_picture", dying_of(faces / "3.png", faces / "7.jpg"))
     fate = work_off(make_job(faces, deadly_tiny_codec, options, models))
-    culprits = {b"2.png": CODING, b"3.png": DECODING, b"7.jpg": DECODING}
-    assert fate.raw == {**undisturbed.raw, **culprits}
-    assert others(fate, *culprits) == others(undisturbed, *culprits)
+    poison = {b"2.png": CODING, b"3.png": DECODING, b"7.jpg": DECODING}
+    assert fate.raw == {**undisturbed.raw, **poison}
+    assert others(fate, *poison) == others(undisturbed, *poison)
 
 
 @pytest.mark.parametrize("exact", ["auto", "always"])
@@ -280,13 +280,15 @@ def test_more_culprits_than_a_few_end_the_run_and_the_last_is_named(
     faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zippy_batch.run.archive_shard.read_picture", dying_of(*(faces / f"{i}.png" for i in range(4))))
-    with pytest.raises(WorkerError, match=rf"its worker died {MOST_DEATHS + 1} times \(.*, at 3\.png\)"):
+    with pytest.raises(WorkerError, match=rf"its worker died {MAX_DEATHS + 1} times \(.*, at 3\.png\)"):
         work_off(make_job(faces, CODECS.make))
 
 
 def test_strict_refuses_a_culprit(faces: Path, tmp_path: Path) -> None:
     job = make_job(faces, deadly_codec, ArchiveOptions(device="cpu", strict=True))
-    unit = CarefulShard(Shard(0, list_files(faces).files[:]), tmp_path / "journal", culprits={2: Step("coding", 2)})
+    unit = QuarantinedShard(
+        Shard(0, list_files(faces).files[:]), tmp_path / "journal", poison={2: JournalEntry("coding", 2)}
+    )
     with pytest.raises(SourceError, match=r"2\.png would be kept raw \(its worker died coding it\)"):
         job.start(1)(unit, lambda done: None)
 

@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zippy_batch.codecs.latent.export import prior_frequencies
-from zippy_batch.codecs.latent.network import SCALES
+from zippy_batch.codecs.latent.network import SCALE_LEVELS
 from zippy_batch.codecs.rans import RESIDUAL_LIMIT, Decoder, Tables, encode, lane_count
 
-BOOK = Tables.from_frequencies([prior_frequencies(i) for i in range(1, SCALES)])
+BOOK = Tables.from_frequencies([prior_frequencies(i) for i in range(1, SCALE_LEVELS)])
 
 
 def symbols(seed: int, n: int, t: int, wild: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Residuals (n, t) drawn roughly from their tables, a share `wild` of them far outside."""
     rng = np.random.default_rng(seed)
-    tables = rng.integers(0, SCALES, (n, t)).astype(np.uint8)
+    tables = rng.integers(0, SCALE_LEVELS, (n, t)).astype(np.uint8)
     r = np.rint(rng.normal(size=(n, t)) * 0.11 * np.exp(0.1 * tables)).astype(np.int32)
     far = rng.random((n, t)) < wild
     r[far] = rng.integers(-RESIDUAL_LIMIT, RESIDUAL_LIMIT + 1, far.sum())

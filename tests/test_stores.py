@@ -29,12 +29,12 @@ from zippy_batch.errors import DamagedRow, OutputExists, StagingMismatch, Storag
 from zippy_batch.run import staging_object
 from zippy_batch.run.pipeline import archive, restore, stats, verify
 from zippy_batch.run.plan import Shard
-from zippy_batch.run.quarantine import CODING, CarefulShard, Step, read_journal, taking_care
+from zippy_batch.run.quarantine import CODING, JournalEntry, QuarantinedShard, open_journal, read_journal
 from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport
-from zippy_batch.run.staging_object import remote_staging_path
+from zippy_batch.run.staging_object import object_staging_path
 from zippy_batch.sources.object_store import list_objects
-from zippy_batch.stores import lease
-from zippy_batch.stores.lease import Owner, claimed
+from zippy_batch.stores import lease as leases
+from zippy_batch.stores.lease import Owner, leased
 from zippy_batch.stores.object_path import ObjectPath, Place, delete, delete_all, listed, place, put_bytes
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
@@ -75,7 +75,7 @@ def back(path: str | Place, destination: str | Place, **more: Any) -> RestoreRep
 
 def is_tidy(s3: S3, name: str) -> bool:
     """Whether nothing is left of a run."""
-    return not listed(remote_staging_path(s3.at(name)), recursive=True)
+    return not listed(object_staging_path(s3.at(name)), recursive=True)
 
 
 # ---- archive ----
@@ -196,7 +196,7 @@ def test_rerun_does_only_what_is_missing(faces: Path, name: str, s3: S3, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         make(faces, s3.uri(name), interrupt_after=1)
     assert not s3.at(name).exists()
-    staging = remote_staging_path(s3.at(name))
+    staging = object_staging_path(s3.at(name))
     put_bytes(b"half", staging / "attempts" / "part-00001.parquet.0123")
     (parts,) = [info.base_name for info in listed(staging) if len(info.base_name) == 32]
     put_bytes(b"", staging / parts / "part-00002.parquet")
@@ -214,7 +214,7 @@ def test_a_part_that_is_damaged_in_the_staging_is_named_and_done_anew(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(faces, s3.uri(name), interrupt_after=1)
-    (part,) = [info for info in listed(remote_staging_path(s3.at(name)), recursive=True) if PART.search(info.path)]
+    (part,) = [info for info in listed(object_staging_path(s3.at(name)), recursive=True) if PART.search(info.path)]
     path = ObjectPath(s3.at(name).store, part.path)
     put_bytes(path.read_bytes()[:-3], path)
     report = make(faces, s3.uri(name))
@@ -238,13 +238,13 @@ def test_a_run_that_fails_while_it_publishes_is_finished_by_the_next(
 
     with monkeypatch.context() as patch:
         if step == "_announce":
-            patch.setattr(staging_object.RemoteStaging, step, fail)
+            patch.setattr(staging_object.ObjectStaging, step, fail)
         elif step == "published":
             patch.setattr(staging_object, "put_bytes", fail_at_the_end)
         elif step != "_sweep":
             patch.setattr(staging_object, step, fail)
         else:
-            patch.setattr(staging_object.RemoteStaging, "remove", fail)
+            patch.setattr(staging_object.ObjectStaging, "remove", fail)
         if step == "copy" and name.endswith(".parquet"):
             make(faces, s3.uri(name), overwrite=True)
             return
@@ -266,11 +266,11 @@ archive(sys.argv[1], sys.argv[2], options, RunOptions(workers=1), lambda _: time
 
 
 def test_a_run_that_is_killed_holds_up_no_other(faces: Path, s3: S3, tmp_path: Path) -> None:
-    """Its claim stays, and is that of a process that is not there any more."""
+    """Its lease stays, and is that of a process that is not there any more."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", SLOW_RUN, str(faces), s3.uri("out")]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
-    part = remote_staging_path(s3.at("out"))
+    part = object_staging_path(s3.at("out"))
     until = time.monotonic() + 120
     while not any(info.base_name == "part-00000.parquet" for info in listed(part, recursive=True)):
         assert time.monotonic() < until
@@ -292,43 +292,43 @@ def elsewhere() -> bytes:
 
 def test_the_later_of_two_runs_refuses_and_names_the_other(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     root = s3.at("staging")
-    monkeypatch.setattr(lease, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(leases, "WITHDRAWAL_S", 0.5)
     with (
-        claimed(root),
+        leased(root),
         pytest.raises(UsageError, match=rf"process {os.getpid()} on .*counts as dead 300 s after.*or once you delete"),
-        claimed(root),
+        leased(root),
     ):
         pass
-    with claimed(root):
+    with leased(root):
         pass
-    put_bytes(elsewhere(), root / "claims" / "0.json")
-    with pytest.raises(UsageError, match="on other, since"), claimed(root):
+    put_bytes(elsewhere(), root / "leases" / "0.json")
+    with pytest.raises(UsageError, match="on other, since"), leased(root):
         pass
 
 
-def test_a_claim_that_nobody_renews_is_dead(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_that_nobody_renews_is_dead(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     root = s3.at("staging")
-    put_bytes(elsewhere(), root / "claims" / "0.json")
-    monkeypatch.setattr(lease, "LEASE_S", 0.9)
+    put_bytes(elsewhere(), root / "leases" / "0.json")
+    monkeypatch.setattr(leases, "LEASE_S", 0.9)
     time.sleep(2.1)
-    with claimed(root):
-        assert len([info for info in listed(root / "claims") if info.is_file]) == 1
+    with leased(root):
+        assert len([info for info in listed(root / "leases") if info.is_file]) == 1
 
 
-def test_claims_are_renewed_and_a_lost_one_stops_the_run(faces: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "RENEW_S", 0.1)
+def test_leases_are_renewed_and_a_lost_one_stops_the_run(faces: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEW_S", 0.1)
     root = s3.at("staging")
-    with claimed(root) as claim:
+    with leased(root) as lease:
         s3.requests.clear()
         time.sleep(1)
-        assert any(method == "PUT" and "claims" in path for method, path in s3.requests)
-        claim.require()
-        delete_all(root / "claims")
+        assert any(method == "PUT" and "leases" in path for method, path in s3.requests)
+        lease.require()
+        delete_all(root / "leases")
         with pytest.raises(WorkerError, match="another run took this one for dead"):
-            claim.require()
+            lease.require()
 
     def rob(progress: Progress) -> None:
-        delete_all(remote_staging_path(s3.at("out")) / "claims")
+        delete_all(object_staging_path(s3.at("out")) / "leases")
 
     with pytest.raises(WorkerError, match="another run took this one for dead"):
         archive(faces, s3.uri("out"), OPTIONS, RunOptions(workers=1), rob, CODECS)
@@ -336,10 +336,10 @@ def test_claims_are_renewed_and_a_lost_one_stops_the_run(faces: Path, s3: S3, mo
 
 
 def test_a_worker_notes_its_steps_in_the_store(s3: S3) -> None:
-    unit = CarefulShard(Shard(0, ()), s3.at("staging/parts/part-00000.parquet.journal-0"))
+    unit = QuarantinedShard(Shard(0, ()), s3.at("staging/parts/part-00000.parquet.journal-0"))
     assert read_journal(unit.journal) is None
-    with taking_care(unit) as care, care.at(CODING, 3):
-        assert read_journal(unit.journal) == Step(CODING, 3)
+    with open_journal(unit) as journal, journal.at(CODING, 3):
+        assert read_journal(unit.journal) == JournalEntry(CODING, 3)
     assert read_journal(unit.journal) is None
 
 
@@ -357,10 +357,10 @@ def test_a_line_that_breaks_leaves_what_is_committed(
         with pytest.raises(StorageError, match=r"cannot be reached, or broke off.*run the same command again"):
             make(faces, s3.uri(name, proxy.host))
         assert not s3.at(name).exists()
-        for claim in listed(remote_staging_path(s3.at(name)) / "claims"):
+        for lease in listed(object_staging_path(s3.at(name)) / "leases"):
             # of this process, which goes on
-            if claim.is_file:
-                delete(remote_staging_path(s3.at(name)) / "claims" / claim.base_name)
+            if lease.is_file:
+                delete(object_staging_path(s3.at(name)) / "leases" / lease.base_name)
     proxy.allowed_bytes = None
     report = make(faces, s3.uri(name, proxy.host))
     assert report.run is not None

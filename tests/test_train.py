@@ -21,7 +21,7 @@ from zippy_batch.codecs.exact.export import model_arrays
 from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem, Pixels
 from zippy_batch.codecs.latent.export import export_arrays
 from zippy_batch.codecs.latent.features import LEVEL_KNOTS, LEVEL_MAX, SPATIAL_FEATURES, spatial_features
-from zippy_batch.codecs.latent.network import Network, to_input, unshuffle
+from zippy_batch.codecs.latent.network import LatentNetwork, to_input, unshuffle
 from zippy_batch.codecs.model_file import Model, load_model, model_from_bytes, serialise
 from zippy_batch.config import ArchiveOptions, TrainOptions
 from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageError
@@ -142,7 +142,7 @@ def pools_of(folder: Path) -> list[Pool]:
 
 def task_on(pools: list[Pool]) -> LatentTask:
     torch.manual_seed(0)
-    return LatentTask(Network(TINY), pools, SPECS, positions=72)
+    return LatentTask(LatentNetwork(TINY), pools, SPECS, positions=72)
 
 
 def test_training_lowers_the_loss_and_resumes(photographs: Path, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_grey_pictures_are_trained_and_scored_as_they_are_archived() -> None:
     grey = to_grey(pictures(16, 24, 24))
     spec = [PoolSpec(24, 24, 16, 1.0)]
     torch.manual_seed(0)
-    network = Network(TINY)
+    network = LatentNetwork(TINY)
     seen: list[bool] = []
 
     def noted(h: int, w: int, is_grey: bool) -> np.ndarray:
@@ -502,7 +502,7 @@ def test_large_held_out_pictures_are_measured_a_few_at_a_time() -> None:
             return super().encode(images, qualities)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(savings, "QUALITIES", (75,))
+        patch.setattr(savings, "SAVINGS_QUALITIES", (75,))
         patch.setattr(savings, "_BATCH", BatchLimit(32, 3 * 40 * 48))
         savings._curve(Counting(tiny_model()), list(pictures(7, 40, 48)))
     assert seen == [3, 3, 1]

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import TINY_EXACT, Steps, pictures, tiny_exact_network
 
 from zippy_batch.codecs.exact.codec import ExactCodec, ExactItem
-from zippy_batch.codecs.exact.network import Architecture, Network
+from zippy_batch.codecs.exact.network import ExactArchitecture, ExactNetwork
 from zippy_batch.codecs.model_file import model_from_bytes
 from zippy_batch.errors import UsageError
 from zippy_batch.jpeg.file import parse
@@ -73,9 +73,9 @@ def test_pools_hold_thumbnails_and_the_sources_own_coefficients(photographs: Pat
             assert all(np.array_equal(x, y) for x, y in zip(a.tables, b.tables, strict=True))
 
 
-def task_on(pools: list[CoefficientPool], architecture: Architecture = TINY_EXACT) -> ExactTask:
+def task_on(pools: list[CoefficientPool], architecture: ExactArchitecture = TINY_EXACT) -> ExactTask:
     torch.manual_seed(0)
-    network = Network(architecture)
+    network = ExactNetwork(architecture)
     set_units(network, pools)
     return ExactTask(network, pools, positions=72)
 
@@ -114,9 +114,9 @@ def test_sources_take_no_more_memory_than_they_may(photographs: Path, monkeypatc
     size = sum(c.nbytes for c in one.coefficients)
     own = CoefficientSpecs((), 1.0)
     paths = sorted(photographs.iterdir())[:20]
-    monkeypatch.setattr(coefficients, "MOST_BYTES", 17 * size)
+    monkeypatch.setattr(coefficients, "COEFFICIENT_POOL_BYTES", 17 * size)
     (capped,) = build_pools(paths, own, workers=1)
-    monkeypatch.setattr(coefficients, "MOST_BYTES_IN_ALL", 16 * size)
+    monkeypatch.setattr(coefficients, "COEFFICIENT_BYTES_IN_ALL", 16 * size)
     (fewer,) = build_pools(paths, own, workers=1)
     assert (len(capped), len(fewer)) == (17, 16)
     # the same choice, cut short
@@ -148,7 +148,7 @@ def test_images_of_many_sizes_are_held_out_whole(tmp_path: Path, larger: bool) -
     assert ("rare sizes" in score.text, "24x32" in score.text) == (True, larger)
     drawn: set[int] = set()
 
-    def noted(network: Network, pool: CoefficientPool, numbers: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+    def noted(network: ExactNetwork, pool: CoefficientPool, numbers: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         drawn.add(id(pool))
         return bits_of(network, pool, numbers)
 
@@ -168,4 +168,4 @@ def test_a_run_of_another_network_is_refused(photographs: Path, tmp_path: Path) 
     pools = build_pools(sorted(photographs.iterdir()), SPECS, workers=1)
     fit(task_on(pools), tmp_path, options(0.02), clock=Steps())
     with pytest.raises(UsageError, match="another network"):
-        fit(task_on(pools, Architecture(TINY_EXACT.luma, TINY_EXACT.luma)), tmp_path, options(0.04), clock=Steps())
+        fit(task_on(pools, ExactArchitecture(TINY_EXACT.luma, TINY_EXACT.luma)), tmp_path, options(0.04), clock=Steps())

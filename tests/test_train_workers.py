@@ -16,10 +16,10 @@ from tiny import tiny_model
 from zippy_batch.codecs.model_file import load_model
 from zippy_batch.config import RunOptions, TrainOptions
 from zippy_batch.errors import ModelError, WorkerError
-from zippy_batch.run.executor import Crew
+from zippy_batch.run.executor import WorkerLayout
 from zippy_batch.training import ray_workers
-from zippy_batch.training.ray_workers import STANDINGS, Report, Reporter, work_on_ray
-from zippy_batch.training.run import Score, Standing
+from zippy_batch.training.ray_workers import STATUS_FILE, Report, Reporter, work_on_ray
+from zippy_batch.training.run import Score, TrainingStatus
 from zippy_batch.training.session import TrainJob, train
 
 
@@ -43,7 +43,7 @@ def test_workers_on_ray_train_one_network(drawn_faces: Path, tmp_path: Path, sta
 
 
 def test_an_interrupted_run_on_ray_keeps_the_best_so_far(drawn_faces: Path, tmp_path: Path, start: str) -> None:
-    begun = tmp_path / "mine.training" / STANDINGS
+    begun = tmp_path / "mine.training" / STATUS_FILE
 
     def interrupt() -> None:
         while not begun.exists():
@@ -62,18 +62,18 @@ def test_an_interrupted_run_on_ray_keeps_the_best_so_far(drawn_faces: Path, tmp_
 
 
 def test_the_driver_reads_what_the_first_worker_writes(tmp_path: Path) -> None:
-    report = Report(tmp_path / STANDINGS)
+    report = Report(tmp_path / STATUS_FILE)
     assert list(report.news()) == []
     assert not report.has_begun
     reporter = Reporter(tmp_path)
     assert list(report.news()) == []
     assert report.has_begun
-    standings = [Standing(i, 30, 100 * i, 0.5, Score(1.0, "good"), True) for i in range(3)]
-    for standing in standings[:2]:
-        reporter.report(standing)
-    with (tmp_path / STANDINGS).open("a") as stream:
+    statuses = [TrainingStatus(i, 30, 100 * i, 0.5, Score(1.0, "good"), True) for i in range(3)]
+    for status in statuses[:2]:
+        reporter.report(status)
+    with (tmp_path / STATUS_FILE).open("a") as stream:
         stream.write('{"minutes": 2')
-    assert list(report.news()) == standings[:2]
+    assert list(report.news()) == statuses[:2]
     assert list(report.news()) == []
 
 
@@ -96,4 +96,4 @@ def test_what_a_worker_raised_on_purpose_is_raised_here(tmp_path: Path, monkeypa
     ):
         monkeypatch.setattr(TorchTrainer, "fit", fail(failure))
         with pytest.raises(expected):
-            work_on_ray(job, Crew(1, 1, on_ray=True), print, print, lambda: False)
+            work_on_ray(job, WorkerLayout(1, 1, on_ray=True), print, print, lambda: False)

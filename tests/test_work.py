@@ -26,7 +26,7 @@ from zippy_batch.run.encode_verified import Coders, code_batch
 from zippy_batch.run.plan import Shard
 from zippy_batch.run.report import Done
 from zippy_batch.run.restore_shard import FileWriter, RestoreUnit, restore_shard
-from zippy_batch.run.thread_pool import Hands
+from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.sources import Source
 from zippy_batch.sources.directory import list_files
 
@@ -63,7 +63,7 @@ def rows_of(
 ) -> list[Row]:
     shard = Shard(0, list_files(directory).files[:])
     return archive_shard(
-        shard, Source("files", directory), options, Coders(codec or FakeCodec()), Hands(threads), ignore
+        shard, Source("files", directory), options, Coders(codec or FakeCodec()), OrderedThreadPool(threads), ignore
     )
 
 
@@ -94,7 +94,7 @@ def test_batches_have_one_grid_and_the_asked_size(faces: Path) -> None:
 def test_every_row_is_told_once(faces: Path) -> None:
     told: list[Done] = []
     shard = Shard(0, list_files(faces).files[:])
-    rows = archive_shard(shard, Source("files", faces), OPTIONS, Coders(FakeCodec()), Hands(2), told.append)
+    rows = archive_shard(shard, Source("files", faces), OPTIONS, Coders(FakeCodec()), OrderedThreadPool(2), told.append)
     assert sum(told, Done()) == Done(11, shard.source_bytes, sum(len(row.payload) for row in rows))
 
 
@@ -112,7 +112,7 @@ def test_a_file_that_changes_after_it_was_listed_stops_the_run(faces: Path) -> N
     shard = Shard(0, list_files(faces).files[:])
     (faces / "3.jpg").write_bytes(b"something else")
     with pytest.raises(SourceError, match=r"3\.jpg"):
-        archive_shard(shard, Source("files", faces), OPTIONS, Coders(FakeCodec()), Hands(1), ignore)
+        archive_shard(shard, Source("files", faces), OPTIONS, Coders(FakeCodec()), OrderedThreadPool(1), ignore)
 
 
 def test_a_picture_that_coding_makes_larger_is_kept_raw(tmp_path: Path) -> None:
@@ -274,7 +274,13 @@ def restored(archive: Archive, destination: Path, options: RestoreOptions, unit:
     temporary.mkdir(parents=True, exist_ok=True)
     writer = FileWriter(destination, temporary)
     return restore_shard(
-        unit or RestoreUnit(0), archive, writer, options, Coders(FakeCodec(), FakeExactCodec()), Hands(1), ignore
+        unit or RestoreUnit(0),
+        archive,
+        writer,
+        options,
+        Coders(FakeCodec(), FakeExactCodec()),
+        OrderedThreadPool(1),
+        ignore,
     )
 
 
@@ -359,17 +365,17 @@ def test_hands_keep_order_and_do_not_run_far_ahead(threads: int) -> None:
             pulled += 1
             yield i
 
-    for taken, value in enumerate(Hands(threads).in_order(lambda i: i * i, items()), start=1):
+    for taken, value in enumerate(OrderedThreadPool(threads).in_order(lambda i: i * i, items()), start=1):
         assert value == (taken - 1) ** 2
         assert pulled <= taken + threads + 1
 
 
 def test_hands_work_side_by_side_and_pass_on_what_is_raised() -> None:
     meeting = threading.Barrier(2, timeout=10)
-    assert list(Hands(2).in_order(lambda _: meeting.wait() >= 0, range(2))) == [True, True]
+    assert list(OrderedThreadPool(2).in_order(lambda _: meeting.wait() >= 0, range(2))) == [True, True]
     failing: Callable[[int], float] = lambda i: 1 / (2 - i)  # noqa: E731
     with pytest.raises(ZeroDivisionError):
-        list(Hands(2).in_order(failing, range(5)))
+        list(OrderedThreadPool(2).in_order(failing, range(5)))
 
 
 def test_jpegs_are_restored_with_their_own_tables(faces: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from zippy_batch.run.encode_verified import Coders, code_files
 from zippy_batch.run.plan import Shard
 from zippy_batch.run.report import Done
 from zippy_batch.run.restore_shard import FileWriter, RestoreUnit, ShardRestored, restore_shard
-from zippy_batch.run.thread_pool import Hands
+from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.run.verify_shard import ShardVerified, VerifyJob, VerifyUnit, verify_shard
 from zippy_batch.sources import Source
 from zippy_batch.sources.directory import list_files
@@ -79,7 +79,7 @@ def rows_of(
 ) -> dict[bytes, Row]:
     coders = Coders(latent or FakeCodec(), exact or FakeExactCodec())
     shard = Shard(0, list_files(directory).files[:])
-    rows = archive_shard(shard, Source("files", directory), options, coders, Hands(threads), ignore)
+    rows = archive_shard(shard, Source("files", directory), options, coders, OrderedThreadPool(threads), ignore)
     assert [row.path for row in rows] == [file.path for file in shard.files]
     return {row.path: row for row in rows}
 
@@ -94,7 +94,7 @@ def restored(
     writer = FileWriter(directory / "out", directory / "out/new")
     coders = coders or Coders(FakeCodec(), FakeExactCodec())
     with Archive.open(directory / "a.parquet") as archive:
-        return restore_shard(RestoreUnit(0), archive, writer, options, coders, Hands(1), ignore)
+        return restore_shard(RestoreUnit(0), archive, writer, options, coders, OrderedThreadPool(1), ignore)
 
 
 # ---- which rows are exact ----
@@ -300,7 +300,7 @@ def verified(rows: Sequence[Row], tmp_path: Path, against: Path | None, deep: bo
     job = VerifyJob(tmp_path / "v.parquet", source, deep, "cpu", {}, lambda model, device: None)
     coders = Coders(FakeCodec(), FakeExactCodec())
     with Archive.open(tmp_path / "v.parquet") as archive:
-        return verify_shard(VerifyUnit(0, originals), archive, job, coders, Hands(1), ignore)
+        return verify_shard(VerifyUnit(0, originals), archive, job, coders, OrderedThreadPool(1), ignore)
 
 
 def test_verify_compares_files_byte_by_byte(faces: Path, tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ import torch
 from zippy_batch.codecs.exact import export as exact_export
 from zippy_batch.codecs.exact import network as exact_network
 from zippy_batch.codecs.latent.export import export_arrays
-from zippy_batch.codecs.latent.network import Architecture, Network
+from zippy_batch.codecs.latent.network import LatentArchitecture, LatentNetwork
 from zippy_batch.codecs.model_file import Model, model_from_bytes, serialise
 
-TINY = Architecture(width=24, blocks=1, synthesis_blocks=2, latents=24, groups=(8, 16), context_width=16)
+TINY = LatentArchitecture(width=24, blocks=1, synthesis_blocks=2, latents=24, groups=(8, 16), context_width=16)
 
 
-def tiny_network(seed: int = 0) -> Network:
+def tiny_network(seed: int = 0) -> LatentNetwork:
     torch.manual_seed(seed)
-    network = Network(TINY)
+    network = LatentNetwork(TINY)
     for parameter in network.context.parameters():  # larger than at the start of training, so that contexts matter
         torch.nn.init.normal_(parameter, 0, 0.15)
     return network
@@ -42,15 +42,15 @@ def tiny_model() -> Model:
     return model_from_bytes(serialise(arrays, {"name": "tiny", "architecture": TINY.to_dict()}))
 
 
-TINY_EXACT = exact_network.Architecture(
+TINY_EXACT = exact_network.ExactArchitecture(
     exact_network.PlaneShape((1, 5, 10, 48), (3, 2, 1, 1), 2, 24, (16, 16)),
     exact_network.PlaneShape((2, 62), (2, 1), 1, 12, (8,)),
 )
 
 
-def tiny_exact_network(seed: int = 0) -> exact_network.Network:
+def tiny_exact_network(seed: int = 0) -> exact_network.ExactNetwork:
     torch.manual_seed(seed)
-    network = exact_network.Network(TINY_EXACT)
+    network = exact_network.ExactNetwork(TINY_EXACT)
     for plane in network.planes.values():
         plane.unit.copy_(torch.tensor([2.0 ** max(1, 7 - k // 6) for k in range(64)]))  # type: ignore[operator]
         for module in plane.modules():

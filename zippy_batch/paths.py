@@ -12,6 +12,8 @@ from zippy_batch.errors import ArchiveError
 
 MAX_NAME_BYTES = 255
 """Of one part of a path, in Linux: what is longer could not be restored."""
+MAX_PATH_BYTES = 4095
+"""Of a path, in Linux."""
 
 _SHOWN_AS_CODES = {
     **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
@@ -31,34 +33,43 @@ def is_below(path: bytes, directory: bytes) -> bool:
 
 
 _DEVICE = rb"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])"
-_DEVICE_NAME = re.compile(_DEVICE + rb"[ .]*", re.IGNORECASE)
-_WINDOWS_ONLY = re.compile(_DEVICE + rb"[ ]*\..*|.*[<>:\"|?*\\\x01-\x1f].*|.*[ .]", re.IGNORECASE | re.DOTALL)
-"""Names that are ordinary elsewhere, and that Windows cannot hold or takes for a device."""
+_WINDOWS_REFUSES = re.compile(
+    _DEVICE + rb"[ .]*|" + _DEVICE + rb"[ ]*\..*|.*[<>:\"|?*\\\x01-\x1f].*|.*[ .]", re.IGNORECASE | re.DOTALL
+)
+"""Names that are ordinary elsewhere, and that Windows cannot hold, takes for a device or reads as several parts."""
 
 
-def path_problem(path: bytes) -> str | None:
+def path_problem(path: bytes, on_windows: bool = os.name == "nt") -> str | None:
     """Why joining this path to a directory might not give a file inside that directory."""
     if not path:
         return "empty path"
     if b"\0" in path:
         return "zero byte in the path"
-    if path.startswith((b"/", b"\\")) or re.match(rb"[A-Za-z]:(?:[/\\]|$)", path):
+    if path.startswith(b"/"):
         return "absolute path"
     for part in path.split(b"/"):
         if part in (b"", b"."):
             return "empty or '.' part in the path"
-        if b".." in (part, *part.split(b"\\")):
+        if part == b"..":
             return "'..' in the path"
-        if _DEVICE_NAME.fullmatch(part) or (os.name == "nt" and _WINDOWS_ONLY.fullmatch(part)):
-            return f"{display_path(part)!r} is no name for a file on Windows, where it could not be restored"
+        if on_windows and _WINDOWS_REFUSES.fullmatch(part):
+            return f"{display_path(part)!r} is no name for a file on Windows"
     return None
+
+
+def name_problem(path: bytes) -> str | None:
+    """Why no directory could hold a file of this path."""
+    longest = max(map(len, path.split(b"/")))
+    if longest > MAX_NAME_BYTES or len(path) > MAX_PATH_BYTES:
+        return f"path of {len(path)} bytes with a name of {longest}, and no directory holds it"
+    return path_problem(path)
 
 
 def safe_relative_path(path: bytes) -> None:
     """Raise ArchiveError unless joining this path to a directory gives a file inside that directory.
 
-    Refused: the empty path, absolute paths and drive letters, empty, "." and ".." parts, also between backslashes, zero
-    bytes, and the bare names of Windows devices (con, nul, com1). On Windows also whatever its file names cannot hold.
+    Refused: the empty path, absolute paths, empty, "." and ".." parts, and zero bytes. On Windows also whatever its
+    file names cannot hold: backslashes and drive letters, and the names of devices (con, nul, com1).
     """
     problem = path_problem(path)
     if problem is not None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from zippy_batch.archives.parquet_layout import Chunk, Page, walk_pages
 from zippy_batch.archives.schema import Column, Value
-from zippy_batch.archives.thrift import Reader
+from zippy_batch.archives.thrift import ThriftReader
 from zippy_batch.stores.object_path import Place
 
 
@@ -46,7 +46,7 @@ def _page(data: bytes, page: Page, zstd: bool, nullable: bool) -> list[Value | L
     try:
         if zstd:
             data = pa.decompress(data, page.decompressed_bytes, "zstd", asbytes=True)
-        reader = Reader(data)
+        reader = ThriftReader(data)
         present = _levels(reader, page.values) if nullable else [True] * page.values
         lengths = _packed(reader, sum(present))
         values = iter([reader.take(length) for length in lengths])
@@ -55,7 +55,7 @@ def _page(data: bytes, page: Page, zstd: bool, nullable: bool) -> list[Value | L
         return [LOST] * page.values
 
 
-def _levels(reader: Reader, count: int) -> list[bool]:
+def _levels(reader: ThriftReader, count: int) -> list[bool]:
     """Which of `count` values are not null: 4 bytes of length, then runs and bit-packed groups of 8."""
     size_bytes = int.from_bytes(reader.take(4), "little")
     stop = reader.at + size_bytes
@@ -72,7 +72,7 @@ def _levels(reader: Reader, count: int) -> list[bool]:
     return present[:count]
 
 
-def _packed(reader: Reader, count: int) -> list[int]:
+def _packed(reader: ThriftReader, count: int) -> list[int]:
     """`count` integers as DELTA_BINARY_PACKED."""
     block_values, miniblocks, total, value = reader.varint(), reader.varint(), reader.varint(), reader.zigzag()
     if total != count or not 0 < miniblocks <= block_values <= 1 << 16 or block_values % (8 * miniblocks):

@@ -50,14 +50,14 @@ Struct = dict[int, Any]
 
 def parse_struct(data: bytes, kind: Kind) -> tuple[Struct, int]:
     """The struct that `data` starts with, and the number of its bytes. Raises ValueError for anything else."""
-    reader = Reader(data)
+    reader = ThriftReader(data)
     try:
         return reader.struct(kind), reader.at
     except IndexError as error:
         raise ValueError("structure without an end") from error
 
 
-class Reader:
+class ThriftReader:
     """Raises ValueError, or IndexError at the end of the data."""
 
     def __init__(self, data: bytes) -> None:

@@ -30,11 +30,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zippy_batch.codecs.integer import EXACT, exact_products, fetch, probe, record_bound
+from zippy_batch.codecs.integer import FLOAT32_EXACT, exact_products, fetch, probe, record_bound
 from zippy_batch.errors import ModelError
 
 Arrays = Mapping[str, NDArray[Any]]
-Kind = Literal["int8", "float32"]
+ProductKind = Literal["int8", "float32"]
 
 WEIGHT_TOP = 64
 INPUT_TOP = 128
@@ -104,9 +104,9 @@ class Weight:
         if wide.max(initial=0) > WEIGHT_TOP:
             raise ModelError(f"layer {name} is not exact: weights must be within +-{WEIGHT_TOP}, found {wide.max()}")
         largest = int(wide.sum(1).max(initial=0)) * INPUT_TOP
-        if largest >= EXACT:
+        if largest >= FLOAT32_EXACT:
             raise ModelError(
-                f"layer {name} is not exact: a sum may reach {largest}, and float32 is exact below {EXACT}"
+                f"layer {name} is not exact: a sum may reach {largest}, and float32 is exact below {FLOAT32_EXACT}"
             )
         record_bound(name, largest)
         whole = torch.from_numpy(np.ascontiguousarray(values)).to(device)
@@ -120,8 +120,8 @@ class Weight:
 class Products:
     """x (rows, inputs) int8 times a weight -> (rows, outputs) int32, exact."""
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind: Kind = kind
+    def __init__(self, kind: ProductKind) -> None:
+        self.kind: ProductKind = kind
 
     def __call__(self, x: Tensor, weight: Weight) -> Tensor:
         if self.kind == "float32":
@@ -145,7 +145,7 @@ def _padded_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def products(device: torch.device, kind: Kind | None = None) -> Products:
+def products(device: torch.device, kind: ProductKind | None = None) -> Products:
     """The product to use on a device: of the kind named, else int8 where it is exact and faster than float32.
 
     Raises ModelError where float32 products are not exact, or the int8 ones that were asked for are not.

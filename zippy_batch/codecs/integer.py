@@ -30,7 +30,7 @@ from zippy_batch.errors import ModelError
 Arrays = Mapping[str, NDArray[Any]]
 """A model file's arrays by name."""
 
-EXACT = 1 << 24
+FLOAT32_EXACT = 1 << 24
 """float32 represents every integer of magnitude up to this."""
 
 
@@ -147,9 +147,9 @@ def prove(
     if len(shift) and not (shift.min() >= 1 and shift.max() <= 22):
         raise ModelError(f"layer {name}: shifts must be 1..22, found {shift.min()}..{shift.max()}")
     largest = bound(wide, np.asarray(bias, np.int64), limits) + (1 << shift)
-    if len(largest) and largest.max() >= EXACT:
+    if len(largest) and largest.max() >= FLOAT32_EXACT:
         raise ModelError(
-            f"layer {name} is not exact: a sum may reach {largest.max()}, and float32 is exact below {EXACT}"
+            f"layer {name} is not exact: a sum may reach {largest.max()}, and float32 is exact below {FLOAT32_EXACT}"
         )
     record_bound(name, int(largest.max(initial=0)))
     tensors = {k: torch.from_numpy(w.astype(np.float32)) for k, w in wide.items()}
@@ -195,7 +195,7 @@ def quantise_rows(
         scale = np.exp2(exponent.astype(np.float64))[:, None]
         rounded = {k: np.rint(w * scale).astype(np.int64) for k, w in weights.items()}
         offset = np.rint(bias * scale[:, 0]).astype(np.int64)
-        too_wide = bound(rounded, offset, limits) >= EXACT - (EXACT >> 3)
+        too_wide = bound(rounded, offset, limits) >= FLOAT32_EXACT - (FLOAT32_EXACT >> 3)
         for w in rounded.values():
             if w.shape[1]:
                 too_wide |= np.abs(w).max(1) > 32767

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from zippy_batch.compare.codecs import TRANSCODE
-from zippy_batch.compare.report import CONTENDERS, EXACT, LOSSY, SOURCE, Comparison, Panel
+from zippy_batch.compare.report import CONTENDERS, OWN_EXACT, OWN_LOSSY, SOURCE, Comparison, Panel
 from zippy_batch.errors import UsageError
 from zippy_batch.images.metrics import mean_squared_error, psnr_db
 
@@ -27,8 +27,8 @@ _COLOURS = {
     "avif": "#1f77b4",
     "avif-speed0": "#17becf",
     TRANSCODE: "#e377c2",
-    LOSSY: "#d62728",
-    EXACT: "#d62728",
+    OWN_LOSSY: "#d62728",
+    OWN_EXACT: "#d62728",
 }
 
 CELL_PX = 168
@@ -93,7 +93,7 @@ def _line(name: str) -> dict[str, Any]:
     if name == "mogrify":
         # it writes what libjpeg writes, and lies below that curve
         return {"linewidth": 5, "alpha": 0.5, "zorder": 1}
-    return {"linewidth": 2.6, "zorder": 3} if name == LOSSY else {"linewidth": 1.3, "zorder": 2}
+    return {"linewidth": 2.6, "zorder": 3} if name == OWN_LOSSY else {"linewidth": 1.3, "zorder": 2}
 
 
 def _round_sizes() -> Any:
@@ -125,7 +125,7 @@ def sheet(comparison: Comparison) -> bytes:
     draw = ImageDraw.Draw(out)
     left = _MARGIN_PX
     for panel, column, column_width in zip(panels, cells, widths, strict=True):
-        draw.text((left, _MARGIN_PX), panel.contender, _OURS if panel.contender == LOSSY else _INK, head)
+        draw.text((left, _MARGIN_PX), panel.contender, _OURS if panel.contender == OWN_LOSSY else _INK, head)
         quality = "" if panel.psnr_db is None else f", {panel.psnr_db:.1f} dB"
         draw.text((left, _MARGIN_PX + line), panel.setting or "as it is", _PALE, small)
         draw.text((left, _MARGIN_PX + 2 * line - 2), f"{panel.stored_bytes:.0f} B{quality}", _INK, small)

@@ -64,7 +64,7 @@ def _jpeg2000(level: int, mode: str) -> dict[str, Any]:
 
 _JPEG_LADDER = (3, 8, 15, 25, 40, 55, 70, 80, 90)
 
-CODECS = {
+IMAGE_CODECS = {
     "mogrify": Codec("JPEG", _JPEG_LADDER, lambda level, mode: {}),
     "jpeg": Codec("JPEG", _JPEG_LADDER, lambda level, mode: {"quality": level, "optimize": True}),
     "jpeg2000": Codec("JPEG2000", (21, 23, 25, 27, 29, 31, 33, 36), _jpeg2000, "dB"),
@@ -100,7 +100,7 @@ class Failed:
 
 def missing(name: str) -> str | None:
     """Why a contender cannot be had on this machine, and what to do about it; None where it can."""
-    form = "JXL" if name == TRANSCODE else CODECS[name].form
+    form = "JXL" if name == TRANSCODE else IMAGE_CODECS[name].form
     if name == "mogrify" and not mogrify_command():
         return "no ImageMagick on this machine (neither magick nor mogrify is on PATH)"
     if form == "JXL" and not _has_jpeg_xl():
@@ -119,9 +119,9 @@ def mogrify_command() -> list[str]:
 def warm_up() -> None:
     """Load what a first call would load in the time that is measured."""
     blank = np.zeros((8, 8, 3), np.uint8)
-    for name in CODECS:
+    for name in IMAGE_CODECS:
         if name != "mogrify" and missing(name) is None:
-            decode(encode(name, CODECS[name].ladder[0], blank))
+            decode(encode(name, IMAGE_CODECS[name].ladder[0], blank))
     ssim(blank, blank)
     mean_squared_error(blank, blank)
 
@@ -141,7 +141,7 @@ def in_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def encode(name: str, level: int, pixels: NDArray[np.uint8]) -> bytes:
     """The file of a codec of Pillow's; whatever Pillow raises."""
-    codec, image, out = CODECS[name], Image.fromarray(pixels), io.BytesIO()
+    codec, image, out = IMAGE_CODECS[name], Image.fromarray(pixels), io.BytesIO()
     if codec.form == "JXL":
         _load_jpeg_xl()
     image.save(out, codec.form, **codec.options(level, image.mode))

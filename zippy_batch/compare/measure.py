@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from zippy_batch.codecs.model_file import load_model
 from zippy_batch.compare import codecs
-from zippy_batch.compare.codecs import CODECS, TRANSCODE, Coded, Failed
+from zippy_batch.compare.codecs import IMAGE_CODECS, TRANSCODE, Coded, Failed
 from zippy_batch.compare.curves import level_for
-from zippy_batch.compare.report import CONTENDERS, EXACT, LOSSY, SOURCE, Comparison, Panel, Row
+from zippy_batch.compare.report import CONTENDERS, OWN_EXACT, OWN_LOSSY, SOURCE, Comparison, ComparisonRow, Panel
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.images.metrics import mean_squared_error, psnr_db, ssim
@@ -126,7 +126,7 @@ def compare(
     """
     options = options or CompareOptions()
     device = settle_device(options.device, None)
-    if LOSSY in options.contenders:
+    if OWN_LOSSY in options.contenders:
         load_model(options.model)
     skipped: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="zippy-batch-compare-") as folder:
@@ -236,13 +236,13 @@ class _Bench:
         self._progress, self._started, self._done = progress, time.monotonic(), 0
         self.notes: list[str] = []
 
-    def rows(self, name: str) -> list[Row]:
+    def rows(self, name: str) -> list[ComparisonRow]:
         """Of a contender, at each of its settings; none where it is missing, and a note."""
         if name == SOURCE:
             return [self._source()]
-        if name == LOSSY:
+        if name == OWN_LOSSY:
             return [self._archive(quality) for quality in sorted(set(self._options.qualities))]
-        if name == EXACT:
+        if name == OWN_EXACT:
             return [self._archive(None)]
         why = codecs.missing(name)
         if why:
@@ -254,10 +254,10 @@ class _Bench:
             if kept:
                 self.notes.append(f"{name}: {kept} files cannot be kept so, and count as they are")
             return [self._row(name, "effort 9", None, coded, is_exact=True)]
-        made = [self._coded(name, level) for level in CODECS[name].ladder]
+        made = [self._coded(name, level) for level in IMAGE_CODECS[name].ladder]
         return [row for row, _ in filter(None, made)]
 
-    def panels(self, rows: Sequence[Row]) -> list[Panel]:
+    def panels(self, rows: Sequence[ComparisonRow]) -> list[Panel]:
         """The source, then each contender with a curve at about as many stored bytes as zippy-batch at the quality
         nearest to the default one; without zippy-batch, as the middle setting of the first that has a curve."""
         shown = [self._paths[i] for i in self._shown]
@@ -265,7 +265,7 @@ class _Bench:
         stored = next((row.stored_bytes for row in rows if row.contender == SOURCE), self._source().stored_bytes)
         out = [Panel(SOURCE, "", stored, None, source)]
         curves = {name: [row for row in rows if row.contender == name and row.level is not None] for name in CONTENDERS}
-        mine = curves[LOSSY]
+        mine = curves[OWN_LOSSY]
         if mine:
             anchor = min(mine, key=lambda row: abs((row.level or 0) - ArchiveOptions().quality))
         else:
@@ -274,7 +274,7 @@ class _Bench:
                 return out
             anchor = first[len(first) // 2]
         for name, curve in curves.items():
-            if name == LOSSY and curve:
+            if name == OWN_LOSSY and curve:
                 pixels = self._archived[anchor.level or 0]
                 out.append(Panel(name, anchor.setting, anchor.stored_bytes, anchor.psnr_db, pixels))
             elif curve:
@@ -286,9 +286,9 @@ class _Bench:
                     out.append(Panel(name, row.setting, row.stored_bytes, row.psnr_db, pixels))
         return out
 
-    def _source(self) -> Row:
+    def _source(self) -> ComparisonRow:
         blobs = [path.read_bytes() for path in self._paths]
-        return Row(
+        return ComparisonRow(
             contender=SOURCE,
             setting="as it is",
             level=None,
@@ -298,9 +298,9 @@ class _Bench:
             jpeg_quality=_median(map(codecs.estimated_jpeg_quality, blobs)),
         )
 
-    def _coded(self, name: str, level: int) -> tuple[Row, list[bytes]] | None:
+    def _coded(self, name: str, level: int) -> tuple[ComparisonRow, list[bytes]] | None:
         """A codec's row at one level, and its files; None where it fails, and a note."""
-        setting = CODECS[name].setting(level)
+        setting = IMAGE_CODECS[name].setting(level)
         if name == "mogrify":
             files = codecs.mogrify(self._paths, level)
             if isinstance(files, Failed):
@@ -332,10 +332,12 @@ class _Bench:
             good.append(one)
         return good
 
-    def _row(self, name: str, setting: str, level: int | None, coded: Sequence[Coded], is_exact: bool = False) -> Row:
+    def _row(
+        self, name: str, setting: str, level: int | None, coded: Sequence[Coded], is_exact: bool = False
+    ) -> ComparisonRow:
         n = len(coded)
         blobs = [one.data for one in coded]
-        return Row(
+        return ComparisonRow(
             contender=name,
             setting=setting,
             level=level,
@@ -347,7 +349,7 @@ class _Bench:
             decode_per_s=n * self._cores / sum(one.decode_s for one in coded),
         )
 
-    def _archive(self, quality: int | None) -> Row:
+    def _archive(self, quality: int | None) -> ComparisonRow:
         """An archive of the sample at a quality, or an exact one."""
         options = (
             ArchiveOptions(exact="always", device=self._options.device, verify=self._options.verify)
@@ -368,8 +370,8 @@ class _Bench:
                 shown = (codecs.source_pixels(found[i]) for i in self._shown)
                 self._archived[quality] = tuple(map(codecs.in_rgb, shown))
             self._tick(len(self._sample))
-            return Row(
-                contender=EXACT if quality is None else LOSSY,
+            return ComparisonRow(
+                contender=OWN_EXACT if quality is None else OWN_LOSSY,
                 setting="--exact" if quality is None else f"-q {quality}",
                 level=quality,
                 loose_bytes=None,
@@ -385,7 +387,11 @@ class _Bench:
             return
         asked = self._options.contenders
         settings = sum(
-            len(CODECS[name].ladder) if name in CODECS else len(self._options.qualities) if name == LOSSY else 1
+            len(IMAGE_CODECS[name].ladder)
+            if name in IMAGE_CODECS
+            else len(self._options.qualities)
+            if name == OWN_LOSSY
+            else 1
             for name in asked
             if name != SOURCE
         )

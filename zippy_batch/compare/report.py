@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zippy_batch.compare.codecs import CODECS, TRANSCODE
+from zippy_batch.compare.codecs import IMAGE_CODECS, TRANSCODE
 from zippy_batch.compare.curves import EqualPsnr, Point, mean_ratio
 from zippy_batch.run.report import Quality, rounded, table
 
 SOURCE = "source"
-LOSSY = "zippy-batch"
-EXACT = "zippy-batch-exact"
-CONTENDERS = (SOURCE, *CODECS, TRANSCODE, LOSSY, EXACT)
+OWN_LOSSY = "zippy-batch"
+OWN_EXACT = "zippy-batch-exact"
+CONTENDERS = (SOURCE, *IMAGE_CODECS, TRANSCODE, OWN_LOSSY, OWN_EXACT)
 """In the order of the table."""
 
 _HEAD = ("", "", "loose B", "stored B", "of source", "PSNR dB", "SSIM", "JPEG q", "encode/s", "decode/s")
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """A contender at one setting; sizes are bytes per image."""
 
     contender: str
@@ -75,7 +75,7 @@ class Panel:
     contender: str
     setting: str
     stored_bytes: float
-    """Per image, over all images of the comparison, as `Row.stored_bytes`; likewise `psnr_db`."""
+    """Per image, over all images of the comparison, as `ComparisonRow.stored_bytes`; likewise `psnr_db`."""
     psnr_db: float | None
     """None for the source."""
     pixels: tuple[NDArray[np.uint8], ...]
@@ -95,14 +95,14 @@ class Comparison:
     """Per image, of the files by themselves."""
     skipped: Mapping[str, int]
     """Files that were looked at and are not compared, by reason."""
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     notes: tuple[str, ...]
     """Why contenders or settings are missing."""
     device: str
     cores: int
     panels: tuple[Panel, ...] = field(default=(), repr=False)
 
-    def curve(self, contender: str) -> list[Row]:
+    def curve(self, contender: str) -> list[ComparisonRow]:
         """Its rows that lose something, in order of their level."""
         return [row for row in self.rows if row.contender == contender and row.psnr_db is not None]
 
@@ -112,14 +112,14 @@ class Comparison:
     @property
     def equal_psnr(self) -> dict[str, EqualPsnr]:
         """Bytes of zippy-batch over each codec's at the same PSNR, in Parquet, where both have a curve in common."""
-        found = {name: mean_ratio(self.points(LOSSY), self.points(name)) for name in CODECS}
+        found = {name: mean_ratio(self.points(OWN_LOSSY), self.points(name)) for name in IMAGE_CODECS}
         return {name: ratio for name, ratio in found.items() if ratio}
 
     @property
     def exact_ratios(self) -> dict[str, float]:
         """Bytes of the exact archive over those of the other ways to keep the very same files, in Parquet."""
-        stored = {row.contender: row.stored_bytes for row in self.rows if row.contender in (EXACT, *_IN_WORDS)}
-        mine = stored.pop(EXACT, None)
+        stored = {row.contender: row.stored_bytes for row in self.rows if row.contender in (OWN_EXACT, *_IN_WORDS)}
+        mine = stored.pop(OWN_EXACT, None)
         return {name: mine / theirs for name, theirs in stored.items()} if mine else {}
 
     def to_dict(self) -> dict[str, Any]:

@@ -51,12 +51,14 @@ DEFAULT_JPEG_QUALITY = 95
 WEBP_QUALITY = 95
 """Of restored WebP files; lossy WebP always subsamples chroma."""
 
-_SUFFIXES = {"jpeg": b".jpg", "png": b".png", "webp": b".webp"}
+_SUFFIXES = {"jpeg": (b".jpg", b".jpeg", b".jpe", b".jfif"), "png": (b".png",), "webp": (b".webp",)}
 
 
 def restored_path(path: bytes, source_format: str, format: str) -> bytes:
-    """Where a picture is restored: the source's path, with the new suffix appended if its format is another one."""
-    return path if source_format == format else path + _SUFFIXES[format]
+    """Where a picture is restored: the source's path and, where its format changes, the suffix of the new one, unless
+    the path ends in such a suffix already, as that of a PNG file named x.jpg does."""
+    suffixes = _SUFFIXES[format]
+    return path if source_format == format or path.lower().endswith(suffixes) else path + suffixes[0]
 
 
 # ---------------------------------------------------------------------------------------------------------- JPEG tables

@@ -21,7 +21,7 @@ from zippy_batch.jpeg import huffman
 from zippy_batch.jpeg.markers import Frame, Headers, Layout, Scan
 from zippy_batch.jpeg.recipe import (
     MAX_LEFT_OUT,
-    MAX_SCANS,
+    MAX_RECIPE_SCANS,
     MAX_TABLES,
     OPTIMISED,
     Run,
@@ -30,7 +30,7 @@ from zippy_batch.jpeg.recipe import (
     read_recipe,
     write_recipe,
 )
-from zippy_batch.jpeg.tables import EMPTY, STANDARD, Malformed, Table, optimal, read_tables, write_segment
+from zippy_batch.jpeg.tables import EMPTY_TABLE, STANDARD, Malformed, Table, optimal, read_tables, write_segment
 
 Coefficients = tuple[NDArray[np.int16], ...]
 """Per component (blocks_high, blocks_wide, 64) in zigzag order, DC absolute."""
@@ -96,7 +96,7 @@ def _parse(data: bytes) -> JpegImage:
         at, scan = headers.read(data, at, note)
         if scan is None:
             break
-        if len(found) == MAX_SCANS:
+        if len(found) == MAX_RECIPE_SCANS:
             raise Malformed("more scans than components")
         if blocks is None:
             blocks = np.zeros((sum(p.whole[0] * p.whole[1] for p in headers.parts), 64), np.int16)
@@ -198,7 +198,7 @@ def rebuild(header: bytes, coefficients: Sequence[NDArray[np.int16]]) -> bytes:
             out += [run.data[at:offset], write_segment(tables)]
             at = offset
         out.append(run.data[at:])
-        settled = {key: made[key] if table is EMPTY else table for key, table in known.items()}
+        settled = {key: made[key] if table is EMPTY_TABLE else table for key, table in known.items()}
         out.append(_encode(blocks, layout, restart, settled, frequency, run.pad))
     return b"".join([*out, plan.tail])
 

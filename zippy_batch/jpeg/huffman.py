@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-COLUMNS = 9
+TABLE_COLUMNS = 9
 """A scan's components are rows of: horizontal and vertical blocks in an MCU, width and height of the grid in blocks,
 first block, DC table, AC table (0..3), width and height of what the picture covers."""
 
@@ -48,8 +48,8 @@ def decoder_table(counts, values):  # type: ignore[no-untyped-def]
 def decode_scan(data, at, components, mcus_high, mcus_wide, restart, lengths, short, values, out):  # type: ignore[no-untyped-def]
     """Decode a scan that begins at data[at].
 
-    components (S, COLUMNS); lengths (8, 3, 17), short (8, 256) and values (8, 256) of the DC tables 0..3 and the AC
-    tables 4..7; out (B, 64) int16, zeros. Returns the position after the scan (or a negative reason), whether blocks
+    components (S, TABLE_COLUMNS); lengths (8, 3, 17), short (8, 256) and values (8, 256) of the DC tables 0..3 and the
+    AC tables 4..7; out (B, 64) int16, zeros. Returns the position after the scan (or a negative reason), whether blocks
     outside the picture are all alike (no DC difference, no AC), and the padding bits: 1 all ones, 0 all zeros, 2 none.
     """
     count = len(components)

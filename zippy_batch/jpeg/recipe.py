@@ -18,11 +18,11 @@ from functools import lru_cache
 
 from zippy_batch.errors import DamagedRow
 from zippy_batch.jpeg.markers import Frame, Headers, Layout
-from zippy_batch.jpeg.tables import EMPTY, STANDARD, Malformed, Table
+from zippy_batch.jpeg.tables import EMPTY_TABLE, STANDARD, Malformed, Table
 from zippy_batch.varint import read_varint, write_varint
 
 VERSION = 1
-MAX_SCANS = 3
+MAX_RECIPE_SCANS = 3
 MAX_LEFT_OUT = 32
 """Table segments that are left out of one run."""
 MAX_TABLES = 8
@@ -51,7 +51,7 @@ class Plan:
     layouts: list[Layout]
     """Of the scans."""
     tables: list[dict[int, Table]]
-    """Of each scan, by key; EMPTY for those that are to be optimised."""
+    """Of each scan, by key; EMPTY_TABLE for those that are to be optimised."""
     restarts: list[int]
     """MCUs between restart markers in each scan, or 0."""
     tail: bytes
@@ -104,7 +104,7 @@ class _Reader:
         headers = Headers()
         runs: list[Run] = []
         scans, tables, restarts = [], [], []
-        for _ in range(self._byte(MAX_SCANS)):
+        for _ in range(self._byte(MAX_RECIPE_SCANS)):
             run = self._run()
             if not runs and run.data[:2] != b"\xff\xd8":
                 raise Malformed("the first run does not begin as a JPEG file")
@@ -117,7 +117,9 @@ class _Reader:
                     if offset < at:
                         raise Malformed("table segments are out of place")
                     # optimised ones stand empty until the coefficients are there
-                    headers.huffman.update((key_of(k), EMPTY if k & OPTIMISED else STANDARD[key_of(k)]) for k in kinds)
+                    headers.huffman.update(
+                        (key_of(k), EMPTY_TABLE if k & OPTIMISED else STANDARD[key_of(k)]) for k in kinds
+                    )
 
             end, scan = headers.read(run.data, 0, put_back)
             if scan is None or end != len(run.data) or waiting:

@@ -88,4 +88,4 @@ STANDARD = {
         + _tail(0xE2, 9, 0xF2, 9),
     ),
 }
-EMPTY = Table(np.zeros(16, np.int64), np.zeros(0, np.uint8))
+EMPTY_TABLE = Table(np.zeros(16, np.int64), np.zeros(0, np.uint8))

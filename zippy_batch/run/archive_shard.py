@@ -34,12 +34,20 @@ from zippy_batch.errors import SourceError, WorkerError
 from zippy_batch.images.pixels import Facts, Picture, Unsuitable, estimate_jpeg_quality, read_picture
 from zippy_batch.images.probe import EMPTY, Refused, read_header
 from zippy_batch.paths import display_path
-from zippy_batch.run.encode_verified import Coded, CodedFile, Coders, MakeCodec, code_batch, code_files
+from zippy_batch.run.encode_verified import CodedFile, CodedPicture, Coders, MakeCodec, code_batch, code_files
 from zippy_batch.run.plan import BatchLimit, Key, Shard, cut_batches
-from zippy_batch.run.quarantine import CODING, DECODING, Care, CarefulShard, Step, once_more_with_care, taking_care
+from zippy_batch.run.quarantine import (
+    CODING,
+    DECODING,
+    JournalEntry,
+    QuarantinedShard,
+    StepJournal,
+    open_journal,
+    retry_with_journal,
+)
 from zippy_batch.run.report import FLOOR_REASON, Done, Tick
 from zippy_batch.run.rows import EXACT_BATCH, sizes
-from zippy_batch.run.thread_pool import Hands
+from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.sources import Source
 from zippy_batch.sources.directory import SourceFile
 from zippy_batch.stores.object_path import Place, put
@@ -70,11 +78,11 @@ class Loaded:
     data: bytes
     found: Picture | JpegImage
     stands_in: bool = False
-    """For a culprit, whose row is made: an empty picture that keeps the shape of its batch."""
+    """For a poison file, whose row is made: an empty picture that keeps the shape of its batch."""
 
 
 @dataclass(frozen=True)
-class Condemned:
+class PoisonFile:
     """A file that killed its workers."""
 
     reason: str
@@ -85,7 +93,7 @@ class Condemned:
     """What stands in for it; None for a file that is in no batch of pictures, whoever reads it."""
 
 
-Found = Union[Picture, "JpegImage", Unsuitable, Condemned]
+Found = Union[Picture, "JpegImage", Unsuitable, PoisonFile]
 Look = Callable[[bytes], Union[Picture, "JpegImage", Unsuitable]]
 
 
@@ -109,19 +117,19 @@ class ArchiveJob:
     make_codec: MakeCodec
     info: ArchiveInfo
 
-    def start(self, threads: int) -> Callable[[Shard | CarefulShard, Tick], ShardDone]:
-        coders, hands = Coders.of(self.models, self.options.device, self.make_codec), Hands(threads)
+    def start(self, threads: int) -> Callable[[Shard | QuarantinedShard, Tick], ShardDone]:
+        coders, pool = Coders.of(self.models, self.options.device, self.make_codec), OrderedThreadPool(threads)
 
-        def work(unit: Shard | CarefulShard, tick: Tick) -> ShardDone:
+        def work(unit: Shard | QuarantinedShard, tick: Tick) -> ShardDone:
             started = time.monotonic()
-            rows = archive_shard(unit, self.source, self.options, coders, hands, tick)
+            rows = archive_shard(unit, self.source, self.options, coders, pool, tick)
             commit_part(self.parts / part_name(unit.index), rows, self.info, self.options.verify)
             return ShardDone(unit.index, _done_of(rows), time.monotonic() - started)
 
         return work
 
-    def after_death(self, unit: Shard | CarefulShard, deaths: int, reason: str) -> Shard | CarefulShard:
-        return once_more_with_care(unit, deaths, reason, self.parts)
+    def after_death(self, unit: Shard | QuarantinedShard, deaths: int, reason: str) -> Shard | QuarantinedShard:
+        return retry_with_journal(unit, deaths, reason, self.parts)
 
 
 def commit_part(part: Place, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
@@ -149,47 +157,58 @@ def _write_checked(new: Path, part: Place, rows: Sequence[Row], info: ArchiveInf
 
 
 def archive_shard(
-    unit: Shard | CarefulShard, source: Source, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick
+    unit: Shard | QuarantinedShard,
+    source: Source,
+    options: ArchiveOptions,
+    coders: Coders,
+    pool: OrderedThreadPool,
+    tick: Tick,
 ) -> list[Row]:
     """Rows of a shard, in path order.
 
     Raises SourceError for a file that cannot be read or has changed since it was listed and, with `options.strict`,
     for one that would have to be kept raw.
     """
-    if isinstance(unit, CarefulShard):
-        with taking_care(unit) as care:
-            return _archive_shard(unit.shard, source, options, coders, Hands(1), tick, care)
-    return _archive_shard(unit, source, options, coders, hands, tick, Care())
+    if isinstance(unit, QuarantinedShard):
+        with open_journal(unit) as journal:
+            return _archive_shard(unit.shard, source, options, coders, OrderedThreadPool(1), tick, journal)
+    return _archive_shard(unit, source, options, coders, pool, tick, StepJournal())
 
 
 def _archive_shard(
-    shard: Shard, source: Source, options: ArchiveOptions, coders: Coders, hands: Hands, tick: Tick, care: Care
+    shard: Shard,
+    source: Source,
+    options: ArchiveOptions,
+    coders: Coders,
+    pool: OrderedThreadPool,
+    tick: Tick,
+    journal: StepJournal,
 ) -> list[Row]:
     rows: dict[int, Row] = {}
 
     def loaded() -> Iterator[Loaded]:
-        for place, (file, data, found) in enumerate(_read_all(shard.files, source, options, hands, care)):
-            if not isinstance(found, Unsuitable | Condemned):
+        for place, (file, data, found) in enumerate(_read_all(shard.files, source, options, pool, journal)):
+            if not isinstance(found, Unsuitable | PoisonFile):
                 yield Loaded(place, file, data, found)
                 continue
             _forbid_raw(file, found.reason, options)
             rows[place] = _raw_row(file, data, found.reason, found.format, found.width, found.height)
             tick(_done_of([rows[place]]))
-            if isinstance(found, Condemned) and found.empty is not None:
+            if isinstance(found, PoisonFile) and found.empty is not None:
                 yield Loaded(place, file, b"", found.empty, stands_in=True)
 
     def archive_batch(batch: Sequence[Loaded]) -> tuple[list[Loaded], list[Row]]:
         if all(one.stands_in for one in batch):
             return [], []
-        if care.careful:
-            _try_alone(batch, options, coders, care)
+        if journal.careful:
+            _try_alone(batch, options, coders, journal)
         made = zip(batch, _archive_batch(batch, options, coders), strict=True)
         kept = [(one, row) for one, row in made if not one.stands_in]
         return [one for one, _ in kept], [row for _, row in kept]
 
     limits = {"latent": BatchLimit(options.batch_size), "exact": EXACT_BATCH}
     batches = cut_batches(loaded(), _key, _samples, lambda key: limits[key[0]])
-    for batch, made in hands.in_order(archive_batch, batches):
+    for batch, made in pool.in_order(archive_batch, batches):
         for one, row in zip(batch, made, strict=True):
             if row.raw_reason not in (None, SMALLER_REASON):
                 _forbid_raw(one.file, row.raw_reason, options)
@@ -198,11 +217,11 @@ def _archive_shard(
     return [rows[place] for place in range(len(shard.files))]
 
 
-def _try_alone(batch: Sequence[Loaded], options: ArchiveOptions, coders: Coders, care: Care) -> None:
+def _try_alone(batch: Sequence[Loaded], options: ArchiveOptions, coders: Coders, journal: StepJournal) -> None:
     """Codes each file of a batch by itself, for nothing but the journal: it says which one a worker dies of."""
     for one in batch:
         if not one.stands_in:
-            with care.at(CODING, one.place):
+            with journal.at(CODING, one.place):
                 _archive_batch([one], options, coders)
 
 
@@ -214,22 +233,22 @@ def _done_of(rows: Sequence[Row]) -> Done:
 
 
 def _read_all(
-    files: Sequence[SourceFile], source: Source, options: ArchiveOptions, hands: Hands, care: Care
+    files: Sequence[SourceFile], source: Source, options: ArchiveOptions, pool: OrderedThreadPool, journal: StepJournal
 ) -> Iterator[tuple[SourceFile, bytes, Found]]:
     read_file = source.reader(files)
     looks: Mapping[str, Look] = {"always": _look_exact, "auto": _look_both, "never": read_picture}
     look = looks[options.exact]
 
     def read_one(place: int, file: SourceFile) -> tuple[SourceFile, bytes, Found]:
-        with care.at(DECODING, place):
+        with journal.at(DECODING, place):
             data = read_file(file)
-            step = care.culprits.get(place)
-            return file, data, look(data) if step is None else _condemn(data, step, look)
+            step = journal.poison.get(place)
+            return file, data, look(data) if step is None else _as_poison(data, step, look)
 
     def read(some: Sequence[tuple[int, SourceFile]]) -> list[tuple[SourceFile, bytes, Found]]:
         return [read_one(place, file) for place, file in some]
 
-    for group in hands.in_order(read, _groups(files)):
+    for group in pool.in_order(read, _groups(files)):
         yield from group
 
 
@@ -246,20 +265,20 @@ def _groups(files: Sequence[SourceFile]) -> Iterator[list[tuple[int, SourceFile]
         yield group
 
 
-def _condemn(data: bytes, step: Step, look: Look) -> Condemned:
-    """What is known of a culprit; it is decoded only where that is not what its workers died of."""
+def _as_poison(data: bytes, step: JournalEntry, look: Look) -> PoisonFile:
+    """What is known of a poison file; it is decoded only where that is not what its workers died of."""
     found = look(data) if step.doing == CODING else None
     if isinstance(found, Picture):
         facts = found.facts
         like_it = _empty(facts.width, facts.height, found.pixels.ndim == 2)
-        return Condemned(step.reason, facts.format, facts.width, facts.height, like_it)
+        return PoisonFile(step.reason, facts.format, facts.width, facts.height, like_it)
     try:
         header = read_header(data)
     except Refused as refused:
-        return Condemned(step.reason, refused.format, refused.width, refused.height)
+        return PoisonFile(step.reason, refused.format, refused.width, refused.height)
     grey = header.jpeg is not None and len(header.jpeg.sampling) == 1
     empty = _empty(header.width, header.height, grey) if found is None and look is not _look_exact else None
-    return Condemned(step.reason, header.format, header.width, header.height, empty)
+    return PoisonFile(step.reason, header.format, header.width, header.height, empty)
 
 
 def _empty(width: int, height: int, grey: bool) -> Picture:
@@ -352,7 +371,7 @@ def _archive_pictures(batch: Sequence[Loaded], options: ArchiveOptions, coders: 
     return rows
 
 
-def _failure(coded: Coded, options: ArchiveOptions) -> str | None:
+def _failure(coded: CodedPicture, options: ArchiveOptions) -> str | None:
     """Why an image cannot be kept by the lossy codec; None where it can."""
     if coded.failure is not None:
         return coded.failure
@@ -361,7 +380,7 @@ def _failure(coded: Coded, options: ArchiveOptions) -> str | None:
     return UNLIKE_REASON if coded.psnr is not None and coded.psnr < UNLIKE_PSNR_DB else None
 
 
-def _may_be_exact(loaded: Loaded, coded: Coded, failure: str | None) -> bool:
+def _may_be_exact(loaded: Loaded, coded: CodedPicture, failure: str | None) -> bool:
     """Whether the exact codec is worth a try: where the lossy one fails, or by the length of the file's scan."""
     if not isinstance(loaded.found, Picture) or loaded.found.facts.format != "jpeg":
         return False
@@ -442,7 +461,7 @@ def _stored_bytes(latent: Row) -> int:
     return len(latent.payload) + len(latent.exif or b"") + len(latent.icc or b"")
 
 
-def _latent_row(loaded: Loaded, picture: Picture, coded: Coded) -> Row:
+def _latent_row(loaded: Loaded, picture: Picture, coded: CodedPicture) -> Row:
     facts = picture.facts
     return Row(
         path=loaded.file.path,

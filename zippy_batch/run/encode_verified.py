@@ -37,7 +37,7 @@ BEST_QUALITY = 100
 MODEL_LOST = "the model that it needs is missing or damaged"
 
 
-class Codec(Protocol):
+class LatentCoder(Protocol):
     """What is asked of the lossy codec; `latent.codec.LatentCodec` is the real one."""
 
     def encode(self, images: Sequence[Pixels], qualities: Sequence[int]) -> list[bytes]: ...
@@ -57,7 +57,7 @@ MakeCodec = Callable[[Model, str], Any]
 """Model and device ("cpu", "cuda") -> the codec that the model is of. Pickles."""
 
 
-def make_codec(model: Model, device: str) -> Codec | ExactCoder:
+def make_codec(model: Model, device: str) -> LatentCoder | ExactCoder:
     """The real codecs. Their networks run on one thread each: batches are what runs side by side."""
     # torch takes seconds to import, and stats or a check of checksums do without it
     import torch
@@ -76,7 +76,7 @@ def make_codec(model: Model, device: str) -> Codec | ExactCoder:
 class Coders:
     """The codecs of a worker; None where no row needs it, or where its model is lost."""
 
-    latent: Codec | None = None
+    latent: LatentCoder | None = None
     exact: ExactCoder | None = None
 
     @staticmethod
@@ -91,7 +91,7 @@ def latent_item(payload: bytes, height: int, width: int, grey: bool, quality: in
 
 
 @dataclass(frozen=True)
-class Coded:
+class CodedPicture:
     """An image at one quality index; psnr (dB) and ssim as an archive stores them, None when they were not measured."""
 
     quality: int
@@ -106,8 +106,8 @@ class Coded:
 
 
 def code_batch(
-    pictures: Sequence[Picture], quality: int, min_psnr: float | None, verify: bool, codec: Codec
-) -> list[Coded]:
+    pictures: Sequence[Picture], quality: int, min_psnr: float | None, verify: bool, codec: LatentCoder
+) -> list[CodedPicture]:
     """Pictures of one latent grid -> each at `quality`, or at the lowest index found above it that reaches `min_psnr`.
 
     An image that reaches the floor at no index is returned as it is at `quality`, below the floor.
@@ -129,8 +129,8 @@ def compare_restored(source: Pixels, decoded: Pixels, facts: Facts) -> tuple[flo
 
 
 def _reach_floor(
-    pictures: Sequence[Picture], first: Mapping[int, Coded], floor_db: float, codec: Codec
-) -> dict[int, Coded]:
+    pictures: Sequence[Picture], first: Mapping[int, CodedPicture], floor_db: float, codec: LatentCoder
+) -> dict[int, CodedPicture]:
     """Bisection of the quality index of every image below the floor, all in lockstep.
 
     Every pass encodes the whole batch, so that an image's payload at some index does not depend on which of its
@@ -151,11 +151,11 @@ def _reach_floor(
 
 
 def _code(
-    pictures: Sequence[Picture], qualities: Sequence[int], wanted: Sequence[int], verify: bool, codec: Codec
-) -> dict[int, Coded]:
+    pictures: Sequence[Picture], qualities: Sequence[int], wanted: Sequence[int], verify: bool, codec: LatentCoder
+) -> dict[int, CodedPicture]:
     """The whole batch encoded, and those `wanted` of it, measured if `verify`."""
     payloads, failures = _encode([picture.pixels for picture in pictures], qualities, codec)
-    coded = {i: Coded(qualities[i], payloads[i], failure=failures.get(i)) for i in wanted}
+    coded = {i: CodedPicture(qualities[i], payloads[i], failure=failures.get(i)) for i in wanted}
     whole = [i for i in wanted if i not in failures]
     if verify and whole:
         measured = _measure([pictures[i] for i in whole], [coded[i] for i in whole], codec)
@@ -163,7 +163,7 @@ def _code(
     return coded
 
 
-def _encode(images: list[Pixels], qualities: Sequence[int], codec: Codec) -> tuple[list[bytes], dict[int, str]]:
+def _encode(images: list[Pixels], qualities: Sequence[int], codec: LatentCoder) -> tuple[list[bytes], dict[int, str]]:
     """Payloads, and what went wrong by image. One that the codec fails on is replaced in its place, not taken out,
     because its neighbours' floats depend on the shape of the batch."""
     try:
@@ -180,7 +180,7 @@ def _encode(images: list[Pixels], qualities: Sequence[int], codec: Codec) -> tup
     return codec.encode([np.zeros_like(x) if i in failures else x for i, x in enumerate(images)], qualities), failures
 
 
-def _failures(images: Sequence[Pixels], qualities: Sequence[int], codec: Codec) -> dict[int, str]:
+def _failures(images: Sequence[Pixels], qualities: Sequence[int], codec: LatentCoder) -> dict[int, str]:
     """What the codec says about each image alone that it fails on."""
     failures = {}
     for i, (image, quality) in enumerate(zip(images, qualities, strict=True)):
@@ -204,7 +204,7 @@ def _raise_if_machine_fails(error: Exception) -> None:
         ) from error
 
 
-def _measure(pictures: Sequence[Picture], coded: Sequence[Coded], codec: Codec) -> list[Coded]:
+def _measure(pictures: Sequence[Picture], coded: Sequence[CodedPicture], codec: LatentCoder) -> list[CodedPicture]:
     """Decodes from the bytes, writes the file that restore writes by default, and measures it against the source."""
     items = [_item(picture.pixels, one) for picture, one in zip(pictures, coded, strict=True)]
     decoded, damage = codec.decode_checked(items)
@@ -221,7 +221,7 @@ def _measure(pictures: Sequence[Picture], coded: Sequence[Coded], codec: Codec) 
     return out
 
 
-def _item(pixels: Pixels, coded: Coded) -> LatentItem:
+def _item(pixels: Pixels, coded: CodedPicture) -> LatentItem:
     return latent_item(coded.payload, pixels.shape[0], pixels.shape[1], pixels.ndim == 2, coded.quality)
 
 

@@ -20,9 +20,9 @@ from zippy_batch.config import RunOptions
 from zippy_batch.errors import UsageError, WorkerError
 from zippy_batch.run.report import Done, Tick
 
-STILLBORN = 3
+MAX_FAILED_STARTS = 3
 """Workers that die before their first unit, before the run gives up."""
-PATIENCE_S = 60.0
+WAIT_NOTICE_S = 60.0
 """Without any result, before saying what the run is waiting for."""
 RAY_PAYS_IMAGES = 30_000
 """Below it, starting Ray and loading a model in each worker takes longer than it saves."""
@@ -61,7 +61,7 @@ class Job(Protocol[Unit, ResultOut]):
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerLayout:
     """How the work is shared out."""
 
     workers: int
@@ -96,22 +96,22 @@ def settle_device(device: str, address: str | None) -> str:
     return "cuda" if there else "cpu"
 
 
-def choose_crew(units: int, images: int, source_bytes: int, device: str, run: RunOptions) -> Crew:
+def choose_layout(units: int, images: int, source_bytes: int, device: str, run: RunOptions) -> WorkerLayout:
     """Ray when a cluster is named or the job is worth starting it for; otherwise threads in this process."""
     cpus = usable_cpus()
     if run.address is not None:
-        return Crew(run.workers, 0, on_ray=True, address=run.address, gpus=int(device == "cuda"))
+        return WorkerLayout(run.workers, 0, on_ray=True, address=run.address, gpus=int(device == "cuda"))
     gpus = _gpus_here() if device == "cuda" else 0
     most = min(units, gpus if device == "cuda" else cpus)
     big = images >= RAY_PAYS_IMAGES or source_bytes >= RAY_PAYS_BYTES
     workers = min(run.workers, units) if run.workers else (most if big else 1)
     if workers <= 1:
-        return Crew(1, min(cpus, THREADS_PER_WORKER), on_ray=False)
+        return WorkerLayout(1, min(cpus, THREADS_PER_WORKER), on_ray=False)
     threads = max(1, min(cpus // workers, THREADS_PER_WORKER))
-    return Crew(workers, threads, on_ray=True, gpus=int(device == "cuda"))
+    return WorkerLayout(workers, threads, on_ray=True, gpus=int(device == "cuda"))
 
 
-def choose_team(device: str, run: RunOptions) -> Crew:
+def choose_training_layout(device: str, run: RunOptions) -> WorkerLayout:
     """Who trains one network together: one worker, here, unless several or a cluster are named.
 
     On a cluster without a number, one worker for each GPU, or for each `THREADS_PER_WORKER` CPUs. Raises UsageError for
@@ -124,13 +124,13 @@ def choose_team(device: str, run: RunOptions) -> Crew:
             raise UsageError(
                 f"--workers {workers}: each takes a GPU, and here are {_gpus_here()}; use fewer, or --device cpu"
             )
-        return Crew(workers, max(1, min(usable_cpus() // workers, THREADS_PER_WORKER)), workers > 1, gpus=gpus)
+        return WorkerLayout(workers, max(1, min(usable_cpus() // workers, THREADS_PER_WORKER)), workers > 1, gpus=gpus)
     with connected(run.address, cpus=None):
-        workers, threads = _places(_nodes(), run.workers, gpus)
-    return Crew(workers, threads, on_ray=True, address=run.address, gpus=gpus)
+        workers, threads = _workers_that_fit(_nodes(), run.workers, gpus)
+    return WorkerLayout(workers, threads, on_ray=True, address=run.address, gpus=gpus)
 
 
-def _places(nodes: Sequence[Mapping[str, float]], workers: int, gpus: int) -> tuple[int, int]:
+def _workers_that_fit(nodes: Sequence[Mapping[str, float]], workers: int, gpus: int) -> tuple[int, int]:
     """Workers (0 chooses) and threads of each, for machines with these resources, of which each worker is on one."""
     room = {
         threads: sum(
@@ -148,48 +148,48 @@ def _places(nodes: Sequence[Mapping[str, float]], workers: int, gpus: int) -> tu
     return wanted, max(threads for threads, places in room.items() if places >= wanted)
 
 
-def run_units(job: Job[Unit, Result], units: Iterable[Unit], crew: Crew, tick: Tick) -> Iterator[Result]:
+def run_units(job: Job[Unit, Result], units: Iterable[Unit], layout: WorkerLayout, tick: Tick) -> Iterator[Result]:
     """Results in the order they come. `tick` hears of work as it is done: per batch in process, per unit on Ray.
 
     What a unit raises is raised here, and what the job says when a worker has died once too often. Closing the iterator
     stops the workers.
     """
-    if not crew.on_ray:
-        work = job.start(crew.threads)
+    if not layout.on_ray:
+        work = job.start(layout.threads)
         for unit in units:
             yield work(unit, tick)
         return
-    with connected(crew.address, cpus=crew.workers * max(1, crew.threads)):
-        foreman = _Foreman(job, iter(units), _fit(crew))
+    with connected(layout.address, cpus=layout.workers * max(1, layout.threads)):
+        actors = _ActorPool(job, iter(units), _settle(layout))
         try:
-            for result in foreman.results():
+            for result in actors.results():
                 tick(result.done)
                 yield result
         finally:
-            foreman.dismiss()
+            actors.close()
 
 
-class _Foreman:
-    """Hands units to workers on Ray as they get ready. Workers that the cluster has no room for yet hold no unit."""
+class _ActorPool:
+    """Gives units to workers on Ray as they get ready. A worker that the cluster has no room for yet holds no unit."""
 
-    def __init__(self, job: Any, units: Iterator[Any], crew: Crew) -> None:
+    def __init__(self, job: Any, units: Iterator[Any], layout: WorkerLayout) -> None:
         import ray
 
-        self._crew, self._units, self._job = crew, units, job
+        self._layout, self._units, self._job = layout, units, job
         self._stored_job = ray.put(job)
         self._again: deque[tuple[Any, int]] = deque()
         self._busy: dict[Any, tuple[Any, tuple[Any, int] | None]] = {}
         """What is waited for -> worker, and the unit and attempt it is at; None while it starts."""
-        self._stillborn = 0
+        self._failed_starts = 0
 
     def results(self) -> Iterator[Any]:
         import ray
 
-        for _ in range(self._crew.workers):
-            self._hire()
+        for _ in range(self._layout.workers):
+            self._start_worker()
         upcoming = self._take()
         while upcoming or any(task for _, task in self._busy.values()):
-            finished, _ = ray.wait(list(self._busy), num_returns=1, timeout=PATIENCE_S)
+            finished, _ = ray.wait(list(self._busy), num_returns=1, timeout=WAIT_NOTICE_S)
             if not finished:
                 self._say_why_nothing_happens()
             for reference in finished:
@@ -208,7 +208,7 @@ class _Foreman:
                 if task:
                     yield result
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         import ray
 
         for worker, _ in self._busy.values():
@@ -220,11 +220,16 @@ class _Foreman:
             return self._again.popleft()
         return next(((unit, 1) for unit in self._units), None)
 
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         import ray
 
-        needs = {"num_cpus": self._crew.threads, "num_gpus": self._crew.gpus, "max_restarts": 0, "max_task_retries": 0}
-        worker: Any = ray.remote(_Worker).options(**needs).remote([self._stored_job], self._crew.threads)
+        needs = {
+            "num_cpus": self._layout.threads,
+            "num_gpus": self._layout.gpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        worker: Any = ray.remote(_Worker).options(**needs).remote([self._stored_job], self._layout.threads)
         self._busy[worker.ready.remote()] = (worker, None)
 
     def _replace(self, worker: Any, task: tuple[Any, int] | None, error: Exception) -> None:
@@ -234,8 +239,8 @@ class _Foreman:
         ray.kill(worker, no_restart=True)
         reason = _reason(error)
         if task is None:
-            self._stillborn += 1
-            if self._stillborn >= STILLBORN:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILED_STARTS:
                 raise WorkerError(f"workers do not start: {reason}; is the same version on every machine?") from error
         else:
             unit, attempt = task
@@ -245,14 +250,14 @@ class _Foreman:
                 raise given_up from error
             _log.warning("shard %d: its worker died (%s); attempt %d", unit.index, reason, attempt + 1)
             self._again.append((again, attempt + 1))
-        self._hire()
+        self._start_worker()
 
     def _say_why_nothing_happens(self) -> None:
         import ray
 
         if not any(task for _, task in self._busy.values()):
             free = {name: count for name, count in ray.available_resources().items() if name in ("CPU", "GPU")}
-            wanted = f"{self._crew.threads} CPUs" + (f" and {self._crew.gpus} GPU" if self._crew.gpus else "")
+            wanted = f"{self._layout.threads} CPUs" + (f" and {self._layout.gpus} GPU" if self._layout.gpus else "")
             _log.warning("waiting for the cluster: a worker needs %s on one machine, free are %s", wanted, free)
 
 
@@ -290,16 +295,16 @@ def _cause(error: Any) -> BaseException:
     return cause if isinstance(cause, Exception) else WorkerError(str(error))
 
 
-def _fit(crew: Crew) -> Crew:
-    """The crew with what was left open settled by the resources of the cluster that is connected."""
-    if crew.address is None:
-        return crew
-    if crew.gpus:
+def _settle(layout: WorkerLayout) -> WorkerLayout:
+    """The layout with what was left open settled by the resources of the cluster that is connected."""
+    if layout.address is None:
+        return layout
+    if layout.gpus:
         gpus = int(_cluster_total("GPU"))
         if not gpus:
             raise UsageError("the cluster has no GPU; use --device cpu")
-        return Crew(crew.workers or gpus, _cpus_per_gpu(), True, crew.address, crew.gpus)
-    return Crew(crew.workers or max(1, int(_cluster_total("CPU"))), 1, True, crew.address)
+        return WorkerLayout(layout.workers or gpus, _cpus_per_gpu(), True, layout.address, layout.gpus)
+    return WorkerLayout(layout.workers or max(1, int(_cluster_total("CPU"))), 1, True, layout.address)
 
 
 def _cpus_per_gpu() -> int:

@@ -15,22 +15,20 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import Archive
 from zippy_batch.archives.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
-from zippy_batch.archives.writer import merge_parts, write_manifest
 from zippy_batch.codecs.model_file import Model, builtin_model_by_id, load_model, model_from_bytes
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, ModelError, UsageError, ZippyError
 from zippy_batch.paths import display_path
 from zippy_batch.run.archive_shard import ArchiveJob
 from zippy_batch.run.encode_verified import MakeCodec, make_codec
-from zippy_batch.run.executor import Crew, choose_crew, run_units, settle_device
-from zippy_batch.run.plan import Plan, plan_archive, recorded
+from zippy_batch.run.executor import WorkerLayout, choose_layout, run_units, settle_device
+from zippy_batch.run.plan import ArchivePlan, plan_archive, recorded
 from zippy_batch.run.report import (
     ArchiveReport,
     Done,
@@ -44,18 +42,13 @@ from zippy_batch.run.report import (
     VerifyReport,
     total_of,
 )
-from zippy_batch.run.restore_plan import plan_targets, restoring
+from zippy_batch.run.restore_plan import plan_restore, restoring
 from zippy_batch.run.restore_shard import RestoreJob
-from zippy_batch.run.staging_local import Staging, open_staging, refuse_existing, refuse_unsuitable
-from zippy_batch.run.staging_object import (
-    RemoteStaging,
-    open_remote_staging,
-    refuse_existing_object,
-    refuse_unsuitable_object,
-)
+from zippy_batch.run.staging import Staging, open_staging, refuse_output
 from zippy_batch.run.verify_shard import ShardVerified, VerifyJob, VerifyUnit
 from zippy_batch.sources import Source, Wanted, list_source
-from zippy_batch.stores.object_path import ObjectPath, Place, place
+from zippy_batch.sources.clashes import refuse_restored_clashes
+from zippy_batch.stores.object_path import Place, place
 
 _log = logging.getLogger(__name__)
 
@@ -91,11 +84,11 @@ def archive(
     """
     options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
     clock, source, output = _Clock(progress), place(source), place(output)
-    _refuse_output(source, output, run.overwrite)
+    refuse_output(source, output, run.overwrite)
     models = _models_for_archive(options, codecs)
     origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
-    with _open_staging(output, plan, run.overwrite) as staging:
+    with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
         facts, seconds = _archive_shards(origin, plan, staging, models, run, codecs, clock)
         if not staging.is_published():
             _publish(plan, staging, models)
@@ -103,22 +96,6 @@ def archive(
     lines = tuple(replace(line, seconds=seconds.get(line.shard)) for line in report.shards)
     total = replace(report.total, seconds=None if facts.shards_resumed else facts.seconds)
     return replace(report, shards=lines, total=total, run=facts)
-
-
-def _refuse_output(source: Place, output: Place, overwrite: bool) -> None:
-    """Raises UsageError."""
-    if isinstance(output, ObjectPath):
-        refuse_unsuitable_object(source, output)
-        refuse_existing_object(output, overwrite)
-    else:
-        refuse_unsuitable(source, output)
-        refuse_existing(output, overwrite)
-
-
-def _open_staging(output: Place, plan: Plan, overwrite: bool) -> AbstractContextManager[Staging | RemoteStaging]:
-    if isinstance(output, ObjectPath):
-        return open_remote_staging(output, plan.fingerprint, plan.facts, overwrite)
-    return open_staging(output, plan.fingerprint, plan.facts, overwrite)
 
 
 def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Model]:
@@ -134,14 +111,16 @@ def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Mo
     return models
 
 
-def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -> tuple[Source, Plan]:
+def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -> tuple[Source, ArchivePlan]:
     origin, listing = list_source(source, Wanted(options.input, options.labels, options.leave_out))
     if not listing.files:
         raise UsageError(f"nothing to archive: there is no file in {source}")
+    if options.exact != "always":
+        refuse_restored_clashes(source, listing.files, lambda file: origin.reader((file,))(file))
     return origin, plan_archive(listing, options, {codec: model.id for codec, model in models.items()})
 
 
-def _refuse_too_many_groups(plan: Plan, output: Place) -> None:
+def _refuse_too_many_groups(plan: ArchivePlan, output: Place) -> None:
     """Raises UsageError for a single file that is sure to have more row groups than a reader takes."""
     groups = sum(max(1, -(-rows // MAX_ROWS_PER_GROUP)) for rows in plan.rows)
     if not _is_single_file(output) or groups <= MAX_GROUPS:
@@ -159,8 +138,8 @@ def _is_single_file(output: Place) -> bool:
 
 def _archive_shards(
     source: Source,
-    plan: Plan,
-    staging: Staging | RemoteStaging,
+    plan: ArchivePlan,
+    staging: Staging,
     models: Mapping[str, Model],
     run: RunOptions,
     codecs: Codecs,
@@ -170,27 +149,27 @@ def _archive_shards(
     done = _taken_over(staging, plan)
     todo = [index for index in range(len(plan)) if index not in done]
     work = Done(sum(plan.rows[index] for index in todo), sum(map(plan.source_bytes, todo)))
-    crew = clock.expect(work, len(todo), plan.options.device, run)
+    layout = clock.expect(work, len(todo), plan.options.device, run)
     job = ArchiveJob(source, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
     seconds: dict[int | None, float] = {}
     if todo:
-        for result in run_units(job, map(plan.shard, todo), crew, clock.tick):
+        for result in run_units(job, map(plan.shard, todo), layout, clock.tick):
             staging.require(result.index)
             seconds[result.index] = result.seconds
             clock.shard_done()
-    facts = clock.facts(plan.options.device, crew)
+    facts = clock.facts(plan.options.device, layout)
     empty, notes = plan.listing.empty_directories, plan.listing.notes
     return replace(facts, shards_resumed=len(done), empty_directories=empty, notes=notes), seconds
 
 
-def _taken_over(staging: Staging | RemoteStaging, plan: Plan) -> set[int]:
+def _taken_over(staging: Staging, plan: ArchivePlan) -> set[int]:
     """Shards that an earlier run did. What is not as it wrote it is named, and done again."""
     if staging.is_published():
         return set(range(len(plan)))
-    if isinstance(staging, Staging) and staging.finished.exists():
-        if _holds(staging.finished, plan, range(len(plan))):
+    if assembled := staging.assembled():
+        if _holds(assembled, plan, range(len(plan))):
             return set(range(len(plan)))
-        _log.warning("%s is no longer what was written there; it is made again. Check the disk", staging.finished)
+        _log.warning("%s is no longer what was written there; it is made again. Check the disk", assembled)
         staging.take_apart()
     found = set()
     for shard in sorted(shard for shard in staging.committed() if shard < len(plan)):
@@ -203,7 +182,7 @@ def _taken_over(staging: Staging | RemoteStaging, plan: Plan) -> set[int]:
     return found
 
 
-def _holds(path: Place, plan: Plan, shards: Sequence[int]) -> bool:
+def _holds(path: Place, plan: ArchivePlan, shards: Sequence[int]) -> bool:
     """Whether a file of an earlier run holds these shards, in every row."""
     try:
         with Archive.open(path) as opened:
@@ -215,48 +194,26 @@ def _holds(path: Place, plan: Plan, shards: Sequence[int]) -> bool:
         return False
 
 
-def _info(plan: Plan, models: Mapping[str, Model]) -> ArchiveInfo:
+def _info(plan: ArchivePlan, models: Mapping[str, Model]) -> ArchiveInfo:
     files = {codec: model.data for codec, model in models.items() if not model.builtin}
     ids = {codec: model.id for codec, model in models.items()}
     options = recorded(plan.options) | ({"labels": plan.options.labels} if plan.labelled else {})
     return ArchiveInfo(FORMAT_VERSION, ids, options, plan.rows, files, plan.labelled)
 
 
-def _publish(plan: Plan, staging: Staging | RemoteStaging, models: Mapping[str, Model]) -> None:
+def _publish(plan: ArchivePlan, staging: Staging, models: Mapping[str, Model]) -> None:
     """Parts -> the whole archive -> its place. Raises ArchiveError for a part that is damaged."""
 
     def describe(used: Iterable[str]) -> ArchiveInfo:
         return _info(plan, {codec: model for codec, model in models.items() if codec in used})
 
     try:
-        if isinstance(staging, RemoteStaging):
-            staging.publish(len(plan), describe)
-            return
-        _finish([staging.part(index) for index in range(len(plan))], staging, describe)
+        staging.publish(len(plan), describe)
     except ArchiveError as error:
         raise ArchiveError(
             f"a shard that was done is no longer what was written: {error}. Check the disk, and give the same command "
             f"again, which does that shard anew"
         ) from error
-    staging.publish()
-
-
-def _finish(parts: Sequence[Path], staging: Staging, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
-    """The whole archive, still in the staging."""
-    if staging.finished.exists():
-        return
-    info = describe({codec for part in parts for codec in _models_of_part(part)})
-    if _is_single_file(staging.output):
-        merge_parts(parts, staging.finished, info)
-    else:
-        staging.sweep_attempts(len(parts))
-        write_manifest(staging.parts, info)
-        staging.parts.rename(staging.finished)
-
-
-def _models_of_part(part: Path) -> Iterable[str]:
-    with Archive.open(part) as opened:
-        return opened.info.models
 
 
 def restore(
@@ -282,27 +239,27 @@ def restore(
     clock = _Clock(progress)
     lines: list[RestoreLine] = []
     with Archive.open(archive_path, allow_damage=options.keep_going) as opened:
-        targets = plan_targets(opened, options)
-        models = _models_of(opened, targets.codecs, options.keep_going, codecs)
+        planned = plan_restore(opened, options)
+        models = _models_of(opened, planned.codecs, options.keep_going, codecs)
         options = replace(options, device=settle_device(options.device, run.address) if models else "cpu")
         if options.reference is not None:
             options = replace(options, reference=options.reference.absolute())
-        with restoring(opened, destination, targets, options, run.overwrite) as temporary:
-            crew = clock.expect(Done(targets.rows, targets.source_bytes), len(targets.units), options.device, run)
+        with restoring(opened, destination, planned, options, run.overwrite) as temporary:
+            layout = clock.expect(Done(planned.rows, planned.source_bytes), len(planned.units), options.device, run)
             job = RestoreJob(
                 archive_path.absolute(), destination.absolute(), temporary.absolute(), options, models, codecs.make
             )
-            for result in run_units(job, targets.units, crew, clock.tick):
+            for result in run_units(job, planned.units, layout, clock.tick):
                 lines.append(result.line)
                 clock.shard_done()
     lines.sort(key=lambda line: line.shard or 0)
-    facts = clock.facts(options.device, crew)
+    facts = clock.facts(options.device, layout)
     return RestoreReport(
         path=_shown(archive_path),
         destination=_shown(destination),
         shards=tuple(lines),
         total=replace(sum(lines, start=RestoreLine(None)), seconds=facts.seconds),
-        selected=targets.rows,
+        selected=planned.rows,
         with_reference=options.reference is not None,
         run=facts,
     )
@@ -331,9 +288,9 @@ def verify(
         models = _models_of(opened, opened.info.models, False, codecs) if deep or against else {}
         device = settle_device("auto", run.address) if models else "cpu"
         source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
-        crew = clock.expect(Done(opened.row_count, source_bytes), len(matched.units), device, run)
+        layout = clock.expect(Done(opened.row_count, source_bytes), len(matched.units), device, run)
         job = VerifyJob(archive_path.absolute(), matched.source, deep, device, models, codecs.make, matched.with_labels)
-        for result in run_units(job, matched.units, crew, clock.tick):
+        for result in run_units(job, matched.units, layout, clock.tick):
             results.append(result)
             clock.shard_done()
         problems = opened.check_files()
@@ -349,7 +306,7 @@ def verify(
         extra=tuple(matched.extra),
         differing=tuple(finding for result in results for finding in result.differing),
         unpromised=sum(result.unpromised for result in results),
-        run=clock.facts(device, crew),
+        run=clock.facts(device, layout),
     )
 
 
@@ -461,10 +418,10 @@ class _Clock:
         self._watch, self._started = watch, time.monotonic()
         self._total, self._done, self._shards_total, self._shards = Done(), Done(), 0, 0
 
-    def expect(self, work: Done, shards: int, device: str, run: RunOptions) -> Crew:
+    def expect(self, work: Done, shards: int, device: str, run: RunOptions) -> WorkerLayout:
         """Says what is to be done, and who will do it."""
         self._total, self._shards_total = work, shards
-        return choose_crew(shards, work.images, work.source_bytes, device, run)
+        return choose_layout(shards, work.images, work.source_bytes, device, run)
 
     def tick(self, done: Done) -> None:
         self._done += done
@@ -474,9 +431,9 @@ class _Clock:
         self._shards += 1
         self._tell()
 
-    def facts(self, device: str, crew: Crew) -> RunFacts:
+    def facts(self, device: str, layout: WorkerLayout) -> RunFacts:
         seconds = time.monotonic() - self._started
-        return RunFacts(seconds, self._done.images, self._done.source_bytes, device, crew.workers)
+        return RunFacts(seconds, self._done.images, self._done.source_bytes, device, layout.workers)
 
     def _tell(self) -> None:
         if self._watch is None:

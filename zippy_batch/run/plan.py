@@ -46,7 +46,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ArchivePlan:
     """What a run will do; two runs with equal fingerprints write the same bytes on the same kind of machine."""
 
     listing: Listing
@@ -98,12 +98,12 @@ class Plan:
         }
 
 
-def plan_archive(listing: Listing, options: ArchiveOptions, model_ids: Mapping[str, str]) -> Plan:
+def plan_archive(listing: Listing, options: ArchiveOptions, model_ids: Mapping[str, str]) -> ArchivePlan:
     """`options.device` is settled by now; a shard size of 0 is settled here."""
     options = replace(options, shard_size=options.shard_size or IMAGES_PER_SHARD)
     files = listing.files
     cuts = cut_shards(len(files), files.bytes_before, options.shard_size, SOURCE_BYTES_PER_SHARD)
-    return Plan(listing, cuts, options, model_ids)
+    return ArchivePlan(listing, cuts, options, model_ids)
 
 
 def recorded(options: ArchiveOptions) -> dict[str, Any]:

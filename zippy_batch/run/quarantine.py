@@ -1,17 +1,18 @@
-"""What becomes of a unit whose worker died, and how a file that kills workers is found and kept raw.
+"""Retries units whose worker died, and finds a file that kills workers: a poison file, which is then kept raw.
 
-    death 1       the shard again, as it is: mostly a machine was at fault
-    death 2       again, but from now on one file at a time, each step noted in a journal before it is taken
-    death 3, 4    both workers died at the same file: it is a culprit, and kept raw from now on
-    5, 6, ...     the next culprit, likewise; WorkerError after MOST_CULPRITS, or where the journal names no file
+    death 1       the shard is tried again as it is: mostly a machine was at fault
+    death 2       it is tried again one file at a time, and a journal notes each step before it is taken
+    death 3, 4    both workers died at the same file: it is a poison file, and kept raw from now on
+    5, 6, ...     the next poison file, likewise; WorkerError after MAX_POISON_FILES, or where the journal names no file
 
-A culprit's neighbours have the same bytes whether or not it kills a worker, since their floats depend on the shape of
-their batch and on nothing else in it: its place in its batch is taken by an empty picture of its size, so that batches
-are cut and shaped as in a run that it lets live. Where it dies in decoding, the size is that of its header, and a file
-without a readable header is in no batch in any run. Files of the exact codec do not depend on their batch. So a death
-that only happens sometimes costs its own file a raw row, and other files nothing, with two exceptions: whether a
-culprit that cannot be decoded and is no JPEG would have been grey is not known, and a choice between lossy and exact
-may hang on how many files of a batch share one JPEG header.
+The neighbours of a poison file get the same bytes whether or not it kills a worker. Their floats depend on the shape of
+their batch and on nothing else in it, and an empty picture of the same size takes the poison file's place. Batches are
+then cut and shaped as in a run that survives it. Where the worker dies in decoding, the size is that of the header; a
+file without a readable header is in no batch in any run. Files of the exact codec do not depend on their batch.
+
+A death that only happens sometimes therefore costs its own file a raw row, and other files nothing, with two
+exceptions. Whether a poison file that cannot be decoded and is no JPEG would have been grey is not known. A choice
+between lossy and exact may hang on how many files of a batch share one JPEG header.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from zippy_batch.paths import display_path
 from zippy_batch.run.plan import Shard
 from zippy_batch.stores.object_path import ObjectPath, Place, put_bytes
 
-ATTEMPTS = 3
+MAX_ATTEMPTS = 3
 """Times that a unit is tried on workers that die, where no single file can be at fault."""
-CARELESS_DEATHS = 2
-MOST_CULPRITS = 3
+DEATHS_BEFORE_JOURNAL = 2
+MAX_POISON_FILES = 3
 """In one shard. More are a fault of the machine or of this program, and no property of the files."""
-MOST_DEATHS = CARELESS_DEATHS + 2 * MOST_CULPRITS
+MAX_DEATHS = DEATHS_BEFORE_JOURNAL + 2 * MAX_POISON_FILES
 
 DECODING, CODING = "decoding", "coding"
 _RECORD_BYTES = 64
@@ -43,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Step:
+class JournalEntry:
     doing: str
     """DECODING or CODING."""
     place: int
@@ -55,24 +56,24 @@ class Step:
         return f"its worker died {self.doing} it"
 
 
-def read_journal(path: Place) -> Step | None:
+def read_journal(path: Place) -> JournalEntry | None:
     """The step that a worker was at when it died; None for none, or where it left no journal."""
     try:
         doing, place = path.read_bytes()[:_RECORD_BYTES].decode().split()
-        return Step(doing, int(place))
+        return JournalEntry(doing, int(place))
     except (FileNotFoundError, ValueError):
         return None
 
 
 @dataclass(frozen=True)
-class CarefulShard:
+class QuarantinedShard:
     """A shard that has killed workers, to be worked off with a journal."""
 
     shard: Shard
     journal: Place
-    named: Step | None = None
+    named: JournalEntry | None = None
     """By the journal of the last worker that died."""
-    culprits: Mapping[int, Step] = field(default_factory=dict)
+    poison: Mapping[int, JournalEntry] = field(default_factory=dict)
     """By row: what workers died doing to it. It is kept raw."""
 
     @property
@@ -80,13 +81,13 @@ class CarefulShard:
         return self.shard.index
 
 
-class Care:
+class StepJournal:
     """What a worker knows and tells of such a shard. For any other it has no journal, and threads may share it."""
 
     def __init__(
-        self, journal: Callable[[bytes], object] | None = None, culprits: Mapping[int, Step] | None = None
+        self, journal: Callable[[bytes], object] | None = None, poison: Mapping[int, JournalEntry] | None = None
     ) -> None:
-        self._journal, self.culprits = journal, culprits or {}
+        self._journal, self.poison = journal, poison or {}
 
     @property
     def careful(self) -> bool:
@@ -105,14 +106,14 @@ class Care:
 
 
 @contextmanager
-def taking_care(unit: CarefulShard) -> Iterator[Care]:
+def open_journal(unit: QuarantinedShard) -> Iterator[StepJournal]:
     journal = unit.journal
     if isinstance(journal, ObjectPath):
-        yield Care(lambda record: put_bytes(record, journal), unit.culprits)
+        yield StepJournal(lambda record: put_bytes(record, journal), unit.poison)
         return
     descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
-        yield Care(lambda record: os.pwrite(descriptor, record, 0), unit.culprits)
+        yield StepJournal(lambda record: os.pwrite(descriptor, record, 0), unit.poison)
     finally:
         os.close(descriptor)
 
@@ -120,34 +121,36 @@ def taking_care(unit: CarefulShard) -> Iterator[Care]:
 Unit = TypeVar("Unit")
 
 
-def once_more(unit: Unit, deaths: int, reason: str) -> Unit:
-    """Raises WorkerError after ATTEMPTS."""
-    if deaths >= ATTEMPTS:
+def retry(unit: Unit, deaths: int, reason: str) -> Unit:
+    """Raises WorkerError after MAX_ATTEMPTS."""
+    if deaths >= MAX_ATTEMPTS:
         raise _given_up(unit, deaths, reason)
     return unit
 
 
-def once_more_with_care(unit: Shard | CarefulShard, deaths: int, reason: str, parts: Place) -> Shard | CarefulShard:
+def retry_with_journal(
+    unit: Shard | QuarantinedShard, deaths: int, reason: str, parts: Place
+) -> Shard | QuarantinedShard:
     """The shard as the next worker is to take it, by the table above; journals go to the directory `parts`.
 
     Raises WorkerError where a further attempt would learn nothing.
     """
-    if deaths < CARELESS_DEATHS:
+    if deaths < DEATHS_BEFORE_JOURNAL:
         return unit
     shard = unit if isinstance(unit, Shard) else unit.shard
-    careful = CarefulShard(shard, parts / f"{part_name(shard.index)}.journal-{uuid.uuid4().hex}")
+    careful = QuarantinedShard(shard, parts / f"{part_name(shard.index)}.journal-{uuid.uuid4().hex}")
     if isinstance(unit, Shard):
         return careful
     named = read_journal(unit.journal)
-    if named is None or deaths > MOST_DEATHS:
+    if named is None or deaths > MAX_DEATHS:
         raise _given_up(unit, deaths, reason if named is None else f"{reason}, at {_path(shard, named)}")
     if named != unit.named:
-        return replace(careful, named=named, culprits=unit.culprits)
+        return replace(careful, named=named, poison=unit.poison)
     _log.warning("%s: %s, twice; it is kept as it is, and the others go on", _path(shard, named), named.reason)
-    return replace(careful, culprits={**unit.culprits, named.place: named})
+    return replace(careful, poison={**unit.poison, named.place: named})
 
 
-def _path(shard: Shard, step: Step) -> str:
+def _path(shard: Shard, step: JournalEntry) -> str:
     return display_path(shard.files[step.place].path)
 
 

@@ -19,11 +19,11 @@ from zippy_batch.errors import ArchiveError, DamagedRow
 from zippy_batch.images.pixels import Picture, decode_written, read_picture, restored_path, write_picture
 from zippy_batch.paths import display_path, is_below, safe_relative_path
 from zippy_batch.run.encode_verified import Coders, MakeCodec, Pixels, compare
-from zippy_batch.run.quarantine import once_more
+from zippy_batch.run.quarantine import retry
 from zippy_batch.run.report import Done, Finding, Quality, RestoreLine, Tick
 from zippy_batch.run.rows import Numbered, decode_pictures, facts_of, is_verbatim, row_batches, stored_files, whole_rows
-from zippy_batch.run.thread_pool import Hands
-from zippy_batch.stores.atomic_file import writing
+from zippy_batch.run.thread_pool import OrderedThreadPool
+from zippy_batch.stores.atomic_file import flush_all, writing
 from zippy_batch.stores.object_path import Place
 
 
@@ -55,19 +55,19 @@ class RestoreJob:
 
     def start(self, threads: int) -> Callable[[RestoreUnit, Tick], ShardRestored]:
         coders = Coders.of(self.models, self.options.device, self.make_codec)
-        archive, hands, writer = (
+        archive, pool, writer = (
             Archive.open(self.archive, allow_damage=self.options.keep_going),
-            Hands(threads),
+            OrderedThreadPool(threads),
             FileWriter(self.destination, self.temporary),
         )
 
         def work(unit: RestoreUnit, tick: Tick) -> ShardRestored:
-            return restore_shard(unit, archive, writer, self.options, coders, hands, tick)
+            return restore_shard(unit, archive, writer, self.options, coders, pool, tick)
 
         return work
 
     def after_death(self, unit: RestoreUnit, deaths: int, reason: str) -> RestoreUnit:
-        return once_more(unit, deaths, reason)
+        return retry(unit, deaths, reason)
 
 
 class FileWriter:
@@ -81,6 +81,8 @@ class FileWriter:
         self._real = os.path.realpath(os.fsencode(destination))
         self._name, self._numbers = uuid.uuid4().hex, itertools.count()
         self._last_parent: bytes | None = None
+        self._written: list[bytes] = []
+        """Since they were last brought to disk."""
 
     def write(self, path: bytes, data: bytes, mtime_s: int) -> None:
         """Raises ArchiveError for a path that leads out of the destination, by itself or through a link there, and
@@ -97,6 +99,12 @@ class FileWriter:
                     left = left[file.write(left) :]
                 os.utime(file.fileno(), (mtime_s, mtime_s))
             os.replace(new, target)
+        self._written.append(target)
+
+    def sync(self) -> None:
+        """Bring to disk what was written since the last call. Raises WriteError."""
+        written, self._written = self._written, []
+        flush_all(dict.fromkeys(written))
 
     def _make_parent(self, parent: bytes, path: bytes) -> None:
         # nothing here makes links, and rows of a directory follow each other
@@ -117,7 +125,7 @@ def restore_shard(
     writer: FileWriter,
     options: RestoreOptions,
     coders: Coders,
-    hands: Hands,
+    pool: OrderedThreadPool,
     tick: Tick,
 ) -> ShardRestored:
     """Writes the wanted rows of a shard as files. Raises DamagedRow at the first damaged one, or with
@@ -130,10 +138,12 @@ def restore_shard(
     def restore(batch: Sequence[Numbered]) -> RestoreLine:
         return _restore_batch(batch, unit.index, writer, options, coders)
 
-    for part in hands.in_order(restore, row_batches(rows, options.batch_size)):
+    for part in pool.in_order(restore, row_batches(rows, options.batch_size)):
         _stop_at_damage(part.damaged, options)
         line += part
         tick(_done_of_files(part))
+    if options.sync:
+        writer.sync()
     line = replace(line, shard=unit.index, seconds=time.monotonic() - started)
     return ShardRestored(unit.index, _done_of_files(line), line)
 

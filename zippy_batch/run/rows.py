@@ -8,7 +8,15 @@ from zippy_batch.archives.reader import Archive
 from zippy_batch.archives.schema import Row
 from zippy_batch.images.pixels import Facts
 from zippy_batch.paths import display_path
-from zippy_batch.run.encode_verified import MODEL_LOST, Codec, Coders, Pixels, StoredFile, decode_files, latent_item
+from zippy_batch.run.encode_verified import (
+    MODEL_LOST,
+    Coders,
+    LatentCoder,
+    Pixels,
+    StoredFile,
+    decode_files,
+    latent_item,
+)
 from zippy_batch.run.plan import BatchLimit, Key, cut_batches
 from zippy_batch.run.report import Finding
 
@@ -60,7 +68,7 @@ def _samples(numbered: Numbered) -> int:
     return {"raw": 0, "latent": pixels, "exact": pixels if row.grey else 3 * pixels}[row.codec]
 
 
-def decode_pictures(batch: Sequence[Numbered], codec: Codec | None) -> tuple[list[Pixels], dict[int, str]]:
+def decode_pictures(batch: Sequence[Numbered], codec: LatentCoder | None) -> tuple[list[Pixels], dict[int, str]]:
     """Pixels of latent rows, and what is wrong by place in the batch."""
     if codec is None:
         return [], dict.fromkeys(range(len(batch)), MODEL_LOST)

@@ -2,7 +2,7 @@
 for a store that renames nothing and locks nothing.
 
     .NAME.zippy-staging/
-        claims/                 who works here (`stores/lease.py`)
+        leases/                 who works here (`stores/lease.py`)
         plan.json               fingerprint of the plan, and what it was taken of
         FINGERPRINT/            committed parts
         attempts/               uploads under names that no two attempts share, whole or broken; swept
@@ -16,20 +16,19 @@ last: without a manifest it is no archive, so nothing half done is ever taken fo
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo
+from zippy_batch.archives.info import MANIFEST_NAME
 from zippy_batch.archives.part_file import model_name
 from zippy_batch.archives.writer import PartFacts, manifest_text, merge_parts, part_facts, part_name
 from zippy_batch.errors import ArchiveError, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
-from zippy_batch.run.staging_local import PLAN_FILE, is_archive_of, mismatch, parse_plan, shard_of
-from zippy_batch.stores.lease import Claim, claimed
+from zippy_batch.run.staging_plan import PLAN_FILE, Describe, is_archive_of, mismatch, parse_plan, plan_text, shard_of
+from zippy_batch.stores.lease import Lease, leased
 from zippy_batch.stores.object_path import (
     COPY_LIMIT_BYTES,
     ObjectPath,
@@ -49,13 +48,13 @@ from zippy_batch.stores.object_path import (
 
 
 @dataclass(frozen=True)
-class RemoteStaging:
-    """Held by one run at a time; made by `open_remote_staging`."""
+class ObjectStaging:
+    """Held by one run at a time; made by `open_object_staging`."""
 
     root: ObjectPath
     output: ObjectPath
     fingerprint: str
-    claim: Claim
+    lease: Lease
     _sizes: dict[int, int] = field(default_factory=dict)
     """Bytes of the committed parts, by shard."""
 
@@ -78,7 +77,7 @@ class RemoteStaging:
     def require(self, shard: int) -> None:
         """Raises WorkerError when a part that a worker committed is not there, or when this run was given up for dead,
         and UsageError when the archive gets too large for one file."""
-        self.claim.require()
+        self.lease.require()
         size_bytes = size_of(self.part(shard))
         if size_bytes is None:
             raise WorkerError(f"shard {shard} was written, but {self.part(shard)} is not there; run it again")
@@ -92,13 +91,19 @@ class RemoteStaging:
                 f"write a directory (an output that does not end in .parquet)"
             )
 
+    def assembled(self) -> None:
+        """Nothing is kept between assembling and publishing: the archive is assembled on this machine."""
+
+    def take_apart(self) -> None:
+        pass
+
     def is_published(self) -> bool:
         """Whether an earlier run was killed after it had put the archive in its place."""
         return (self.root / "published").exists() and self.output.exists()
 
-    def publish(self, shards: int, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
+    def publish(self, shards: int, describe: Describe) -> None:
         """Parts -> the archive in its place. `describe` makes its description, given the codecs that have rows."""
-        self.claim.require()
+        self.lease.require()
         with tempfile.TemporaryDirectory(prefix="zippy-") as folder:
             if self._is_single_file():
                 self._publish_file(Path(folder), shards, describe)
@@ -109,7 +114,7 @@ class RemoteStaging:
     def _is_single_file(self) -> bool:
         return self.output.suffix == ".parquet"
 
-    def _publish_file(self, folder: Path, shards: int, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
+    def _publish_file(self, folder: Path, shards: int, describe: Describe) -> None:
         facts = at_once(lambda shard: self._fetch(shard, folder), range(shards))
         info = describe({codec for one in facts for codec in one.head.models})
         merge_parts([folder / one.name for one in facts], folder / "finished", info)
@@ -118,7 +123,7 @@ class RemoteStaging:
             delete_all(self.output)
         put(folder / "finished", self.root / "attempts", self.output)
 
-    def _publish_directory(self, folder: Path, shards: int, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
+    def _publish_directory(self, folder: Path, shards: int, describe: Describe) -> None:
         def look(shard: int) -> PartFacts:
             facts = self._fetch(shard, folder)
             (folder / facts.name).unlink()
@@ -151,30 +156,30 @@ class RemoteStaging:
             raise ArchiveError(f"{self.part(shard)}: {error}") from error
 
     def _announce(self) -> None:
-        self.claim.require()
+        self.lease.require()
         put_bytes(b"", self.root / "publishing")
 
     def remove(self) -> None:
         """`published` goes last, so that a run killed in here is still seen to have published."""
-        self.claim.stop()
-        _sweep(self.root, keep=(PLAN_FILE, "published", "claims"))
+        self.lease.stop()
+        _sweep(self.root, keep=(PLAN_FILE, "published", "leases"))
         delete_all(self.root)
 
 
-def remote_staging_path(output: ObjectPath) -> ObjectPath:
+def object_staging_path(output: ObjectPath) -> ObjectPath:
     return output.parent / f".{output.name}.zippy-staging"
 
 
 @contextmanager
-def open_remote_staging(
+def open_object_staging(
     output: ObjectPath, fingerprint: str, facts: Mapping[str, Any], overwrite: bool
-) -> Iterator[RemoteStaging]:
-    """As `open_staging`, in an object store."""
-    root = remote_staging_path(output)
-    with claimed(root) as claim:
-        # another run may have published between our first look and our claim
+) -> Iterator[ObjectStaging]:
+    """As `open_local_staging`, in an object store."""
+    root = object_staging_path(output)
+    with leased(root) as lease:
+        # another run may have published between our first look and our lease
         refuse_existing_object(output, overwrite)
-        staging = RemoteStaging(root, output, fingerprint, claim)
+        staging = ObjectStaging(root, output, fingerprint, lease)
         _take_up(staging, facts, overwrite)
         yield staging
         staging.remove()
@@ -197,7 +202,7 @@ def refuse_unsuitable_object(source: Place, output: ObjectPath) -> None:
 
 def refuse_existing_object(output: ObjectPath, overwrite: bool) -> None:
     """Raises OutputExists, and UsageError for a directory that is no archive, whatever `overwrite` says."""
-    if not output.exists() or {"publishing", "published"} & set(sizes_in(remote_staging_path(output))):
+    if not output.exists() or {"publishing", "published"} & set(sizes_in(object_staging_path(output))):
         return
     if not overwrite:
         raise OutputExists(f"{output} exists; choose another output, or pass --overwrite to replace it")
@@ -205,17 +210,16 @@ def refuse_existing_object(output: ObjectPath, overwrite: bool) -> None:
         raise UsageError(f"{output} is a directory that is not an archive; --overwrite does not remove it")
 
 
-def _take_up(staging: RemoteStaging, facts: Mapping[str, Any], overwrite: bool) -> None:
+def _take_up(staging: ObjectStaging, facts: Mapping[str, Any], overwrite: bool) -> None:
     """Check or write the plan, sweep what was never committed."""
     found = _read_plan(staging.root)
     if found is not None and found["fingerprint"] != staging.fingerprint:
         if not overwrite and _holds_work(staging.root):
             raise StagingMismatch(mismatch(staging.root, staging.output, found["facts"], facts))
-        _sweep(staging.root, keep=("claims",))
+        _sweep(staging.root, keep=("leases",))
     kept = ("published",) if staging.is_published() else ()
-    _sweep(staging.root, keep=(PLAN_FILE, "claims", "publishing", staging.parts.name, *kept))
-    text = json.dumps({"fingerprint": staging.fingerprint, "facts": dict(facts)}, indent=1, sort_keys=True)
-    put_bytes(text.encode(), staging.root / PLAN_FILE)
+    _sweep(staging.root, keep=(PLAN_FILE, "leases", "publishing", staging.parts.name, *kept))
+    put_bytes(plan_text(staging.fingerprint, facts).encode(), staging.root / PLAN_FILE)
 
 
 def _holds_work(root: ObjectPath) -> bool:

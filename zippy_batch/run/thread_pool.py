@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Hands:
+class OrderedThreadPool:
     """The threads of one worker; with one, the caller's own."""
 
     def __init__(self, threads: int) -> None:

@@ -12,7 +12,7 @@ from zippy_batch.config import ArchiveOptions
 from zippy_batch.images.pixels import Picture, read_picture
 from zippy_batch.paths import display_path
 from zippy_batch.run.encode_verified import Coders, MakeCodec, Pixels, compare_restored
-from zippy_batch.run.quarantine import once_more
+from zippy_batch.run.quarantine import retry
 from zippy_batch.run.report import Done, Finding, Tick
 from zippy_batch.run.rows import (
     Numbered,
@@ -24,7 +24,7 @@ from zippy_batch.run.rows import (
     stored_files,
     whole_rows,
 )
-from zippy_batch.run.thread_pool import Hands
+from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.sources import Read, Source
 from zippy_batch.sources.directory import SourceFile
 from zippy_batch.stores.object_path import Place
@@ -69,19 +69,19 @@ class VerifyJob:
 
     def start(self, threads: int) -> Callable[[VerifyUnit, Tick], ShardVerified]:
         coders = Coders.of(self.models, self.device, self.make_codec)
-        archive, hands = Archive.open(self.archive, allow_damage=True), Hands(threads)
+        archive, pool = Archive.open(self.archive, allow_damage=True), OrderedThreadPool(threads)
 
         def work(unit: VerifyUnit, tick: Tick) -> ShardVerified:
-            return verify_shard(unit, archive, self, coders, hands, tick)
+            return verify_shard(unit, archive, self, coders, pool, tick)
 
         return work
 
     def after_death(self, unit: VerifyUnit, deaths: int, reason: str) -> VerifyUnit:
-        return once_more(unit, deaths, reason)
+        return retry(unit, deaths, reason)
 
 
 def verify_shard(
-    unit: VerifyUnit, archive: Archive, job: VerifyJob, coders: Coders, hands: Hands, tick: Tick
+    unit: VerifyUnit, archive: Archive, job: VerifyJob, coders: Coders, pool: OrderedThreadPool, tick: Tick
 ) -> ShardVerified:
     """Checksums of all rows; with `job.deep` decodes them, with `job.against` compares them with their originals."""
     only_checksums = not job.deep and job.against is None
@@ -102,7 +102,7 @@ def verify_shard(
     def check(batch: Sequence[Numbered]) -> ShardVerified:
         return _verify_batch(batch, unit, job, read, coders)
 
-    for part in hands.in_order(check, row_batches(rows, ArchiveOptions.batch_size)):
+    for part in pool.in_order(check, row_batches(rows, ArchiveOptions.batch_size)):
         verified = replace(
             verified,
             decoded=verified.decoded + part.decoded,

@@ -1,18 +1,18 @@
 """What can be archived -> a sorted listing, and then the content of any file in it, in any order, on any worker.
 
-    files       a directory; every file below it                           (listing.find_files)
+    files       a directory; every file below it                           (directory)
     list        a text file that names files, one path a line              (listfile)
     tar         members of an uncompressed tar file, or WebDataset shard   (tar)
-    zip         members of a zip file                                      (zipped)
+    zip         members of a zip file                                      (zip_file)
     parquet     a column of images, as Hugging Face datasets have it       (parquet)
     recordio    records of an MXNet .rec file                              (recordio)
-    files in an object store, of the kind files too                        (objects)
+    files in an object store, of the kind files too                        (object_store)
 
-    path, Wanted -> list_source -> Source, Listing;    Source.opened(files) -> read(file) -> bytes
+    path, Wanted -> list_source -> Source, Listing;    Source.reader(files) -> read(file) -> bytes
 
 Every kind keeps what a directory of the same files would keep, and refuses by name what it would refuse; what is left
-out all the same stands in `Listing.notes`. The files of a container are found again by `SourceFile.place`, so that no
-worker walks through what it does not need.
+out all the same stands in `Listing.notes`. What restore would refuse after a run is refused before it (`clashes`). The
+files of a container are found again by `SourceFile.place`, so that no worker walks through what it does not need.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pathlib import Path
 
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
-from zippy_batch.sources import listfile, parquet, recordio, tar
-from zippy_batch.sources import zip as zipped
-from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened, refuse_clashes
+from zippy_batch.sources import listfile, parquet, recordio, tar, zip_file
+from zippy_batch.sources.clashes import clashes
+from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened
 from zippy_batch.sources.directory import (
     Container,
     Files,
@@ -46,13 +46,13 @@ Read = Callable[[SourceFile], bytes]
 
 _FIND: dict[str, Callable[[Opened, Members, Wanted], None]] = {
     "tar": tar.find,
-    "zip": zipped.find,
+    "zip": zip_file.find,
     "parquet": parquet.find,
     "recordio": recordio.find,
 }
 _READ: dict[str, Callable[[Sequence[Container], SourceFile], bytes]] = {
     "tar": tar.read,
-    "zip": zipped.read,
+    "zip": zip_file.read,
     "recordio": recordio.read,
 }
 _SUFFIX = {"list": ".txt", "tar": ".tar", "zip": ".zip", "parquet": ".parquet", "recordio": ".rec"}
@@ -80,7 +80,7 @@ class Source:
         if not self.containers:
             return partial(read_file, self.root)
         if self.kind == "parquet":
-            return parquet.Reader(self.containers, files).read
+            return parquet.ParquetReader(self.containers, files).read
         return partial(_READ[self.kind], self.containers)
 
 
@@ -147,9 +147,10 @@ def _list_containers(path: Path, kind: str, wanted: Wanted) -> tuple[Source, Lis
         refused += members.refused
         notes += members.notes
         empty_directories += members.empty_directories
-    refuse_clashes(files, refused, containers)
+    found = Files(files)
+    refused += clashes(found, containers)
     require_none_refused(path, sorted(refused))
-    return Source(kind, path.absolute(), containers), Listing(Files(files), empty_directories, containers, tuple(notes))
+    return Source(kind, path.absolute(), containers), Listing(found, empty_directories, containers, tuple(notes))
 
 
 def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path], list[str]]:

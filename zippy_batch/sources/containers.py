@@ -11,22 +11,19 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 from zippy_batch.archives.schema import MAX_LABEL_BYTES
 from zippy_batch.config import INPUTS
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.paths import MAX_NAME_BYTES, display_path, path_problem
+from zippy_batch.paths import display_path, name_problem
 from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, SourceFile
 
 _MOST_LINKS = 40
 """Links that may lead to one another, as in Linux."""
-_MAX_PATH_BYTES = 4095
-"""Of Linux: what is longer could not be restored."""
 _LATEST_S = 1 << 38
 """Seconds since or before 1970; times beyond it, which are nonsense, are ones that no file can be given."""
 
@@ -235,31 +232,12 @@ class Members:
 _PICTURE = re.compile(rb"\.(?:jpe?g|png|webp|bmp|gif|tiff?|ppm|pgm)$", re.IGNORECASE)
 
 
-def name_problem(path: bytes) -> str | None:
-    """Why no directory could hold a file of this path."""
-    longest = max(map(len, path.split(b"/")))
-    if longest > MAX_NAME_BYTES or len(path) > _MAX_PATH_BYTES:
-        return f"path of {len(path)} bytes with a name of {longest}, and no directory holds it"
-    return path_problem(path)
-
-
 def _member_problem(size_bytes: int, mtime_s: int) -> str | None:
     if size_bytes > MAX_FILE_BYTES:
         return f"{size_bytes} bytes, over the limit of 1 GiB"
     if not -_LATEST_S < mtime_s < _LATEST_S:
         return f"{mtime_s} s since 1970 is no time of a file"
     return None
-
-
-def refuse_clashes(files: list[SourceFile], refused: list[tuple[bytes, str]], containers: Sequence[Container]) -> None:
-    """Sort the files of all containers, and refuse those that could not be side by side in a directory."""
-    files.sort(key=lambda file: file.path)
-    for one, other in pairwise(files):
-        if one.path == other.path:
-            where = " and ".join(f"{containers[n].path.name} at {at}" for n, at, *_ in (one.place, other.place))
-            refused.append((one.path, f"there twice, in {where}; unpack it, and archive the directory"))
-    directories = parents(file.path for file in files)
-    refused += [(file.path, "a file, and a directory of other files") for file in files if file.path in directories]
 
 
 def parents(paths: Iterable[bytes]) -> set[bytes]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn, overload
 
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.paths import display_path, is_below, path_problem
+from zippy_batch.paths import display_path, is_below, name_problem
 from zippy_batch.stores.atomic_file import writing
 
 MAX_FILE_BYTES = 1 << 30
@@ -225,7 +225,7 @@ def find_files(root: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
     """Every file below a directory, and what is no such file: its path and the reason, sorted.
 
     Refused are files over `MAX_FILE_BYTES`, links that are broken, circular or lead outside, sockets, pipes and
-    devices, what may not be read, and names that `safe_relative_path` would refuse on restore. Raises UsageError where
+    devices, what may not be read, and names that restore would refuse. Raises UsageError where
     `root` is no directory.
     """
     top = os.fsencode(root)
@@ -295,7 +295,7 @@ class _TreeWalk:
             return "broken or circular link" if entry.is_symlink() else "vanished"
         if stat.S_ISDIR(status.st_mode) and not is_outside:
             return None
-        why = file_problem(entry.path, status, is_outside) or path_problem(path)
+        why = file_problem(entry.path, status, is_outside) or name_problem(path)
         return why or SourceFile(path, status.st_size, status.st_mtime_ns // 10**9)
 
 

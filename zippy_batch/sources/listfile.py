@@ -1,34 +1,38 @@
-"""A text file with a path a line, relative to its own directory: part of a directory, archived as the whole would be.
+"""A text file with a path a line: part of a directory, archived as the whole would be.
 
-UTF-8; empty lines are passed over. A path that stands there twice is one file.
+Paths are relative to the list's own directory, or absolute and below it. UTF-8; empty lines are passed over. A path
+that stands there twice is one file.
 """
 
 from __future__ import annotations
 
 import codecs
 import os
+import posixpath
 import stat
 from pathlib import Path
 
 from zippy_batch.errors import UsageError
-from zippy_batch.paths import display_path, is_below, path_problem
-from zippy_batch.sources.containers import without_dot
+from zippy_batch.paths import display_path, is_below, name_problem
 from zippy_batch.sources.directory import Files, Listing, SourceFile, file_problem
 
 
 def find(path: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
     """The files, and the lines that name none, with the reason. Raises UsageError where it is no such list."""
-    top = os.path.realpath(os.fsencode(path.absolute().parent))
+    directory = os.fsencode(path.absolute().parent)
+    top = os.path.realpath(directory)
     names: dict[bytes, int] = {}
     refused: list[tuple[bytes, str]] = []
     lines = 0
     for number, line in enumerate(_lines(path), 1):
-        name = without_dot(line.rstrip(b"\r\n"))
-        if not name.strip():
+        written = line.rstrip(b"\r\n")
+        if not written.strip():
             continue
-        problem = path_problem(name)
+        name = _relative(written, (directory, top))
+        problem = name_problem(name)
         if problem:
-            refused.append((name, f"line {number}: {problem}; paths are relative to the list's directory"))
+            advice = "paths are relative to the list's directory, or absolute and below it"
+            refused.append((written, f"line {number}: {problem}; {advice}"))
         else:
             names.setdefault(name, number)
             lines += 1
@@ -42,6 +46,18 @@ def find(path: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
     repeated = lines - len(names)
     notes = (f"{repeated} lines name a file again, which is archived once",) if repeated else ()
     return Listing(Files(files), 0, notes=notes), sorted(refused)
+
+
+def _relative(written: bytes, directories: tuple[bytes, ...]) -> bytes:
+    """The path below the list's directory, which may go by several names; what is not below it stays as it is written.
+    ".." is left in: where links are, it is not the directory before it."""
+    name = written if b".." in written.split(b"/") else posixpath.normpath(written)
+    # normpath leaves two slashes at the beginning
+    name = b"/" + name.lstrip(b"/") if name.startswith(b"/") else name
+    for directory in directories:
+        if is_below(name, directory) and name != directory:
+            return name[len(directory.rstrip(b"/")) + 1 :]
+    return name
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -13,7 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.paths import display_path, path_problem
+from zippy_batch.paths import display_path, name_problem
+from zippy_batch.sources.clashes import clashes
 from zippy_batch.sources.directory import MAX_FILE_BYTES, Files, Listing, SourceFile, require_none_refused
 from zippy_batch.stores.object_path import REQUESTS, ObjectPath, asking, listed
 
@@ -35,20 +36,22 @@ def list_objects(root: ObjectPath) -> Listing:
         if not info.is_file:
             directories.add(path)
             continue
-        why = path_problem(path)
+        why = name_problem(path)
         if info.size > MAX_FILE_BYTES:
             why = f"{info.size} bytes, over the limit of 1 GiB"
         if why:
             refused.append((path, why))
         else:
             files.append(SourceFile(path, info.size, (info.mtime_ns or 0) // 10**9))
+    listing = Listing(Files(files), len(directories - filled))
+    refused += clashes(listing.files, ())
     require_none_refused(str(root), sorted(refused))
     if not found and root.is_file():
         raise UsageError(
             f"{root} is one object; a source in a store is all that lies below a name, such as {root.parent}, and "
             f"a .tar, .zip, .parquet or .rec is read from a disk: bring it to this machine first"
         )
-    return Listing(Files(files), len(directories - filled))
+    return listing
 
 
 class ObjectReader:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from zippy_batch.archives.schema import LABEL, METADATA_KEY
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.paths import display_path
-from zippy_batch.sources.containers import Members, Opened, Wanted, name_problem, opened, without_dot
+from zippy_batch.paths import display_path, name_problem
+from zippy_batch.sources.containers import Members, Opened, Wanted, opened, without_dot
 from zippy_batch.sources.directory import Container, SourceFile
 from zippy_batch.sources.recordio import suffix_of
 
@@ -61,7 +61,7 @@ def find(file: Opened, members: Members, wanted: Wanted) -> None:
         rows.tell()
 
 
-class Reader:
+class ParquetReader:
     """Reads files of one shard; the first read loads them all."""
 
     def __init__(self, containers: Sequence[Container], files: Sequence[SourceFile]) -> None:

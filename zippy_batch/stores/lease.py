@@ -1,14 +1,14 @@
 """One run at a time on an output in an object store, which has no locks.
 
-    STAGING/claims/XXXX.json    a run that works here: machine, process, since when
+    STAGING/leases/XXXX.json    a run that works here: machine, process, since when
 
-A run first writes a claim of its own, then lists all claims, and works only once it has seen a listing in which no
-other claim is alive. Of two that see each other the later one withdraws, and the earlier one waits for that. Where
+A run first writes a lease of its own, then lists all leases, and works only once it has seen a listing in which no
+other lease is alive. Of two that see each other the later one withdraws, and the earlier one waits for that. Where
 listings show every write that ended before (S3, Google Cloud Storage), two runs never both go on.
 
-A run rewrites its claim every RENEW_S. One that has not done so for LEASE_S by the store's own clock is dead, and so is
-one of a process of this machine that is not there any more. The run that finds a dead claim deletes it; should its
-owner only have been asleep, it finds its claim gone and stops, before its next shard or before it publishes. What it
+A run rewrites its lease every RENEW_S. One that has not done so for LEASE_S by the store's own clock is dead, and so is
+one of a process of this machine that is not there any more. The run that finds a dead lease deletes it; should its
+owner only have been asleep, it finds its lease gone and stops, before its next shard or before it publishes. What it
 may have written by then does no harm: parts have the bytes that their names stand for.
 """
 
@@ -32,7 +32,7 @@ from zippy_batch.stores.object_path import ObjectPath, delete, listed, put_bytes
 
 RENEW_S = 60.0
 LEASE_S = 300.0
-PATIENCE_S = 3.0
+WITHDRAWAL_S = 3.0
 """For a later run to withdraw."""
 _PAUSE_S = 0.3
 
@@ -73,15 +73,15 @@ class _Seen:
     """By the store's clock."""
 
 
-class Claim:
-    """Of this run; made by `claimed`."""
+class Lease:
+    """Of this run; made by `leased`."""
 
     def __init__(self, root: ObjectPath) -> None:
-        self._directory = root / "claims"
+        self._directory = root / "leases"
         self._path = self._directory / f"{uuid.uuid4().hex}.json"
         self._text = json.dumps(asdict(Owner.this())).encode()
         self._stopped, self._lost = threading.Event(), False
-        self._thread = threading.Thread(target=self._keep, name="zippy-claim", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="zippy-lease", daemon=True)
 
     def require(self) -> None:
         """Raises WorkerError when another run took this one for dead."""
@@ -109,9 +109,9 @@ class Claim:
 
     def _win(self) -> None:
         """Raises UsageError, naming the other run."""
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + WITHDRAWAL_S
         while True:
-            seen = {claim.path: claim for claim in self._all()}
+            seen = {lease.path: lease for lease in self._all()}
             mine = seen.pop(self._path, None)
             if mine is None:
                 raise WorkerError(f"{self._path} does not show after it was written; run the same command again")
@@ -128,7 +128,7 @@ class Claim:
         return [_Seen(self._directory / info.base_name, (info.mtime_ns or 0) / 1e9) for info in found]
 
     def _is_buried(self, other: _Seen, mine: _Seen) -> bool:
-        """Whether the run is dead; then its claim is deleted."""
+        """Whether the run is dead; then its lease is deleted."""
         owner = _owner(other.path)
         if mine.written_s - other.written_s > LEASE_S or (owner is not None and owner.is_dead()):
             delete(other.path)
@@ -138,31 +138,31 @@ class Claim:
     def _refusal(self, other: _Seen, mine: _Seen) -> str:
         heard_s = max(0.0, mine.written_s - other.written_s)
         return (
-            f"another run is writing here ({_owner(other.path) or 'its claim cannot be read'}; last heard of "
+            f"another run is writing here ({_owner(other.path) or 'its lease cannot be read'}; last heard of "
             f"{heard_s:.0f} s ago): wait for it, or stop it. If it is dead, it counts as dead {LEASE_S:.0f} s after it "
             f"was last heard of, or once you delete {other.path}"
         )
 
 
 @contextmanager
-def claimed(root: ObjectPath) -> Iterator[Claim]:
+def leased(root: ObjectPath) -> Iterator[Lease]:
     """Raises UsageError when another run works in this staging, naming it."""
-    claim = Claim(root)
-    put_bytes(claim._text, claim._path)
+    lease = Lease(root)
+    put_bytes(lease._text, lease._path)
     try:
-        claim._win()
-        claim._thread.start()
-        yield claim
+        lease._win()
+        lease._thread.start()
+        yield lease
     finally:
-        claim.stop()
-        # a claim that stays, because the store cannot be reached any more, is found to be dead by the next run
+        lease.stop()
+        # a lease that stays, because the store cannot be reached any more, is found to be dead by the next run
         with contextlib.suppress(ZippyError, OSError):
-            if claim._path.exists():
-                delete(claim._path)
+            if lease._path.exists():
+                delete(lease._path)
 
 
-def _order(claim: _Seen) -> tuple[float, str]:
-    return claim.written_s, claim.path.name
+def _order(lease: _Seen) -> tuple[float, str]:
+    return lease.written_s, lease.path.name
 
 
 def _owner(path: ObjectPath) -> Owner | None:

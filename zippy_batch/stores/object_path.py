@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 STALLED_S = 60.0
 """Without a byte, before a request to S3 counts as failed; the library's own 3 s are too few for a busy machine."""
-ATTEMPTS = 5
+REQUEST_ATTEMPTS = 5
 """Of a request to S3, with growing pauses, before it counts as failed."""
 GOOGLE_PATIENCE_S = 120
 REQUESTS = 16
@@ -214,7 +214,7 @@ def _open_s3(store: Store) -> pa_fs.FileSystem:
         endpoint_override=endpoint,
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=STALLED_S,
-        retry_strategy=pa_fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        retry_strategy=pa_fs.AwsStandardS3RetryStrategy(max_attempts=REQUEST_ATTEMPTS),
         # small objects in one request instead of three
         allow_delayed_open=True,
         **query,

@@ -41,9 +41,9 @@ SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "grey": 0}
 """What Pillow calls them."""
 MOST = 6000
 """Images of a pool of sources, and of all of rare geometries,"""
-MOST_BYTES = 1 << 29
+COEFFICIENT_POOL_BYTES = 1 << 29
 """of whose coefficients a pool has so many at most,"""
-MOST_BYTES_IN_ALL = 1 << 30
+COEFFICIENT_BYTES_IN_ALL = 1 << 30
 """and all pools of sources together: they stay in memory."""
 LARGEST_SIDE = 1024
 """Pixels; of larger images a piece is taken, since one is the least that a step of training sees."""
@@ -102,7 +102,7 @@ def chosen_specs(own: bool, sizes: Sequence[tuple[int, int]], images: int) -> Co
     share = (0.5 if own else 1.0) / max(1, len(sizes))
     kinds = (("4:2:0", 0.75), ("4:4:4", 0.15), ("grey", 0.1))
     # of 2 bytes, and with the chroma that most have
-    most_samples = min(MOST_BYTES, MOST_BYTES_IN_ALL // max(1, len(sizes))) // 3
+    most_samples = min(COEFFICIENT_POOL_BYTES, COEFFICIENT_BYTES_IN_ALL // max(1, len(sizes))) // 3
     specs = [
         ThumbnailSpec(h, w, sampling, round(min(4 * images, 30000, most_samples // (h * w)) * part), share * part)
         for h, w in sizes
@@ -203,7 +203,7 @@ def build_pools(paths: Sequence[Path], specs: CoefficientSpecs, workers: int, se
     """Pools of the thumbnails, then those of the sources, the largest first, then one image each of what is left."""
     thumbnails: list[list[_Found]] = [[] for _ in specs.thumbnails]
     sources: dict[Geometry, list[_Found]] = defaultdict(list)
-    room = MOST_BYTES_IN_ALL if specs.sources_weight else 0
+    room = COEFFICIENT_BYTES_IN_ALL if specs.sources_weight else 0
 
     def tasks() -> Iterator[tuple[list[tuple[str, Path]], list[ThumbnailSpec], Wanted, bool]]:
         for some in in_random_order(paths, seed, _TOGETHER):
@@ -240,7 +240,7 @@ def _bytes(coefficients: Sequence[NDArray[np.int16]]) -> int:
 
 def _most_of(coefficients: Sequence[NDArray[np.int16]]) -> int:
     """Images of this geometry that a pool may have."""
-    return min(MOST, max(1, MOST_BYTES // _bytes(coefficients)))
+    return min(MOST, max(1, COEFFICIENT_POOL_BYTES // _bytes(coefficients)))
 
 
 def _pool(images: Sequence[_Found], weight: float) -> CoefficientPool:

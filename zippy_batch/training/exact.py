@@ -15,28 +15,28 @@ from torch import Tensor
 
 from zippy_batch.codecs.exact.blocks import ROLES, planes_of
 from zippy_batch.codecs.exact.export import model_arrays
-from zippy_batch.codecs.exact.network import CONTEXT_PLANES, Architecture, Network, Seen
+from zippy_batch.codecs.exact.network import CONTEXT_PLANES, ExactArchitecture, ExactNetwork, Seen
 from zippy_batch.codecs.latent.features import ONE
 from zippy_batch.codecs.model_file import serialise
 from zippy_batch.errors import UsageError
 from zippy_batch.training.coefficients import CoefficientPool
 from zippy_batch.training.run import Score
 
-MIN_IMAGES = 8
+MIN_JPEG_FILES = 8
 """Below this there is nothing to train on."""
 HELD_OUT = 64
 """Images of a pool that are kept for the log, at most a quarter of it, and of all pools without quarters together;"""
 _HELD_OUT_BLOCKS = 1 << 16
 """of large images fewer, and of the pools without quarters every so many is kept whole."""
 _OF_SMALL_POOLS = 5
-POSITIONS = 2400
+EXACT_POSITIONS = 2400
 """8x8 blocks of the first component per step."""
 _SHOWN_POOLS = 6
 """Of those that training draws from most."""
 _LOSS_SCALE = 0.1
 
 
-def bits_of(network: Network, pool: CoefficientPool, numbers: NDArray[np.int64]) -> dict[str, Tensor]:
+def bits_of(network: ExactNetwork, pool: CoefficientPool, numbers: NDArray[np.int64]) -> dict[str, Tensor]:
     """Bits of some images of a pool, by plane: (n, 1 + groups), ends first."""
     n, device = len(numbers), next(network.parameters()).device
     blocks = planes_of([pool.frame(i) for i in numbers])
@@ -60,11 +60,13 @@ def bits_of(network: Network, pool: CoefficientPool, numbers: NDArray[np.int64])
 class ExactTask:
     """Training of one network on pools of coefficients (`run.Task`)."""
 
-    def __init__(self, network: Network, pools: Sequence[CoefficientPool], positions: int = POSITIONS) -> None:
-        if sum(map(len, pools)) < MIN_IMAGES:
+    def __init__(
+        self, network: ExactNetwork, pools: Sequence[CoefficientPool], positions: int = EXACT_POSITIONS
+    ) -> None:
+        if sum(map(len, pools)) < MIN_JPEG_FILES:
             raise UsageError(
-                f"{sum(map(len, pools))} JPEG images to train on, need {MIN_IMAGES}: only baseline JPEG files can be "
-                "stored exactly; --sizes WIDTHxHEIGHT makes some of any images"
+                f"{sum(map(len, pools))} JPEG images to train on, need {MIN_JPEG_FILES}: only baseline JPEG files can "
+                "be stored exactly; --sizes WIDTHxHEIGHT makes some of any images"
             )
         self.network = network
         self._pools = list(pools)
@@ -91,7 +93,7 @@ class ExactTask:
         total = torch.stack([plane.sum() for plane in bits.values()]).sum()
         return _LOSS_SCALE * total / (len(numbers) * pool.blocks)
 
-    def evaluate(self, network: Network) -> Score:
+    def evaluate(self, network: ExactNetwork) -> Score:
         """Bytes per image of the pools that training draws from most, and of images of rare sizes."""
         larger = [int(i) for i in np.argsort(-self._weights, kind="stable") if 0 < self._held[i] < len(self._pools[i])]
         looks = [(_name(self._pools[i]), [i], self._weights[i]) for i in larger[:_SHOWN_POOLS]]
@@ -106,7 +108,7 @@ class ExactTask:
             shown.append(f"{name}: {bits / sum(self._held[i] for i in pools) / 8:.1f} B")
         return Score(float(loss / share), "  ".join(shown))
 
-    def _bits_held_out(self, network: Network, which: int) -> float:
+    def _bits_held_out(self, network: ExactNetwork, which: int) -> float:
         pool, held = self._pools[which], self._held[which]
         parts = min(held, -(-held * pool.blocks // 8192))
         numbers = np.array_split(np.arange(len(pool) - held, len(pool)), parts)
@@ -133,7 +135,7 @@ def _name(pool: CoefficientPool) -> str:
     return f"{height}x{width}/{len(parts)}"
 
 
-def set_units(network: Network, pools: Sequence[CoefficientPool]) -> None:
+def set_units(network: ExactNetwork, pools: Sequence[CoefficientPool]) -> None:
     """A new network's unit for each coefficient: its mean size in these pools, to a power of two."""
     for name in CONTEXT_PLANES:
         k, total, count = ROLES.index(name), np.zeros(64), 0.0
@@ -146,20 +148,20 @@ def set_units(network: Network, pools: Sequence[CoefficientPool]) -> None:
         network.planes[name].unit.copy_(torch.from_numpy(unit))  # type: ignore[operator]
 
 
-def export(network: Network, card: dict[str, Any]) -> bytes:
+def export(network: ExactNetwork, card: dict[str, Any]) -> bytes:
     """A network -> the bytes of a model file."""
     return serialise(
         model_arrays(network.cpu()), {**card, "codec": "exact", "architecture": network.architecture.to_dict()}
     )
 
 
-def new_network(pools: Sequence[CoefficientPool]) -> Network:
+def new_network(pools: Sequence[CoefficientPool]) -> ExactNetwork:
     """Its units fit what the pools hold."""
-    network = Network(Architecture())
+    network = ExactNetwork(ExactArchitecture())
     set_units(network, pools)
     return network
 
 
-def build(card: dict[str, Any]) -> Network:
+def build(card: dict[str, Any]) -> ExactNetwork:
     """The network of a checkpoint's card, not trained."""
-    return Network(Architecture.from_dict(card))
+    return ExactNetwork(ExactArchitecture.from_dict(card))

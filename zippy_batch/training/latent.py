@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zippy_batch.codecs.latent.codec import LatentCodec
-from zippy_batch.codecs.latent.context import QUALITIES
+from zippy_batch.codecs.latent.context import QUALITY_LEVELS
 from zippy_batch.codecs.latent.export import (
     entropy_arrays,
     export_arrays,
@@ -28,7 +28,7 @@ from zippy_batch.codecs.latent.export import (
     threshold_array,
 )
 from zippy_batch.codecs.latent.features import LEVEL_MAX, spatial_features
-from zippy_batch.codecs.latent.network import Architecture, Network, as_float, lambda_of, to_input
+from zippy_batch.codecs.latent.network import LatentArchitecture, LatentNetwork, as_float, lambda_of, to_input
 from zippy_batch.codecs.model_file import model_from_bytes, serialise
 from zippy_batch.errors import UsageError
 from zippy_batch.images.metrics import psnr_db
@@ -43,7 +43,7 @@ _HELD_OUT = 256
 """Images of the pool that is scored for the log, at most a quarter of it."""
 GREY_SHARE = 0.06
 """Of the batches in colour: turned to grey."""
-LOSSES = {"mse": 0.0, "mix": 0.5, "ssim": 1.0}
+SSIM_SHARES = {"mse": 0.0, "mix": 0.5, "ssim": 1.0}
 """Share of SSIM in the distortion."""
 SHOWN_QUALITIES = (40, 75, 90)
 """What the log says of the held-out images."""
@@ -52,14 +52,16 @@ _SSIM_UNIT = 600.0
 _SSIM_WINDOW = 7
 
 
-def loss_parts(network: Network, images: Pool, level: Tensor, grey: bool, noise: bool = True) -> tuple[Tensor, Tensor]:
+def loss_parts(
+    network: LatentNetwork, images: Pool, level: Tensor, grey: bool, noise: bool = True
+) -> tuple[Tensor, Tensor]:
     """Bits per pixel (N,) and mean squared error on 0..255 (N,)."""
     bpp, out, target = reconstruct(network, images, level, grey, noise)
     return bpp, mean_squared_errors(out, target)
 
 
 def reconstruct(
-    network: Network, images: Pool, level: Tensor, grey: bool, noise: bool
+    network: LatentNetwork, images: Pool, level: Tensor, grey: bool, noise: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Bits per pixel (N,), what comes back and the images, (N, 3 or 1, H, W) in 0..1; without noise, whole levels."""
     target, padded = (x.to(level.device) for x in to_input(images))
@@ -126,7 +128,7 @@ def random_levels(n: int, rng: np.random.Generator) -> Tensor:
 
 
 def evaluate(
-    network: Network, images: Pool, qualities: Sequence[int], ssim_share: float = 0.0
+    network: LatentNetwork, images: Pool, qualities: Sequence[int], ssim_share: float = 0.0
 ) -> tuple[list[tuple[int, float, float]], float]:
     """(quality, bits per pixel, PSNR of the pooled error in dB) with real rounding, and the mean loss."""
     rows, losses = [], []
@@ -158,7 +160,7 @@ class LatentTask:
 
     def __init__(
         self,
-        network: Network,
+        network: LatentNetwork,
         pools: Sequence[Pool],
         specs: Sequence[PoolSpec],
         positions: int = POSITIONS,
@@ -171,7 +173,7 @@ class LatentTask:
         self._held_out = np.array(pools[scored][kept:])
         self._pools, self._specs, self._positions = list(pools), specs, positions
         self._pools[scored] = pools[scored][:kept]
-        self._ssim_share = LOSSES[loss]
+        self._ssim_share = SSIM_SHARES[loss]
 
     def card(self) -> dict[str, Any]:
         return self.network.architecture.to_dict()
@@ -187,7 +189,7 @@ class LatentTask:
         bpp, out, target = reconstruct(self.network, images, level, grey, noise=True)
         return _weighted(bpp, _distortion(out, target, self._ssim_share), level).mean()
 
-    def evaluate(self, network: Network) -> Score:
+    def evaluate(self, network: LatentNetwork) -> Score:
         rows, loss = evaluate(network, self._held_out, SHOWN_QUALITIES, self._ssim_share)
         shown = "  ".join(f"q{quality} {bpp:.3f} bit/px {psnr:.2f} dB" for quality, bpp, psnr in rows)
         return Score(loss, shown)
@@ -220,7 +222,7 @@ def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) 
     counts = [np.zeros(2 * r + 2) for r in radius]
     rng = np.random.default_rng(seed)
     for images in samples:
-        qualities = rng.integers(1, QUALITIES + 1, len(images)).tolist()
+        qualities = rng.integers(1, QUALITY_LEVELS + 1, len(images)).tolist()
         residuals, tables = codec.encode_symbols(_as_archived(images), qualities)
         for i in range(1, len(radius)):
             of_table = tables == i
@@ -230,7 +232,7 @@ def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) 
 
 
 def export(
-    network: Network,
+    network: LatentNetwork,
     pools: Sequence[Pool],
     specs: Sequence[PoolSpec],
     card: dict[str, Any],
@@ -254,10 +256,10 @@ def export(
     return serialise(arrays, card)
 
 
-def new_network(fast: bool = False) -> Network:
-    return Network(Architecture())
+def new_network() -> LatentNetwork:
+    return LatentNetwork(LatentArchitecture())
 
 
-def build(card: dict[str, Any]) -> Network:
+def build(card: dict[str, Any]) -> LatentNetwork:
     """The network of a checkpoint's card, not trained."""
-    return Network(Architecture.from_dict(card))
+    return LatentNetwork(LatentArchitecture.from_dict(card))

@@ -10,7 +10,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     rank: int = 0
     size: int = 1
 
@@ -36,4 +36,4 @@ class Team:
         return whole[start:].tolist()
 
 
-ALONE = Team()
+SINGLE_PROCESS = ProcessGroup()

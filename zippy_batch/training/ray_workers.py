@@ -3,7 +3,7 @@
 The run's directory must be one that all of them see. Each loads the same start or checkpoint, draws batches of its own,
 and averages its gradients with the others'. The first one and the driver speak through two files there:
 
-standings.jsonl    first worker -> driver: a line when it begins, then one per `Standing`, after its checkpoint
+status.jsonl    first worker -> driver: a line when it begins, then one per `TrainingStatus`, after its checkpoint
 stop               driver -> first worker: end this step, save, and be done
 """
 
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from zippy_batch.errors import WorkerError, ZippyError
-from zippy_batch.run.executor import PATIENCE_S, Crew, connected
-from zippy_batch.training.process_group import Team
-from zippy_batch.training.run import Score, Standing
+from zippy_batch.run.executor import WAIT_NOTICE_S, WorkerLayout, connected
+from zippy_batch.training.process_group import ProcessGroup
+from zippy_batch.training.run import Score, TrainingStatus
 from zippy_batch.training.session import TrainJob
 
-STANDINGS = "standings.jsonl"
+STATUS_FILE = "status.jsonl"
 STOP = "stop"
 _POLL_S = 0.5
 """Between two looks at these files."""
@@ -31,32 +31,32 @@ _POLL_S = 0.5
 
 def work_on_ray(
     job: TrainJob,
-    crew: Crew,
+    layout: WorkerLayout,
     say: Callable[[str], None],
-    watch: Callable[[Standing], None],
+    watch: Callable[[TrainingStatus], None],
     is_stopped: Callable[[], bool],
 ) -> None:
-    """`TrainJob.work`, by a crew. Raises what a worker raised, and WorkerError when one died."""
-    stop, standings = job.run / STOP, job.run / STANDINGS
-    for file in (stop, standings):
+    """`TrainJob.work`, by a layout. Raises what a worker raised, and WorkerError when one died."""
+    stop, statuses = job.run / STOP, job.run / STATUS_FILE
+    for file in (stop, statuses):
         file.unlink(missing_ok=True)
-    with connected(crew.address, cpus=crew.workers * crew.threads):
-        fit = _Fit(job, crew)
-        say(f"training on {crew.workers} Ray workers")
-        report = Report(standings)
-        patient_until = time.monotonic() + PATIENCE_S
+    with connected(layout.address, cpus=layout.workers * layout.threads):
+        fit = _Fit(job, layout)
+        say(f"training on {layout.workers} Ray workers")
+        report = Report(statuses)
+        patient_until = time.monotonic() + WAIT_NOTICE_S
         # Ray Train takes Ctrl-C for itself in the main thread alone, and would end the run without a checkpoint
         while not fit.is_over(_POLL_S):
             if is_stopped():
                 stop.touch()
-            for standing in report.news():
-                watch(standing)
+            for status in report.news():
+                watch(status)
             if not report.has_begun and time.monotonic() > patient_until:
-                patient_until += PATIENCE_S
-                wanted = f"{crew.threads} CPUs" + (" and a GPU" if crew.gpus else "")
-                say(f"waiting for the cluster: {crew.workers} workers need {wanted} each")
-        for standing in report.news():
-            watch(standing)
+                patient_until += WAIT_NOTICE_S
+                wanted = f"{layout.threads} CPUs" + (" and a GPU" if layout.gpus else "")
+                say(f"waiting for the cluster: {layout.workers} workers need {wanted} each")
+        for status in report.news():
+            watch(status)
         if fit.error is not None:
             raise _cause(fit.error, job.run) from fit.error
 
@@ -68,7 +68,7 @@ class Report:
         self._file, self._read = file, 0
         self.has_begun = False
 
-    def news(self) -> Iterator[Standing]:
+    def news(self) -> Iterator[TrainingStatus]:
         if not self._file.exists():
             return
         with self._file.open("rb") as stream:
@@ -82,18 +82,18 @@ class Report:
             self.has_begun = True
             fields = json.loads(line)
             if fields is not None:
-                yield Standing(**{**fields, "score": Score(**fields["score"])})
+                yield TrainingStatus(**{**fields, "score": Score(**fields["score"])})
 
 
 class Reporter:
     """Writes it."""
 
     def __init__(self, run: Path) -> None:
-        self._file = run / STANDINGS
+        self._file = run / STATUS_FILE
         self._write(None)
 
-    def report(self, standing: Standing) -> None:
-        self._write(asdict(standing))
+    def report(self, status: TrainingStatus) -> None:
+        self._write(asdict(status))
 
     def _write(self, fields: dict[str, Any] | None) -> None:
         with self._file.open("a") as stream:
@@ -116,16 +116,16 @@ class StopFile:
 class _Fit:
     """Ray Train at work, in a thread of its own."""
 
-    def __init__(self, job: TrainJob, crew: Crew) -> None:
+    def __init__(self, job: TrainJob, layout: WorkerLayout) -> None:
         import ray.train
         from ray.train.torch import TorchTrainer
 
-        needs: dict[str, float] = {"CPU": crew.threads, "GPU": crew.gpus}
+        needs: dict[str, float] = {"CPU": layout.threads, "GPU": layout.gpus}
         self._trainer = TorchTrainer(
             _work,
-            train_loop_config={"job": job, "threads": crew.threads},
+            train_loop_config={"job": job, "threads": layout.threads},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=crew.workers, use_gpu=crew.gpus > 0, resources_per_worker=needs
+                num_workers=layout.workers, use_gpu=layout.gpus > 0, resources_per_worker=needs
             ),
             run_config=ray.train.RunConfig(name="ray", storage_path=str(job.run)),
         )
@@ -162,12 +162,12 @@ def _work(config: dict[str, Any]) -> None:
 
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
-    team = Team(context.get_world_rank(), context.get_world_size())
+    group = ProcessGroup(context.get_world_rank(), context.get_world_size())
     job: TrainJob = config["job"]
     task = job.task()
-    watch = Reporter(job.run).report if team.rank == 0 else _ignore
-    job.work(task, watch, StopFile(job.run).is_there, team)
+    watch = Reporter(job.run).report if group.rank == 0 else _ignore
+    job.work(task, watch, StopFile(job.run).is_there, group)
 
 
-def _ignore(standing: Standing) -> None:
+def _ignore(status: TrainingStatus) -> None:
     pass

@@ -4,8 +4,8 @@ What is trained is a `Task`; the loop knows nothing of pictures or coefficients.
 part of the run and then fall, as a cosine, to 2 %; what gets exported is an exponential moving average of the weights,
 the best of those that were scored on the held-out images.
 
-Several workers hold the same weights and average their gradients (`Team`), so that a step sees as many batches as there
-are workers; the first one keeps the time and writes the files.
+Several workers hold the same weights and average their gradients (`ProcessGroup`), so that a step sees as many batches
+as there are workers. The first worker keeps the time and writes the files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from zippy_batch.errors import ModelError, UsageError
 from zippy_batch.stores.atomic_file import replacing
 from zippy_batch.training.muon import Muon
-from zippy_batch.training.process_group import ALONE, Team
+from zippy_batch.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 CHECKPOINT = "checkpoint.pt"
 _KEYS = {"card", "network", "average", "best", "optimisers", "seconds", "step", "best_loss"}
@@ -99,7 +99,7 @@ class Average:
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """Where a run stands."""
 
     seconds: float = 0.0
@@ -112,7 +112,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrainingStatus:
     """What a run says when it has looked at the held-out images and written its checkpoint."""
 
     minutes: float
@@ -128,7 +128,7 @@ class Standing:
         return f"{at}  {self.score.text}{'' if self.is_best else '  (was better before)'}"
 
 
-def _ignore(standing: Standing) -> None:
+def _ignore(status: TrainingStatus) -> None:
     pass
 
 
@@ -140,11 +140,11 @@ def fit(
     task: Task,
     run: Path,
     o: Schedule,
-    watch: Callable[[Standing], None] = _ignore,
+    watch: Callable[[TrainingStatus], None] = _ignore,
     is_stopped: Callable[[], bool] = _never,
-    team: Team = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     clock: Callable[[], float] = time.monotonic,
-) -> Progress:
+) -> TrainingState:
     """Train in `run` until its minutes are used up or `is_stopped`, and leave a checkpoint either way.
 
     Raises ModelError when it diverges, and OSError where a checkpoint cannot be written; the one before is whole then.
@@ -153,22 +153,22 @@ def fit(
     optimisers = _optimisers(task, o)
     average = Average(network)
     checkpoint = run / CHECKPOINT
-    progress = _resume(checkpoint, network, average, optimisers) if checkpoint.exists() else Progress()
-    rng = np.random.default_rng([o.seed, progress.step, team.rank])
-    torch.manual_seed((o.seed << 40) + (progress.step << 10) + team.rank)
+    progress = _resume(checkpoint, network, average, optimisers) if checkpoint.exists() else TrainingState()
+    rng = np.random.default_rng([o.seed, progress.step, group.rank])
+    torch.manual_seed((o.seed << 40) + (progress.step << 10) + group.rank)
     begun, saved, misses = clock() - progress.seconds, progress.seconds, 0
     total, recent = 60 * o.minutes, list[float]()
     stopped = False
     while progress.seconds < total and not stopped:
         factor = rate_factor(progress.seconds / total, progress.step, o.decay_from)
         for optimiser, rate in zip(optimisers, (o.rate_adam, o.rate_muon), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * factor
+            for parameters in optimiser.param_groups:
+                parameters["lr"] = rate * factor
         with _precision(o, network):
             loss = task.loss(rng)
         network.zero_grad(set_to_none=True)
         loss.backward()
-        said = team.share(network, [clock() - begun, float(is_stopped())])
+        said = group.share(network, [clock() - begun, float(is_stopped())])
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         if torch.isfinite(norm):
             misses = 0
@@ -183,12 +183,12 @@ def fit(
         progress.seconds, stopped = said[0], said[1] > 0
         if progress.seconds - saved > 60 * o.checkpoint_minutes or progress.seconds >= total or stopped:
             saved = progress.seconds
-            if team.rank == 0:
-                standing = _look(task, average, progress, o, float(np.mean(recent)))
+            if group.rank == 0:
+                status = _look(task, average, progress, o, float(np.mean(recent)))
                 _save(checkpoint, task, average, optimisers, progress)
                 with (run / "log.txt").open("a") as log:
-                    print(standing.line(), file=log)
-                watch(standing)
+                    print(status.line(), file=log)
+                watch(status)
             recent.clear()
             # looking at the held-out images is no training
             begun = clock() - saved
@@ -225,7 +225,7 @@ def _give_up(misses: int, step: int) -> None:
         )
 
 
-def _look(task: Task, average: Average, progress: Progress, o: Schedule, loss: float) -> Standing:
+def _look(task: Task, average: Average, progress: TrainingState, o: Schedule, loss: float) -> TrainingStatus:
     """Score the averaged weights, and keep them if they are the best so far; the network's own come back."""
     own = {k: v.clone() for k, v in task.network.state_dict().items()}
     task.network.load_state_dict(average.weights)
@@ -237,11 +237,11 @@ def _look(task: Task, average: Average, progress: Progress, o: Schedule, loss: f
     if is_best:
         progress.best_loss = score.loss if math.isfinite(score.loss) else progress.best_loss
         progress.best = {k: v.clone() for k, v in average.weights.items()}
-    return Standing(progress.seconds / 60, o.minutes, progress.step, loss, score, is_best)
+    return TrainingStatus(progress.seconds / 60, o.minutes, progress.step, loss, score, is_best)
 
 
 def _save(
-    checkpoint: Path, task: Task, average: Average, optimisers: Sequence[torch.optim.Optimizer], progress: Progress
+    checkpoint: Path, task: Task, average: Average, optimisers: Sequence[torch.optim.Optimizer], progress: TrainingState
 ) -> None:
     stream = io.BytesIO()
     torch.save(
@@ -272,7 +272,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def _resume(
     checkpoint: Path, network: nn.Module, average: Average, optimisers: Sequence[torch.optim.Optimizer]
-) -> Progress:
+) -> TrainingState:
     state = load_checkpoint(checkpoint)
     try:
         network.load_state_dict(state["network"])
@@ -283,7 +283,7 @@ def _resume(
     for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
         optimiser.load_state_dict(saved)
     best_loss = state["best_loss"] if state.get("scoring") == _SCORING else math.inf
-    return Progress(state["seconds"], state["step"], best_loss, state["best"])
+    return TrainingState(state["seconds"], state["step"], best_loss, state["best"])
 
 
 def load_checkpoint(checkpoint: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from zippy_batch.jpeg.file import JpegImage, Unrebuildable, parse
 from zippy_batch.run.plan import BatchLimit, cut_batches
 from zippy_batch.training.pictures import read_all
 
-QUALITIES = (30, 45, 60, 75, 90)
+SAVINGS_QUALITIES = (30, 45, 60, 75, 90)
 JUDGED_QUALITY = 75
 """Of `archive`, when nothing else is said."""
 _MOST_SAMPLES = 1 << 27
@@ -56,7 +56,7 @@ def _lossy(before: Model, after: Model, held_out: Sequence[Path]) -> Gain | None
     if not pictures:
         return None
     old, new = (_curve(LatentCodec(model), pictures) for model in (before, after))
-    here = new[QUALITIES.index(JUDGED_QUALITY)]
+    here = new[SAVINGS_QUALITIES.index(JUDGED_QUALITY)]
     ratio = ratio_at(here, old)
     if ratio is None:
         return None
@@ -85,7 +85,7 @@ def _curve(codec: LatentCodec, pictures: Sequence[Pixels]) -> list[Point]:
         )
     )
     points = []
-    for quality in QUALITIES:
+    for quality in SAVINGS_QUALITIES:
         size, error = 0, 0.0
         for batch in batches:
             payloads = codec.encode(batch, [quality] * len(batch))

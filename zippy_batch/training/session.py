@@ -2,7 +2,7 @@
 
 OUT.safetensors          the model, written early and whenever the held-out images say that it is better
 OUT.training/            the run: run.json, pools/, checkpoint.pt, log.txt; the same command goes on from it. Archives
-                         among the sources are restored to sources/; workers on Ray are heard by standings.jsonl and
+                         among the sources are restored to sources/; workers on Ray are heard by status.jsonl and
                          stopped by a file called stop
 """
 
@@ -23,20 +23,20 @@ import numpy as np
 import torch
 
 from zippy_batch.codecs.exact.codec import ExactCodec
-from zippy_batch.codecs.integer import EXACT, recording_bounds
+from zippy_batch.codecs.integer import FLOAT32_EXACT, recording_bounds
 from zippy_batch.codecs.latent.codec import LatentCodec
 from zippy_batch.codecs.model_file import Model, load_model, model_from_bytes, serialise
 from zippy_batch.config import RunOptions, TrainOptions
 from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageError
-from zippy_batch.run.executor import choose_team, settle_device, usable_cpus
+from zippy_batch.run.executor import choose_training_layout, settle_device, usable_cpus
 from zippy_batch.training import exact, latent
 from zippy_batch.training.coefficients import CoefficientPool, CoefficientSpecs
 from zippy_batch.training.coefficients import cached_pools as cached_coefficients
 from zippy_batch.training.coefficients import chosen_specs as chosen_coefficients
 from zippy_batch.training.coefficients import default_specs as mixed_coefficients
 from zippy_batch.training.pictures import Pool, PoolSpec, cached_pools, chosen_specs, default_specs
-from zippy_batch.training.process_group import ALONE, Team
-from zippy_batch.training.run import CHECKPOINT, Schedule, Standing, Task, fit, load_checkpoint, replace_file
+from zippy_batch.training.process_group import SINGLE_PROCESS, ProcessGroup
+from zippy_batch.training.run import CHECKPOINT, Schedule, Task, TrainingStatus, fit, load_checkpoint, replace_file
 from zippy_batch.training.savings import Gain, measure_gain
 from zippy_batch.training.sources import RESTORED, Sources, gather
 from zippy_batch.training.warm_start import exact_network, latent_network
@@ -119,14 +119,18 @@ class TrainJob:
     device: str
 
     def work(
-        self, task: Task, watch: Callable[[Standing], None], is_stopped: Callable[[], bool], team: Team = ALONE
+        self,
+        task: Task,
+        watch: Callable[[TrainingStatus], None],
+        is_stopped: Callable[[], bool],
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         """Train until the minutes are used up, or go on; the checkpoint holds the outcome."""
         o = self.options
         task.network.to(self.device)
         schedule = Schedule(
             minutes=o.minutes,
-            positions=latent.POSITIONS if o.codec == "latent" else exact.POSITIONS,
+            positions=latent.POSITIONS if o.codec == "latent" else exact.EXACT_POSITIONS,
             # what a trained network has learnt is lost at the rate that a new one begins with
             rate_adam=1e-3 * o.rate * (0.6 if self.start else 1.0),
             rate_muon=0.004 * o.rate * (0.6 if self.start else 1.0),
@@ -135,7 +139,7 @@ class TrainJob:
             checkpoint_minutes=float(np.clip(o.minutes / 10, *_CHECKPOINT_MINUTES)),
             seed=o.seed,
         )
-        fit(task, self.run, schedule, watch, is_stopped, team)
+        fit(task, self.run, schedule, watch, is_stopped, group)
 
     def task(self) -> Task:
         """The network before the first step, and what it is trained on, from the run's cache once it is there. Raises
@@ -146,8 +150,7 @@ class TrainJob:
             coefficients = exact_network(self.start) if self.start else exact.new_network(pools)
             return exact.ExactTask(coefficients, pools)
         specs, pictures = self.pictures()
-        fast = self.options.fast
-        network = latent_network(self.start, fast) if self.start else latent.new_network(fast)
+        network = latent_network(self.start) if self.start else latent.new_network()
         return latent.LatentTask(network, pictures, specs, loss=self.options.loss)
 
     def pictures(self) -> tuple[list[PoolSpec], list[Pool]]:
@@ -199,7 +202,7 @@ def with_proof(data: bytes) -> bytes:
     model = model_from_bytes(data)
     with recording_bounds() as bounds:
         ExactCodec(model) if model.codec == "exact" else LatentCodec(model)
-    proof = {"layers": len(bounds), "largest_sum": max(bounds.values()), "limit": EXACT}
+    proof = {"layers": len(bounds), "largest_sum": max(bounds.values()), "limit": FLOAT32_EXACT}
     return serialise(model.arrays, {**model.card, "exactness": proof})
 
 
@@ -241,7 +244,7 @@ def train(
         _forget(run)
     _claim(run, roots, options, start, sources)
     device = settle_device(options.device, run_options.address)
-    crew = choose_team(device, run_options)
+    layout = choose_training_layout(device, run_options)
     job = TrainJob(options, run, sources.training, dict(sources.sizes), sources.digest, start, device)
     names = [root.name for root in roots]
     watch(
@@ -251,11 +254,11 @@ def train(
     task = job.task()
     exported = [0.0]
 
-    def look(standing: Standing) -> None:
-        watch(standing.line())
-        is_due = standing.minutes - exported[0] >= max(_EARLY_SHARE * options.minutes, _LEAST_EARLY_MINUTES)
-        if is_due and standing.is_best and standing.minutes < options.minutes:
-            exported[0] = standing.minutes
+    def look(status: TrainingStatus) -> None:
+        watch(status.line())
+        is_due = status.minutes - exported[0] >= max(_EARLY_SHARE * options.minutes, _LEAST_EARLY_MINUTES)
+        if is_due and status.is_best and status.minutes < options.minutes:
+            exported[0] = status.minutes
             try:
                 replace_file(output, job.export(names))
             except (ModelError, OSError) as error:
@@ -264,10 +267,10 @@ def train(
                 watch(f"{output}: the best so far")
 
     with _interruptible(watch) as is_stopped:
-        if crew.on_ray:
+        if layout.on_ray:
             from zippy_batch.training.ray_workers import work_on_ray
 
-            work_on_ray(job, crew, watch, look, is_stopped)
+            work_on_ray(job, layout, watch, look, is_stopped)
         else:
             job.work(task, look, is_stopped)
         replace_file(output, job.export(names))

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from zippy_batch.codecs.exact.blocks import Blocks, Indices
 from zippy_batch.codecs.exact.features import (
+    COEFFICIENT_LIMIT,
     END_FEATURES,
     INPUT_LIMIT,
     LINEAR,
-    VALUE_LIMIT,
     companding_table,
     end_table,
 )
@@ -58,7 +58,7 @@ def _write(coefficients, start, image, steps, rows, companding, out):  # type: i
         line = out[rows[p]]
         for j in range(count):
             value = np.int64(coefficients[p, j]) * steps[image[p], start + j]
-            value = min(VALUE_LIMIT, max(-VALUE_LIMIT, value))
+            value = min(COEFFICIENT_LIMIT, max(-COEFFICIENT_LIMIT, value))
             size = companding[abs(value)]
             line[j] = size if value > 0 else -size
             line[count + linear + j] = size

@@ -25,7 +25,7 @@ from zippy_batch.codecs.exact.blocks import ROLES, Blocks, Indices, geometry, pl
 from zippy_batch.codecs.exact.context import Coder, IntegerPlane
 from zippy_batch.codecs.exact.features import ends_of
 from zippy_batch.codecs.exact.mixture import ESCAPE, Quantisers
-from zippy_batch.codecs.exact.network import CONTEXT_PLANES, Architecture
+from zippy_batch.codecs.exact.network import CONTEXT_PLANES, ExactArchitecture
 from zippy_batch.codecs.integer import exact_products, probe
 from zippy_batch.codecs.model_file import Model
 from zippy_batch.codecs.rans import STATE_BYTES, STATE_LOW, lane_bytes
@@ -59,7 +59,7 @@ class ExactCodec:
         probe(self._device)
         card: Any = model.card.get("architecture")
         try:
-            a = Architecture.from_dict(card)
+            a = ExactArchitecture.from_dict(card)
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ModelError(f"model {model.name!r}: architecture {card!r} is not understood: {error}") from error
         self._large = threading.Lock()

@@ -33,7 +33,7 @@ from zippy_batch.codecs.integer import Arrays, IntegerSum, RoundedSum, fetch, lo
 from zippy_batch.codecs.latent.features import ONE
 from zippy_batch.errors import ModelError
 
-ACTIVATION_LIMIT = 255
+EXACT_ACTIVATION_LIMIT = 255
 STATE_BITS, HIDDEN_BITS = 5, 6
 """Activations are real values times 2^this."""
 CHUNK_ROWS = 2048
@@ -138,10 +138,10 @@ class IntegerPlane:
     def _load_step(self, p: str, outputs: int, arrays: Arrays) -> _Layers:
         widths = [self._shape.state, *self._shape.hidden]
         hidden = [
-            RoundedSum.of(load_layer(arrays, f"{p}.hidden.{i}", b, a, ACTIVATION_LIMIT)).to(self._device)
+            RoundedSum.of(load_layer(arrays, f"{p}.hidden.{i}", b, a, EXACT_ACTIVATION_LIMIT)).to(self._device)
             for i, (a, b) in enumerate(pairwise(widths))
         ]
-        out = load_layer(arrays, f"{p}.out", outputs, widths[-1], ACTIVATION_LIMIT).to(self._device)
+        out = load_layer(arrays, f"{p}.out", outputs, widths[-1], EXACT_ACTIVATION_LIMIT).to(self._device)
         return _Layers(tuple(hidden), out, fetch(arrays, f"{p}.out.shift", "int8", outputs).astype(np.int64))
 
     def traverse(self, blocks: Blocks, seen: Mapping[str, Tensor], coder: Coder) -> NDArray[np.int16]:
@@ -234,9 +234,9 @@ class IntegerPlane:
 
     def _accumulate(self, step: _Layers, rows: Tensor) -> NDArray[np.float32]:
         """(R, outputs) the last layer's sums."""
-        a = rows.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT + 0.5).floor_()
+        a = rows.clamp(-EXACT_ACTIVATION_LIMIT, EXACT_ACTIVATION_LIMIT + 0.5).floor_()
         for layer in step.hidden:
-            a = layer.settle(layer.accumulate("a", a), 0, ACTIVATION_LIMIT)
+            a = layer.settle(layer.accumulate("a", a), 0, EXACT_ACTIVATION_LIMIT)
         return torch.nn.functional.linear(a, step.out.weights["a"], step.out.bias).cpu().numpy()
 
     def inputs_of(self, coefficients: NDArray[np.int16], ends: Indices, blocks: Blocks) -> Tensor:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zippy_batch.codecs.exact.context import ACTIVATION_LIMIT, HIDDEN_BITS, STATE_BITS
+from zippy_batch.codecs.exact.context import EXACT_ACTIVATION_LIMIT, HIDDEN_BITS, STATE_BITS
 from zippy_batch.codecs.exact.mixture import END_BITS, LOGIT_BITS, MEAN_BITS, SCALE_BITS
-from zippy_batch.codecs.exact.network import CONTEXT_PLANES, MIXTURE, Network, Plane, Step
+from zippy_batch.codecs.exact.network import CONTEXT_PLANES, MIXTURE, ExactNetwork, Plane, Step
 from zippy_batch.codecs.integer import quantise_rows
 from zippy_batch.codecs.latent.features import ONE
 
@@ -22,7 +22,7 @@ FINEST = 22
 """Largest exponent of a row: shifts end there (`integer.prove`)."""
 
 
-def model_arrays(network: Network) -> dict[str, NDArray[Any]]:
+def model_arrays(network: ExactNetwork) -> dict[str, NDArray[Any]]:
     """The arrays of a model file."""
     out: dict[str, NDArray[Any]] = {}
     for name in CONTEXT_PLANES:
@@ -56,7 +56,7 @@ def _step_arrays(name: str, step: Step, result_bits: int | NDArray[np.int64]) ->
     for kind, layer in [*layers, ("out", step.out)]:
         weight = {"weight": _array(layer.weight) * 2.0**-bits}
         results = result_bits if kind == "out" else HIDDEN_BITS
-        out |= _layer(f"{name}.{kind}", weight, _array(layer.bias), {"weight": ACTIVATION_LIMIT}, results)
+        out |= _layer(f"{name}.{kind}", weight, _array(layer.bias), {"weight": EXACT_ACTIVATION_LIMIT}, results)
         bits = HIDDEN_BITS
     return out
 

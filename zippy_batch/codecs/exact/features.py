@@ -17,8 +17,8 @@ from zippy_batch.codecs.latent.features import ONE, SPATIAL_FEATURES, spatial_fe
 
 INPUT_LIMIT = 255
 """Largest magnitude of a companded or linear coefficient."""
-VALUE_LIMIT = 2047
-"""Dequantised values are seen clamped to +-VALUE_LIMIT: twice what an 8-bit picture can have."""
+COEFFICIENT_LIMIT = 2047
+"""Dequantised values are seen clamped to +-COEFFICIENT_LIMIT: twice what an 8-bit picture can have."""
 LINEAR = 15
 """The first coefficients of a block, in zigzag order, are also shown linearly: neighbouring blocks continue them."""
 
@@ -30,12 +30,12 @@ _END_KNOTS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 42, 63)
 END_FEATURES = len(_END_KNOTS)
 
 # no logarithm below is so near to a half that the last bits of a library's log2 could turn its rounding
-_COMPANDING = np.rint(28 * np.log2(1 + np.arange(VALUE_LIMIT + 1) / 4)).astype(np.int64)
+_COMPANDING = np.rint(28 * np.log2(1 + np.arange(COEFFICIENT_LIMIT + 1) / 4)).astype(np.int64)
 _LOG2_STEPS = np.rint(128 * np.log2(np.maximum(1, np.arange(1 << 16)))).astype(np.int64)
 
 
 def companding_table() -> NDArray[np.int64]:
-    """(VALUE_LIMIT + 1,) 28 * log2(1 + value / 4), rounded: 0..252."""
+    """(COEFFICIENT_LIMIT + 1,) 28 * log2(1 + value / 4), rounded: 0..252."""
     return _COMPANDING
 
 

@@ -52,8 +52,8 @@ ESCAPE = 65535
 """Start of the escape's interval, which has a frequency of 1."""
 
 _LOW = round(SCALE_OCTAVES[0] * 8)
-SCALES = round(SCALE_OCTAVES[1] * 8) - _LOW + 1
-_SCALE = np.exp2((np.arange(SCALES) + _LOW) / 8)
+SCALE_STEPS = round(SCALE_OCTAVES[1] * 8) - _LOW + 1
+_SCALE = np.exp2((np.arange(SCALE_STEPS) + _LOW) / 8)
 # F's table has 64 entries per unit of its argument z, -16..16; z comes in 2^-14
 _ENTRY_BITS, _Z_LIMIT = 8, 16 << 14
 # no entry of these tables is so near to a half that the last bits of a library's exp could turn its rounding
@@ -93,7 +93,7 @@ def distribution(
     it is known not to be 0, C'(x)."""
     out = [_rescale(int(a), int(s)) for a, s in zip(accumulated, shift, strict=True)]
     mu = [((m << unit) + 8 * step) // (16 * step) for m in out[:MIXTURE]]
-    index = [max(0, min(SCALES - 1, ((s + octaves + 8) >> 4) - _LOW)) for s in out[MIXTURE : 2 * MIXTURE]]
+    index = [max(0, min(SCALE_STEPS - 1, ((s + octaves + 8) >> 4) - _LOW)) for s in out[MIXTURE : 2 * MIXTURE]]
     first, second = (int(WEIGHT[max(0, min(255, v + 128))]) for v in out[2 * MIXTURE :])
     second = ((65536 - first) * second) >> 16
     weight = [first, second, 65536 - first - second]
@@ -151,7 +151,7 @@ def _prepare(accumulated, j, size, shift, step, octaves, unit, mu, slope, weight
     for k in range(MIXTURE):
         mu[k] = ((_output(accumulated, shift, k * size + j) << unit) + 8 * step) // (16 * step)
         index = (_output(accumulated, shift, (MIXTURE + k) * size + j) + octaves + 8) >> 4
-        index = min(SCALES - 1, max(0, index - _LOW))
+        index = min(SCALE_STEPS - 1, max(0, index - _LOW))
         slope[k] = SLOPE[index]
         lo = min(lo, (mu[k] >> 6) - RADIUS[index])
         hi = max(hi, (mu[k] >> 6) + RADIUS[index])

@@ -76,7 +76,7 @@ class PlaneShape:
 
 
 @dataclass(frozen=True)
-class Architecture:
+class ExactArchitecture:
     luma: PlaneShape = PlaneShape((1, 2, 3, 4, 5, 6, 7, 8, 28), (3, 2, 2, 2, 1, 1, 1, 1, 1), 3, 160, (96, 96))
     chroma: PlaneShape = PlaneShape((1, 2, 3, 4, 11, 43), (3, 2, 1, 1, 1, 1), 3, 96, (64, 64))
 
@@ -87,9 +87,9 @@ class Architecture:
         return asdict(self)
 
     @staticmethod
-    def from_dict(card: dict[str, Any]) -> Architecture:
+    def from_dict(card: dict[str, Any]) -> ExactArchitecture:
         """Raises KeyError, TypeError or ValueError for what `to_dict` does not write."""
-        return Architecture(_shape(card["luma"]), _shape(card["chroma"]))
+        return ExactArchitecture(_shape(card["luma"]), _shape(card["chroma"]))
 
 
 _MAX_WIDTH, _MAX_LAYERS = 4096, 8
@@ -307,10 +307,10 @@ def _mixture_bits(o: Tensor, c: Tensor, relative: Tensor, left: Tensor, start: i
     return bits.index_put((row, column), known, accumulate=True).sum(1)
 
 
-class Network(nn.Module):
+class ExactNetwork(nn.Module):
     """cb, cr and y, each a `Plane`."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: ExactArchitecture) -> None:
         super().__init__()
         self.architecture = architecture
         self.planes = nn.ModuleDict({p: Plane(architecture.shape(p), len(k)) for p, k in CONTEXT_PLANES.items()})

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zippy_batch.codecs.int8 import Kind, Products, Weight, products
+from zippy_batch.codecs.int8 import ProductKind, Products, Weight, products
 from zippy_batch.codecs.latent import device_passes, passes
 
 Array = Any
@@ -45,10 +45,10 @@ class Backend(Protocol):
         ...
 
 
-class Processor:
+class ProcessorBackend:
     """The processor: compiled passes over NumPy arrays."""
 
-    def __init__(self, kind: Kind | None = None) -> None:
+    def __init__(self, kind: ProductKind | None = None) -> None:
         self.device = torch.device("cpu")
         self.passes: ModuleType = passes
         self._products = products(self.device, kind)
@@ -72,10 +72,10 @@ class Processor:
         return self._products(torch.from_numpy(np.ascontiguousarray(x)), weight).numpy()
 
 
-class Device:
+class TorchBackend:
     """Any device that PyTorch knows, the processor among them: passes of tensor operations."""
 
-    def __init__(self, device: torch.device, kind: Kind | None = None) -> None:
+    def __init__(self, device: torch.device, kind: ProductKind | None = None) -> None:
         self.device = device
         self.passes: ModuleType = device_passes
         self._products: Products = products(device, kind)
@@ -99,6 +99,6 @@ class Device:
         return self._products(x.contiguous(), weight)
 
 
-def backend_of(device: torch.device, kind: Kind | None = None) -> Backend:
+def backend_of(device: torch.device, kind: ProductKind | None = None) -> Backend:
     """The backend that is fastest on a device. Raises ModelError where its products are not exact."""
-    return Processor(kind) if device.type == "cpu" else Device(device, kind)
+    return ProcessorBackend(kind) if device.type == "cpu" else TorchBackend(device, kind)

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zippy_batch.archives.schema import MAX_SIDE
-from zippy_batch.codecs.int8 import Kind
+from zippy_batch.codecs.int8 import ProductKind
 from zippy_batch.codecs.integer import exact_products, fetch
 from zippy_batch.codecs.latent.backend import Array, backend_of
-from zippy_batch.codecs.latent.context import QUALITIES, SIXTEENTHS, IntegerContext, Place
+from zippy_batch.codecs.latent.context import QUALITY_LEVELS, SIXTEENTHS, IntegerContext, Place
 from zippy_batch.codecs.latent.features import ONE, PATCH, grid_size, level_features, spatial_features
-from zippy_batch.codecs.latent.network import SCALES, Analysis, Architecture
+from zippy_batch.codecs.latent.network import SCALE_LEVELS, Analysis, LatentArchitecture
 from zippy_batch.codecs.latent.order import visits
 from zippy_batch.codecs.latent.static import Size
 from zippy_batch.codecs.latent.synthesis import IntegerSynthesis
@@ -66,7 +66,11 @@ class LatentCodec:
     """
 
     def __init__(
-        self, model: Model, device: str = "cpu", precision: torch.dtype | None = None, products: Kind | None = None
+        self,
+        model: Model,
+        device: str = "cpu",
+        precision: torch.dtype | None = None,
+        products: ProductKind | None = None,
     ) -> None:
         arrays = model.arrays
         self._architecture = a = _architecture(model)
@@ -76,9 +80,9 @@ class LatentCodec:
         self._analysis = _analysis(a, arrays, self._device).to(self._type)
         self._context = IntegerContext(a, arrays, self._backend)
         self._synthesis = IntegerSynthesis(a, arrays, self._backend)
-        self._level = fetch(arrays, "quality.level", "int16", QUALITIES)
-        gain = fetch(arrays, "gain.analysis", "float32", QUALITIES, a.latents)
-        threshold = fetch(arrays, "encoder.threshold", "float32", SCALES)
+        self._level = fetch(arrays, "quality.level", "int16", QUALITY_LEVELS)
+        gain = fetch(arrays, "gain.analysis", "float32", QUALITY_LEVELS, a.latents)
+        threshold = fetch(arrays, "encoder.threshold", "float32", SCALE_LEVELS)
         if not (np.isfinite(gain).all() and np.isfinite(threshold).all()):
             raise ModelError("model: gain.analysis and encoder.threshold must be finite")
         self._gain = torch.from_numpy(gain.copy()).to(self._device)
@@ -200,8 +204,8 @@ def _sizes(sizes: Sequence[Size]) -> list[Size]:
 
 
 def _quality_indices(qualities: Sequence[int]) -> NDArray[np.int64]:
-    if any(not 1 <= q <= QUALITIES for q in qualities):
-        raise DamagedRow(f"quality must be 1..{QUALITIES}, found {sorted(set(qualities))}")
+    if any(not 1 <= q <= QUALITY_LEVELS for q in qualities):
+        raise DamagedRow(f"quality must be 1..{QUALITY_LEVELS}, found {sorted(set(qualities))}")
     return np.array(qualities, np.int64) - 1
 
 
@@ -217,10 +221,10 @@ def _to_blocks(images: Sequence[Pixels], h: int, w: int) -> Tensor:
     return blocks.permute(0, 1, 3, 5, 2, 4).reshape(-1, h, w, 3 * PATCH * PATCH)
 
 
-def _architecture(model: Model) -> Architecture:
+def _architecture(model: Model) -> LatentArchitecture:
     card: Any = model.card.get("architecture")
     try:
-        return Architecture.from_dict(card)
+        return LatentArchitecture.from_dict(card)
     except (TypeError, ValueError, KeyError) as error:
         raise ModelError(f"model {model.name!r}: architecture {card!r} is not understood: {error}") from error
 
@@ -232,7 +236,7 @@ def _fast_type(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def _analysis(a: Architecture, arrays: Mapping[str, NDArray], device: torch.device) -> Analysis:
+def _analysis(a: LatentArchitecture, arrays: Mapping[str, NDArray], device: torch.device) -> Analysis:
     # before networks of these sizes take any memory, the file must have arrays of them
     for block in range(a.blocks):
         fetch(arrays, f"analysis.blocks.{block}.expand.weight", "float32", 2 * a.width, a.width)
@@ -249,7 +253,7 @@ def _analysis(a: Architecture, arrays: Mapping[str, NDArray], device: torch.devi
 
 
 def _tables(arrays: Mapping[str, NDArray]) -> Tables:
-    radius = fetch(arrays, "entropy.radius", "int16", SCALES).astype(np.int64)
+    radius = fetch(arrays, "entropy.radius", "int16", SCALE_LEVELS).astype(np.int64)
     sizes = 2 * radius[1:] + 2
     if (radius < 0).any():
         raise ModelError("model: entropy.radius must not be negative")

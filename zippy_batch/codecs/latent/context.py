@@ -27,13 +27,13 @@ from zippy_batch.codecs.int8 import Arrays, Multiplier, Weight
 from zippy_batch.codecs.integer import fetch
 from zippy_batch.codecs.latent.backend import Array, Backend
 from zippy_batch.codecs.latent.features import LEVEL_MAX
-from zippy_batch.codecs.latent.network import SCALES, SIGNED_TOP, Architecture
+from zippy_batch.codecs.latent.network import SCALE_LEVELS, SIGNED_TOP, LatentArchitecture
 from zippy_batch.codecs.latent.order import DEPTHS, FAR, KINDS, NEAR, Visit, visits
-from zippy_batch.codecs.latent.static import Size, Static
+from zippy_batch.codecs.latent.static import IntegerStatic, Size
 from zippy_batch.errors import ModelError
 
 SIXTEENTHS = 16
-QUALITIES = 100
+QUALITY_LEVELS = 100
 SHARED_BITS = 14
 """Sums before the first rectifier are in units of 2^-14."""
 MEAN_BITS = 18
@@ -105,7 +105,7 @@ class _Layer:
 class _Step:
     """One group at one kind of positions."""
 
-    def __init__(self, arrays: Arrays, name: str, a: Architecture, group: int, backend: Backend) -> None:
+    def __init__(self, arrays: Arrays, name: str, a: LatentArchitecture, group: int, backend: Backend) -> None:
         width, start, size = a.context_width, a.starts[group], a.groups[group]
         self.channels = slice(start, start + size)
         self.own = Weight.load(arrays, f"{name}.own.weight", width, 2 * start, backend.device) if start else None
@@ -121,11 +121,11 @@ class _Step:
 class _Kind:
     """All layers of one kind of positions."""
 
-    def __init__(self, arrays: Arrays, kind: str, a: Architecture, level: NDArray[Any], backend: Backend) -> None:
+    def __init__(self, arrays: Arrays, kind: str, a: LatentArchitecture, level: NDArray[Any], backend: Backend) -> None:
         name = f"context.{kind}"
         self.parity = KINDS.index(kind) if kind.startswith("coarse") else max(0, KINDS.index(kind) - 3)
         width = a.context_width
-        self.static = Static(arrays, f"{name}.static", width)
+        self.static = IntegerStatic(arrays, f"{name}.static", width)
         self.levels = self.static.levels(level)
         depths = fetch(arrays, f"{name}.depth", "int32", DEPTHS if kind.startswith("coarse") else 0, width)
         self.depths = depths.clip(-_BIAS_TOP, _BIAS_TOP)
@@ -142,15 +142,15 @@ class _Kind:
 class IntegerContext:
     """The integer context model of one model file, on one device. Raises ModelError for a model that is not exact."""
 
-    def __init__(self, a: Architecture, arrays: Arrays, backend: Backend) -> None:
+    def __init__(self, a: LatentArchitecture, arrays: Arrays, backend: Backend) -> None:
         self._a, self._backend = a, backend
-        level = fetch(arrays, "quality.level", "int16", QUALITIES)
+        level = fetch(arrays, "quality.level", "int16", QUALITY_LEVELS)
         if not 0 <= level.min() <= level.max() <= LEVEL_MAX:
             raise ModelError(f"model: quality.level must be 0..{LEVEL_MAX}")
         self._kinds = {kind: _Kind(arrays, kind, a, level, backend) for kind in KINDS}
-        self._to_sixteenths = Multiplier.load(arrays, "level.to_sixteenths", QUALITIES, a.latents)
-        self._to_canvas = Multiplier.load(arrays, "level.to_canvas", QUALITIES, a.latents)
-        self._scale_offset = fetch(arrays, "level.scale_offset", "int16", QUALITIES, a.latents).astype(np.int32)
+        self._to_sixteenths = Multiplier.load(arrays, "level.to_sixteenths", QUALITY_LEVELS, a.latents)
+        self._to_canvas = Multiplier.load(arrays, "level.to_canvas", QUALITY_LEVELS, a.latents)
+        self._scale_offset = fetch(arrays, "level.scale_offset", "int16", QUALITY_LEVELS, a.latents).astype(np.int32)
         self._size_of = backend.put(size_table())
         self._nothing = backend.empty("int32", 0, a.context_width)
         self._static = lru_cache(maxsize=32)(self._static_of)
@@ -233,13 +233,13 @@ class IntegerContext:
         passes.predict(
             backend.product(b, out.weight), out.bias, (out.mantissa, out.shift),
             levels.to_sixteenths[:, step.channels], self._to_sixteenths.shift, levels.scale_offset[:, step.channels],
-            (MEAN_TOP, VALUE_TOP, SCALES - 1), mean, index,
+            (MEAN_TOP, VALUE_TOP, SCALE_LEVELS - 1), mean, index,
         )  # fmt: skip
         return mean, index
 
 
 _CACHED_POSITIONS = 4096
-"""Static parts of larger visits are computed anew, so that large images do not fill the memory."""
+"""IntegerStatic parts of larger visits are computed anew, so that large images do not fill the memory."""
 
 
 def size_table() -> NDArray[np.int8]:

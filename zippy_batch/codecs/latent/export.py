@@ -1,7 +1,7 @@
 """A trained network -> the arrays of a model file: integers wherever decoding depends on them, tables counted from real
 symbols.
 
-Weights are rounded as training with `Network.quantised` rounds them, and the units of activations are those that
+Weights are rounded as training after `LatentNetwork.quantise` rounds them, and the units of activations are those that
 training used, or, for a network that never was quantised, what sample images need. The entropy tables are histograms of
 the residuals that the integer context model itself meets on the samples, mixed with a smooth prior, so that neither the
 Gaussian of training nor the rounding of the weights costs bits.
@@ -18,20 +18,20 @@ import torch
 from numpy.typing import NDArray
 
 from zippy_batch.codecs.int8 import WEIGHT_TOP, Multiplier, round_rows
-from zippy_batch.codecs.latent.context import MEAN_BITS, QUALITIES, SCALE_BITS, SHARED_BITS, SIXTEENTHS
+from zippy_batch.codecs.latent.context import MEAN_BITS, QUALITY_LEVELS, SCALE_BITS, SHARED_BITS, SIXTEENTHS
 from zippy_batch.codecs.latent.features import LEVEL_MAX, ONE, spatial_features
 from zippy_batch.codecs.latent.network import (
     EDGE_WEIGHT_TOP,
-    SCALES,
+    SCALE_LEVELS,
     SIGMA_MIN,
     SIGMA_STEP,
     SIGNED_TOP,
     Activation,
     Block,
-    Kind,
-    Network,
+    GroupLayers,
+    KindLayers,
+    LatentNetwork,
     Static,
-    Step,
     as_float,
     interpolate_knots,
     level_hats,
@@ -82,7 +82,7 @@ def _layer(
     }
 
 
-def _kind_arrays(kind: Kind, name: str) -> Arrays:
+def _kind_arrays(kind: KindLayers, name: str) -> Arrays:
     out = _static(f"{name}.static", kind.static, SHARED_BITS, _array(kind.static.spatial.bias))
     width = len(out[f"{name}.static.bias"])
     shared_unit = np.ones(width)
@@ -98,7 +98,7 @@ def _kind_arrays(kind: Kind, name: str) -> Arrays:
     return out
 
 
-def _step_arrays(step: Step, name: str, starts: Sequence[int]) -> Arrays:
+def _step_arrays(step: GroupLayers, name: str, starts: Sequence[int]) -> Arrays:
     """starts: of the groups before this one, and its own."""
     own_unit = np.ones(step.hidden.in_features)
     bias = np.zeros(step.hidden.in_features)
@@ -118,14 +118,14 @@ def _step_arrays(step: Step, name: str, starts: Sequence[int]) -> Arrays:
     return out | _layer(f"{name}.out", _array(step.out.weight) * second, _array(step.out.bias), units)
 
 
-def _context_arrays(network: Network) -> Arrays:
+def _context_arrays(network: LatentNetwork) -> Arrays:
     out: Arrays = {}
     starts = network.architecture.starts
     for name in KINDS:
         kind = network.context.kind(name)
         out |= _kind_arrays(kind, f"context.{name}")
         for g, step in enumerate(kind.steps):
-            assert isinstance(step, Step)
+            assert isinstance(step, GroupLayers)
             out |= _step_arrays(step, f"context.{name}.{g}", starts[: g + 1])
     return out
 
@@ -156,7 +156,7 @@ def _block_arrays(block: Block, name: str) -> Arrays:
     )
 
 
-def _synthesis_arrays(network: Network, input_unit: NDArray[np.float64]) -> Arrays:
+def _synthesis_arrays(network: LatentNetwork, input_unit: NDArray[np.float64]) -> Arrays:
     synthesis = network.synthesis
     bias = _array(synthesis.first.bias) + _array(synthesis.static.spatial.bias)
     out = _static("synthesis.static", synthesis.static, STREAM_BITS, bias)
@@ -173,7 +173,7 @@ def _synthesis_arrays(network: Network, input_unit: NDArray[np.float64]) -> Arra
     return out
 
 
-def _level_arrays(network: Network, input_unit: NDArray[np.float64]) -> Arrays:
+def _level_arrays(network: LatentNetwork, input_unit: NDArray[np.float64]) -> Arrays:
     levels = torch.from_numpy(quality_levels().astype(np.float32))
     gain = _array(interpolate_knots(network.log_gain, levels).exp())
     inverse = _array(interpolate_knots(network.log_inverse_gain, levels).exp())
@@ -195,7 +195,7 @@ def quality_levels() -> NDArray[np.int64]:
 
     Finest between 20 and 80, where archives are made (about 24 to 31 dB at 42x42); the rest of the range lies above.
     """
-    levels = np.interp(np.arange(1, QUALITIES + 1), (1, 20, 80, QUALITIES), (0, 136, 336, LEVEL_MAX))
+    levels = np.interp(np.arange(1, QUALITY_LEVELS + 1), (1, 20, 80, QUALITY_LEVELS), (0, 136, 336, LEVEL_MAX))
     return np.rint(levels).astype(np.int64)
 
 
@@ -227,7 +227,7 @@ def prior_frequencies(
 
 def entropy_arrays(counts: Sequence[NDArray[np.float64] | None] | None = None) -> Arrays:
     """Tables of all scale indices; index 0 has none."""
-    tables = [prior_frequencies(i, counts[i] if counts else None) for i in range(1, SCALES)]
+    tables = [prior_frequencies(i, counts[i] if counts else None) for i in range(1, SCALE_LEVELS)]
     return {
         "entropy.radius": np.array([0, *((len(t) - 2) // 2 for t in tables)], np.int16),
         "entropy.frequencies": np.concatenate(tables).astype(np.uint16),
@@ -247,7 +247,7 @@ def threshold_array(arrays: Arrays, strength: float) -> NDArray[np.float32]:
     return np.clip(0.5 * strength * np.log(2) / 6 * extra, 0, 0.6).astype(np.float32)
 
 
-def measure(network: Network, samples: Sequence[Images], seed: int = 0) -> NDArray[np.float64]:
+def measure(network: LatentNetwork, samples: Sequence[Images], seed: int = 0) -> NDArray[np.float64]:
     """(M,) largest input of the synthesis on batches of equally sized images (n, H, W, 3), at levels over the whole
     range. Sets the units of activations as well, unless the network was trained with units of its own.
     """
@@ -264,7 +264,7 @@ def measure(network: Network, samples: Sequence[Images], seed: int = 0) -> NDArr
             np.maximum(largest, top, out=largest)
 
     with torch.no_grad():
-        if has_units(network):
+        if network.has_units:
             observe()
         else:
             with network.measuring():
@@ -272,14 +272,8 @@ def measure(network: Network, samples: Sequence[Images], seed: int = 0) -> NDArr
     return largest
 
 
-def has_units(network: Network) -> bool:
-    """Whether the units of 8-bit activations have been set."""
-    parts = [*network.context.modules(), *network.synthesis.modules()]
-    return any(bool((m.top != 1).any()) for m in parts if isinstance(m, Activation))
-
-
 def _largest_input(
-    network: Network, x: torch.Tensor, spatial: torch.Tensor, level: torch.Tensor
+    network: LatentNetwork, x: torch.Tensor, spatial: torch.Tensor, level: torch.Tensor
 ) -> NDArray[np.float64]:
     """Run one batch through the network -> (M,)."""
     hats = level_hats(level)
@@ -292,7 +286,7 @@ def _largest_input(
     return latents.abs().flatten(0, -2).amax(0).double().numpy()
 
 
-def export_arrays(network: Network, samples: Sequence[Images]) -> Arrays:
+def export_arrays(network: LatentNetwork, samples: Sequence[Images]) -> Arrays:
     """All arrays of a model file, with tables from the prior alone; counts refine them."""
     network.eval()
     input_unit = _HEADROOM * measure(network, samples) / STREAM_TOP

@@ -7,8 +7,8 @@ All of it works on the grid of 8x8 blocks: an image is unshuffled into 192 value
 product per block or a depthwise 3x3 over blocks. The first and last layers start as an orthonormal DCT in an
 orthonormal colour space, so that training starts from a working transform codec and improves it.
 
-Context and synthesis run in integers (`context.py`, `synthesis.py`). With `Network.quantised`, the network rounds its
-weights and activations as those do and passes gradients straight through, so that training learns to live with it.
+Context and synthesis run in integers (`context.py`, `synthesis.py`). After `LatentNetwork.quantise`, the network rounds
+its weights and activations as those do and passes gradients straight through, so that training learns to live with it.
 
 Letters: N images, h w grid, C channels, M latent channels. Layout is N h w C throughout.
 Sources: Balle et al. 2018 (arXiv:1802.01436) for the loss, Minnen et al. 2018 (arXiv:1809.02736) for contexts,
@@ -40,7 +40,7 @@ from zippy_batch.codecs.latent.features import (
 )
 from zippy_batch.codecs.latent.order import DEPTHS, FAR, KINDS, NEAR, PARITIES, Visit, visits
 
-SCALES = 64
+SCALE_LEVELS = 64
 SIGMA_MIN = 0.11
 SIGMA_STEP = 0.1
 """Scale index i stands for sigma = SIGMA_MIN * exp(SIGMA_STEP * i), in quantisation steps."""
@@ -56,7 +56,7 @@ EDGE_WEIGHT_TOP = 127 * WEIGHT_TOP
 
 
 @dataclass(frozen=True)
-class Architecture:
+class LatentArchitecture:
     """Sizes of the networks. A model file carries them; nothing else fixes them."""
 
     width: int = 192
@@ -88,9 +88,11 @@ class Architecture:
         return asdict(self)
 
     @staticmethod
-    def from_dict(card: Any) -> Architecture:
+    def from_dict(card: Any) -> LatentArchitecture:
         """Inverse of `to_dict`, also after JSON; TypeError, ValueError or KeyError on anything else."""
-        return Architecture(**{f.name: card[f.name] for f in fields(Architecture)} | {"groups": tuple(card["groups"])})
+        return LatentArchitecture(
+            **{f.name: card[f.name] for f in fields(LatentArchitecture)} | {"groups": tuple(card["groups"])}
+        )
 
 
 def lambda_of(level: Tensor) -> Tensor:
@@ -180,12 +182,12 @@ class Activation(nn.Module):
     """Values that the integer networks keep in 8 bits, each channel with a unit of its own."""
 
     top: Tensor
-    """(C,) what the largest integer stands for."""
+    """(C,) what the largest integer stands for; 0 before it is measured."""
 
     def __init__(self, channels: int, levels: int, low: int) -> None:
         """Integers from low to levels."""
         super().__init__()
-        self.register_buffer("top", torch.ones(channels))
+        self.register_buffer("top", torch.zeros(channels))
         self.levels, self.low = levels, low
         self.quantised = False
         self.seen: Tensor | None = None
@@ -273,7 +275,7 @@ class Block(nn.Module):
 class Analysis(nn.Module):
     """g_a: pixels -> latents before the gain."""
 
-    def __init__(self, a: Architecture) -> None:
+    def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
         self.first = nn.Linear(3 * PATCH * PATCH, a.width)
         self.static = Static(a.width)
@@ -299,7 +301,7 @@ class Analysis(nn.Module):
 class Synthesis(nn.Module):
     """g_s: latents after the inverse gain -> pixels."""
 
-    def __init__(self, a: Architecture) -> None:
+    def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
         self.first = nn.Linear(a.latents, a.width)
         self.static = Static(a.width)
@@ -329,7 +331,7 @@ def _nothing_yet(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-class Step(nn.Module):
+class GroupLayers(nn.Module):
     """Predicts one group of channels from what the kind's positions share and the groups before it."""
 
     def __init__(self, start: int, size: int, width: int) -> None:
@@ -366,10 +368,10 @@ _REACH = 3
 """Largest offset of a neighbour."""
 
 
-class Kind(nn.Module):
+class KindLayers(nn.Module):
     """The layers of one kind of positions (`order.KINDS`)."""
 
-    def __init__(self, a: Architecture, kind: str) -> None:
+    def __init__(self, a: LatentArchitecture, kind: str) -> None:
         super().__init__()
         width = a.context_width
         self.parity = int(kind[-1]) if "." in kind else 0
@@ -383,7 +385,7 @@ class Kind(nn.Module):
             self.near = nn.Linear(len(NEAR[self.parity]) * a.latents, width, bias=False)
             self.near_sizes = _nothing_yet(a.latents, width)
             self.far = _nothing_yet(len(FAR[self.parity]) * a.far_latents, width)
-        self.steps = nn.ModuleList(Step(s, g, width) for s, g in zip(a.starts, a.groups, strict=True))
+        self.steps = nn.ModuleList(GroupLayers(s, g, width) for s, g in zip(a.starts, a.groups, strict=True))
         self.quantised = False
         self._far_latents = a.far_latents
 
@@ -431,14 +433,14 @@ class Context(nn.Module):
     top: Tensor
     """(M,) value, in units, that the largest 8-bit integer stands for."""
 
-    def __init__(self, a: Architecture) -> None:
+    def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
-        self.kinds = nn.ModuleDict({kind.replace(".", "_"): Kind(a, kind) for kind in KINDS})
+        self.kinds = nn.ModuleDict({kind.replace(".", "_"): KindLayers(a, kind) for kind in KINDS})
         self.register_buffer("unit", torch.from_numpy(channel_units(a.latents)).float())
         self.register_buffer("top", torch.full((a.latents,), 8.0))
 
-    def kind(self, name: str) -> Kind:
-        return cast(Kind, self.kinds[name.replace(".", "_")])
+    def kind(self, name: str) -> KindLayers:
+        return cast(KindLayers, self.kinds[name.replace(".", "_")])
 
 
 class _LowerBound(torch.autograd.Function):
@@ -468,10 +470,10 @@ def gaussian_bits(residual: Tensor, sigma: Tensor) -> Tensor:
     return -torch.log2(lower_bound(p, 1e-9))
 
 
-class Network(nn.Module):
+class LatentNetwork(nn.Module):
     """The lossy codec as it is trained: transforms, gains and context in floats."""
 
-    def __init__(self, a: Architecture) -> None:
+    def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
         self.architecture = a
         self.analysis = Analysis(a)
@@ -490,10 +492,15 @@ class Network(nn.Module):
         for module in self._integer_parts():
             module.quantised = on
 
+    @property
+    def has_units(self) -> bool:
+        """Whether the units of 8-bit activations have been measured."""
+        return all(bool((activation.top > 0).all()) for activation in self._activations())
+
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Set the units of all 8-bit activations to what the batches that run inside need."""
-        activations = [module for module in self._integer_parts() if isinstance(module, Activation)]
+        activations = self._activations()
         for activation in activations:
             activation.seen = torch.zeros_like(activation.top)
         yield
@@ -503,9 +510,12 @@ class Network(nn.Module):
             activation.top.copy_(activation.seen.clamp(min=0.02 * float(activation.seen.max()) + 1e-6))
             activation.seen = None
 
+    def _activations(self) -> list[Activation]:
+        return [module for module in self._integer_parts() if isinstance(module, Activation)]
+
     def _integer_parts(self) -> list[Any]:
         parts = [*self.context.modules(), *self.synthesis.modules()]
-        return [module for module in parts if isinstance(module, Step | Kind | Block | Activation)]
+        return [module for module in parts if isinstance(module, GroupLayers | KindLayers | Block | Activation)]
 
     def code(self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
         """y (N, h, w, M) in steps -> y_hat in steps and bits (N,). With noise, the rate sees uniform noise."""
@@ -549,7 +559,7 @@ class Network(nn.Module):
 class _Rate:
     """Rounds a group of latents around its predicted mean and counts the bits."""
 
-    def __init__(self, network: Network, gain: Tensor, noise: bool) -> None:
+    def __init__(self, network: LatentNetwork, gain: Tensor, noise: bool) -> None:
         self._from_unit = gain * network.context.unit
         self._log_gain = gain.log() / SIGMA_STEP + network.scale_offset
         self._noise = noise
@@ -557,7 +567,7 @@ class _Rate:
     def __call__(self, y: Tensor, mean: Tensor, scale: Tensor, channels: slice) -> tuple[Tensor, Tensor]:
         """y (N, h', w', G) in steps, mean in unit deviations, scale -> y_hat in steps, bits (N,)."""
         mean = mean * self._from_unit[..., channels]
-        index = lower_bound(scale + self._log_gain[..., channels], 0.0).clamp(max=SCALES - 1.0)
+        index = lower_bound(scale + self._log_gain[..., channels], 0.0).clamp(max=SCALE_LEVELS - 1.0)
         sigma = SIGMA_MIN * torch.exp(SIGMA_STEP * index)
         residual = y - mean
         rounded = straight_through(residual, residual.round())

@@ -26,7 +26,7 @@ Size = tuple[int, int, bool]
 _spatial = lru_cache(maxsize=64)(lambda size: spatial_features(*size).astype(np.float64))
 
 
-class Static:
+class IntegerStatic:
     """The static layer called NAME of a model file, for `width` units. Sums are exact in float64 (below 2^53)."""
 
     def __init__(self, arrays: Arrays, name: str, width: int) -> None:

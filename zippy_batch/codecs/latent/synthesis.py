@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from zippy_batch.codecs.int8 import Arrays, Multiplier, Weight
 from zippy_batch.codecs.integer import fetch
 from zippy_batch.codecs.latent.backend import Array, Backend
-from zippy_batch.codecs.latent.context import QUALITIES
+from zippy_batch.codecs.latent.context import QUALITY_LEVELS
 from zippy_batch.codecs.latent.features import PATCH
-from zippy_batch.codecs.latent.network import GATE_LIMIT, Architecture
-from zippy_batch.codecs.latent.static import Size, Static
+from zippy_batch.codecs.latent.network import GATE_LIMIT, LatentArchitecture
+from zippy_batch.codecs.latent.static import IntegerStatic, Size
 from zippy_batch.errors import ModelError
 
 STREAM_BITS = 11
@@ -74,14 +74,14 @@ class _Block:
 class IntegerSynthesis:
     """The integer synthesis of one model file, on one device. Raises ModelError for a model that is not exact."""
 
-    def __init__(self, a: Architecture, arrays: Arrays, backend: Backend) -> None:
+    def __init__(self, a: LatentArchitecture, arrays: Arrays, backend: Backend) -> None:
         self._a, self._backend = a, backend
-        self._to_input = Multiplier.load(arrays, "level.to_synthesis", QUALITIES, a.latents)
+        self._to_input = Multiplier.load(arrays, "level.to_synthesis", QUALITY_LEVELS, a.latents)
         self._first = _EdgeWeight(arrays, "synthesis.first.weight", a.width, a.latents, backend)
         first = Multiplier.load(arrays, "synthesis.first.scale", a.width, most=EDGE_MANTISSA_TOP)
         self._first_scale = backend.put(first.mantissa), first.shift
-        self._level = Static(arrays, "synthesis.static", a.width)
-        self._levels = self._level.levels(fetch(arrays, "quality.level", "int16", QUALITIES))
+        self._level = IntegerStatic(arrays, "synthesis.static", a.width)
+        self._levels = self._level.levels(fetch(arrays, "quality.level", "int16", QUALITY_LEVELS))
         self._blocks = [_Block(arrays, f"synthesis.{b}", a.width, backend) for b in range(a.synthesis_blocks)]
         self._last = _EdgeWeight(arrays, "synthesis.last.weight", _OUTPUTS, a.width, backend)
         last = Multiplier.load(arrays, "synthesis.last.scale", _OUTPUTS, most=EDGE_MANTISSA_TOP)
