@@ -156,8 +156,6 @@ class TrainOptions:
     """Distortion of the lossy codec: mse, ssim, or half of each (mix)."""
     rate: float = 1.0
     """Factor on the learning rates."""
-    fast: bool = False
-    """Of the lossy codec: decode with one block of layers instead of four."""
     mirror: bool = True
     """Turn half of the images left to right, except JPEG files whose blocks that would move."""
     seed: int = 0
@@ -178,8 +176,6 @@ class TrainOptions:
             raise OptionError(f"{{rate}} must be above 0 and at most 100, not {self.rate}", "rate")
         if self.codec == "exact" and self.loss != "mse":
             raise OptionError("the exact codec has no distortion: {loss} is for the lossy codec alone", "loss")
-        if self.codec == "exact" and self.fast:
-            raise OptionError("the exact codec has no faster form: {fast} is for the lossy codec alone", "fast")
         self.shrunk_sizes()
 
     def is_mixed(self) -> bool:

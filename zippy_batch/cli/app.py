@@ -546,9 +546,6 @@ def train(
     rate: Annotated[
         float | None, _flag("--rate", metavar="X", help="Factor on the learning rates.", default=_TRAIN.rate)
     ] = None,
-    fast: Annotated[
-        bool | None, _flag("--fast", help="A lossy model that decodes faster, for about a tenth more bytes.")
-    ] = None,
     mirror: Annotated[
         bool | None,
         _flag(
@@ -594,7 +591,7 @@ def train(
     with _outcome(ctx, "the same command goes on where it stopped"):
         preset = _preset(config)
         given = {"codec": codec, "start": start, "minutes": minutes, "sizes": sizes, "loss": loss, "rate": rate}
-        given |= {"fast": fast, "mirror": mirror, "seed": seed, "notice": notice, "device": device}
+        given |= {"mirror": mirror, "seed": seed, "notice": notice, "device": device}
         options = combine(TrainOptions, preset.train, given)
         run = _run_options(preset, workers, address, overwrite)
         from zippy_batch.training import session

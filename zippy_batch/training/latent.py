@@ -37,6 +37,9 @@ from zippy_batch.training.run import Score
 
 POSITIONS = 3456
 """8x8 blocks per step; 96 thumbnails of 42x42."""
+QUANTISED_FROM = 2 / 3
+"""Share of a run after which it rounds weights and activations."""
+_MEASURED_BATCHES = 48
 MIN_IMAGES = 8
 """Below this there is nothing to train on."""
 _HELD_OUT = 256
@@ -174,12 +177,32 @@ class LatentTask:
         self._pools, self._specs, self._positions = list(pools), specs, positions
         self._pools[scored] = pools[scored][:kept]
         self._ssim_share = SSIM_SHARES[loss]
+        self._is_quantised = False
 
     def card(self) -> dict[str, Any]:
         return self.network.architecture.to_dict()
 
     def is_hidden(self, name: str) -> bool:
-        return any(part in name for part in ("expand", "project", "hidden", "neighbours"))
+        return any(part in name for part in ("expand", "project", "hidden", "near.", "far."))
+
+    def reach(self, share: float) -> bool:
+        """The last third of a run rounds weights and activations as the integer networks do."""
+        if self._is_quantised or share < QUANTISED_FROM:
+            return False
+        if not self.network.has_units:
+            self._measure()
+        self.network.quantise()
+        self._is_quantised = True
+        return True
+
+    def _measure(self) -> None:
+        rng = np.random.default_rng(2)
+        device = self.network.log_gain.device
+        with torch.no_grad(), self.network.measuring():
+            for _ in range(_MEASURED_BATCHES):
+                images, grey = _of_one_kind(draw_batch(self._pools, self._specs, self._positions, rng))
+                level = random_levels(len(images), rng).to(device)
+                reconstruct(self.network, images, level, grey, noise=False)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         images, grey = _of_one_kind(draw_batch(self._pools, self._specs, self._positions, rng))

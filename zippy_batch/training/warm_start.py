@@ -19,7 +19,7 @@ from torch import nn
 from zippy_batch.codecs.exact.context import HIDDEN_BITS, STATE_BITS
 from zippy_batch.codecs.exact.mixture import END_BITS, LOGIT_BITS, MEAN_BITS, SCALE_BITS
 from zippy_batch.codecs.exact.network import CONTEXT_PLANES, MIXTURE, ExactArchitecture, ExactNetwork, Plane, Step
-from zippy_batch.codecs.latent.context import MEAN_BITS, SCALE_BITS, SHARED_BITS, SIXTEENTHS
+from zippy_batch.codecs.latent.context import LATENT_MEAN_BITS, LATENT_SCALE_BITS, SHARED_BITS, SIXTEENTHS
 from zippy_batch.codecs.latent.export import quality_levels
 from zippy_batch.codecs.latent.features import LEVEL_KNOTS, LEVEL_STEP, ONE
 from zippy_batch.codecs.latent.network import (
@@ -48,7 +48,7 @@ _ACTIVATION_TOP = 4.0
 
 
 def latent_network(model: Model) -> LatentNetwork:
-    """The lossy codec's network of a model. Raises ModelError for a model of another codec, or one that is not whole."""
+    """The lossy codec's network of a model. Raises ModelError for another codec's model, or one that is not whole."""
     with _whole(model), torch.no_grad():
         network = LatentNetwork(LatentArchitecture.from_dict(model.card["architecture"]))
         _fill_latent(network, model.arrays)
@@ -95,7 +95,7 @@ def _fill_latent(network: LatentNetwork, arrays: Arrays) -> None:
     # the unit of the synthesis's input goes with the inverse gain, and its first layer takes it as it is
     _set(network.log_inverse_gain, _knots(np.log(SIXTEENTHS * _factor(arrays, "level.to_synthesis"))))
     _set(network.scale_offset, (arrays["level.scale_offset"] / SIXTEENTHS - log_gain / SIGMA_STEP).mean(0))
-    unit = _factor(arrays, "level.to_sixteenths") * 2.0**MEAN_BITS / (SIXTEENTHS * gain)
+    unit = _factor(arrays, "level.to_sixteenths") * 2.0**LATENT_MEAN_BITS / (SIXTEENTHS * gain)
     _set(network.context.unit, unit.mean(0))
     top = SIGNED_TOP / (_factor(arrays, "level.to_canvas") * SIXTEENTHS * gain * unit)
     _set(network.context.top, top.mean(0))
@@ -133,9 +133,9 @@ def _fill_kind(kind: KindLayers, name: str, arrays: Arrays, a: LatentArchitectur
         parts = np.split(weight, np.cumsum([layer.in_features for layer in layers])[:-1], 1)
         for layer, part in zip(layers, parts, strict=True):
             _set(layer.weight, part)
-    for g, layers in enumerate(kind.steps):
-        assert isinstance(layers, GroupLayers)
-        _fill_group(layers, f"{name}.{g}", arrays, a.groups[:g])
+    for g, group in enumerate(kind.steps):
+        assert isinstance(group, GroupLayers)
+        _fill_group(group, f"{name}.{g}", arrays, a.groups[:g])
 
 
 def _seen_weight(arrays: Arrays, name: str) -> NDArray[np.float64]:
@@ -158,7 +158,7 @@ def _fill_group(layers: GroupLayers, name: str, arrays: Arrays, earlier: Sequenc
     _set(layers.second.top, second * UNSIGNED_TOP)
     _fill_layer(layers.hidden, f"{name}.hidden", arrays, _factor(arrays, f"{name}.hidden.scale") * second, first)
     size = layers.out.out_features // 2
-    unit = _factor(arrays, f"{name}.out.scale") * np.repeat([2.0**-MEAN_BITS, 2.0**-SCALE_BITS], size)
+    unit = _factor(arrays, f"{name}.out.scale") * np.repeat([2.0**-LATENT_MEAN_BITS, 2.0**-LATENT_SCALE_BITS], size)
     _fill_layer(layers.out, f"{name}.out", arrays, unit, second)
 
 

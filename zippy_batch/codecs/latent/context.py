@@ -36,9 +36,9 @@ SIXTEENTHS = 16
 QUALITY_LEVELS = 100
 SHARED_BITS = 14
 """Sums before the first rectifier are in units of 2^-14."""
-MEAN_BITS = 18
+LATENT_MEAN_BITS = 18
 """Means are in units of 2^-18 deviations, before they are brought to sixteenths of a step."""
-SCALE_BITS = 4
+LATENT_SCALE_BITS = 4
 """Scales are in sixteenths of a table index."""
 MEAN_TOP = (1 << 23) - 1
 VALUE_TOP = (1 << 19) - 1
@@ -164,7 +164,8 @@ class IntegerContext:
         """quality (N,) 0..99."""
         put = self._backend.put
         tables = (self._to_sixteenths.mantissa, self._to_canvas.mantissa, self._scale_offset)
-        return Levels(*(put(t[quality]) for t in tables), quality=quality)
+        to_sixteenths, to_canvas, scale_offset = (put(t[quality]) for t in tables)
+        return Levels(to_sixteenths, to_canvas, scale_offset, quality)
 
     def traverse(
         self, sizes: Sequence[Size], quality: NDArray[np.int64], grid: tuple[int, int], code: CodeStep

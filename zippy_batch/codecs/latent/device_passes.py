@@ -229,5 +229,5 @@ def to_grey(
     out: Tensor,
 ) -> None:
     total = _blocks(high, low, bias, mantissa, shift).view(-1, 3, 64).sum(1) + 24
-    levels = total.clamp_(min=0).div(48, rounding_mode="floor").clamp_(0, 255)
+    levels = total.div(48, rounding_mode="floor").clamp_(0, 255)
     _place_blocks(levels.view(-1, 8, 8, 1), first, grid, out)

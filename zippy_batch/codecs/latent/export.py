@@ -18,7 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from zippy_batch.codecs.int8 import WEIGHT_TOP, Multiplier, round_rows
-from zippy_batch.codecs.latent.context import MEAN_BITS, QUALITY_LEVELS, SCALE_BITS, SHARED_BITS, SIXTEENTHS
+from zippy_batch.codecs.latent.context import (
+    LATENT_MEAN_BITS,
+    LATENT_SCALE_BITS,
+    QUALITY_LEVELS,
+    SHARED_BITS,
+    SIXTEENTHS,
+)
 from zippy_batch.codecs.latent.features import LEVEL_MAX, ONE, spatial_features
 from zippy_batch.codecs.latent.network import (
     EDGE_WEIGHT_TOP,
@@ -114,7 +120,7 @@ def _step_arrays(step: GroupLayers, name: str, starts: Sequence[int]) -> Arrays:
     out |= Multiplier.of(2.0**-SHARED_BITS / first).save(f"{name}.first.scale")
     out |= _layer(f"{name}.hidden", _array(step.hidden.weight) * first, _array(step.hidden.bias), 1 / second)
     size = step.out.out_features // 2
-    units = np.repeat([2.0**MEAN_BITS, 2.0**SCALE_BITS], size)
+    units = np.repeat([2.0**LATENT_MEAN_BITS, 2.0**LATENT_SCALE_BITS], size)
     return out | _layer(f"{name}.out", _array(step.out.weight) * second, _array(step.out.bias), units)
 
 
@@ -182,7 +188,7 @@ def _level_arrays(network: LatentNetwork, input_unit: NDArray[np.float64]) -> Ar
     to_canvas = SIGNED_TOP / (SIXTEENTHS * deviation * _array(network.context.top))
     return {
         "quality.level": quality_levels().astype(np.int16),
-        **Multiplier.of(SIXTEENTHS * deviation * 2.0**-MEAN_BITS).save("level.to_sixteenths"),
+        **Multiplier.of(SIXTEENTHS * deviation * 2.0**-LATENT_MEAN_BITS).save("level.to_sixteenths"),
         **Multiplier.of(to_canvas).save("level.to_canvas"),
         **Multiplier.of(inverse / (SIXTEENTHS * input_unit)).save("level.to_synthesis"),
         "level.scale_offset": np.rint(offset).astype(np.int16),

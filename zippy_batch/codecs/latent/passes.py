@@ -292,4 +292,4 @@ def to_grey(high, low, first, bias, mantissa, shift, grid, out):
                 outer = np.int64(high[r, j]) * 128 + high[r, 192 + j]
                 inner = np.int64(low[r, j]) * 128 + low[r, 192 + j]
                 total += (((outer << 8) + inner + bias[j]) * mantissa[j] + half) >> shift
-            out[n, y + i // 8, x + i % 8] = min(max(total, 0) // 48, 255)
+            out[n, y + i // 8, x + i % 8] = min(max(total // 48, 0), 255)
