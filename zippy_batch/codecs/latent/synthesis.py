@@ -35,8 +35,8 @@ GATE_TOP = int(GATE_LIMIT) << GATE_BITS
 PIXEL_BITS = 4
 EDGE_MANTISSA_TOP = (1 << 25) - 1
 """Sums of four products stay below 2^36."""
-_ROWS = 1 << 14
-"""Rows at a time, which bounds the memory that a large image takes."""
+_ROWS = 1 << 10
+"""Rows at a time: products of so many stay in the cache, and a large image takes no more memory for them."""
 _OUTPUTS = 3 * PATCH * PATCH
 _CACHED_POSITIONS = 4096
 
