@@ -38,6 +38,8 @@ Pixels = NDArray[np.uint8]
 
 _FARTHEST = 1e5
 """Largest latent, in sixteenths of a step, that the encoder takes: no picture comes near it."""
+_BAND_POSITIONS = 1 << 14
+"""Positions that the analysis takes at a time, which bounds its memory."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,22 @@ class LatentCodec:
         self, images: Sequence[Pixels], sizes: Sequence[Size], quality: NDArray[np.int64], grid: tuple[int, int]
     ) -> Array:
         """(N, h, w, M) float32 in sixteenths of a step."""
-        x = _to_blocks(images, *grid).to(self._device).float().mul_(1 / 255).sub_(0.5).to(self._type)
-        spatial = torch.from_numpy(np.stack([spatial_features(*size) for size in _sizes(sizes)])).float() / ONE
-        level = torch.from_numpy(level_features(self._level[quality])).float() / ONE
-        y = self._analysis(x, spatial.to(self._device, self._type), level.to(self._device, self._type)).float()
-        y = y * self._gain[torch.from_numpy(quality).to(self._device)][:, None, None] * SIXTEENTHS
-        # NaN must not reach the integers
-        return self._backend.from_tensor(torch.nan_to_num(y).clamp_(-_FARTHEST, _FARTHEST))
+        blocks = _to_blocks(images, *grid)
+        level = torch.from_numpy(level_features(self._level[quality])).float().div(ONE).to(self._device, self._type)
+        gain = self._gain[torch.from_numpy(quality).to(self._device)][:, None, None] * SIXTEENTHS
+        y = torch.empty(*blocks.shape[:3], self._architecture.latents, device=self._device)
+        # a band of rows sees as many rows around it as the blocks of the analysis reach
+        reach = self._architecture.blocks
+        height = max(1, _BAND_POSITIONS // (len(images) * grid[1]))
+        for top in range(0, grid[0], height):
+            above, below = max(0, top - reach), min(grid[0], top + height + reach)
+            x = blocks[:, above:below].to(self._device).float().mul_(1 / 255).sub_(0.5).to(self._type)
+            band = [spatial_features(*size, slice(above, below)) for size in _sizes(sizes)]
+            spatial = torch.from_numpy(np.stack(band)).float().div(ONE).to(self._device, self._type)
+            part = self._analysis(x, spatial, level)[:, top - above : top - above + height].float() * gain
+            # NaN must not reach the integers
+            y[:, top : top + height] = torch.nan_to_num(part).clamp_(-_FARTHEST, _FARTHEST)
+        return self._backend.from_tensor(y)
 
     def decode(self, items: Sequence[LatentItem]) -> list[Pixels]:
         """Items of one grid -> their pixels; DamagedRow where a payload is not what this model wrote."""

@@ -29,7 +29,7 @@ from zippy_batch.codecs.latent.backend import Array, Backend
 from zippy_batch.codecs.latent.features import LEVEL_MAX
 from zippy_batch.codecs.latent.network import SCALE_LEVELS, SIGNED_TOP, LatentArchitecture
 from zippy_batch.codecs.latent.order import DEPTHS, FAR, KINDS, NEAR, Visit, visits
-from zippy_batch.codecs.latent.static import IntegerStatic, Size
+from zippy_batch.codecs.latent.static import CACHED_POSITIONS, IntegerStatic, Size
 from zippy_batch.errors import ModelError
 
 SIXTEENTHS = 16
@@ -212,7 +212,7 @@ class IntegerContext:
             seen = backend.empty("int8", rows, kind.inputs)
             backend.passes.gather(*coded, place.numbers(), kind.near, kind.far, self._a.far_latents, seen)
             sums = backend.product(seen, kind.weight)
-        small = place.positions <= _CACHED_POSITIONS
+        small = place.positions <= CACHED_POSITIONS
         static = (self._static if small else self._static_of)(sizes, visit)
         out = backend.empty("int32", rows, self._a.context_width)
         backend.passes.share(sums, kind.mantissa, kind.shift, static, backend.put(level), out)

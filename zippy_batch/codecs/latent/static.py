@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from zippy_batch.codecs.int8 import Arrays
 from zippy_batch.codecs.integer import fetch
-from zippy_batch.codecs.latent.features import LEVEL_FEATURES, SPATIAL_FEATURES, level_features, spatial_features
+from zippy_batch.codecs.latent.features import (
+    LEVEL_FEATURES,
+    SPATIAL_FEATURES,
+    grid_size,
+    level_features,
+    spatial_features,
+)
 from zippy_batch.errors import ModelError
 
 STATIC_BITS = 16
@@ -23,7 +29,21 @@ _LIMIT = 1 << 28
 Size = tuple[int, int, bool]
 """Height and width in pixels, and whether the image is grey."""
 
-_spatial = lru_cache(maxsize=64)(lambda size: spatial_features(*size).astype(np.float64))
+CACHED_POSITIONS = 4096
+"""Of larger grids only parts are held in memory, so that large images do not fill it."""
+
+
+@lru_cache(maxsize=64)
+def _cached_features(size: Size) -> NDArray[np.float64]:
+    return spatial_features(*size).astype(np.float64)
+
+
+def _features(size: Size, rows: slice, columns: slice) -> NDArray[np.float64]:
+    """(h', w', F) at the positions named."""
+    h, w = grid_size(size[0]), grid_size(size[1])
+    if h * w <= CACHED_POSITIONS:
+        return _cached_features(size)[rows, columns]
+    return spatial_features(*size, rows, columns).astype(np.float64)
 
 
 class IntegerStatic:
@@ -40,7 +60,7 @@ class IntegerStatic:
 
     def spatial(self, size: Size, rows: slice, columns: slice) -> NDArray[np.int32]:
         """(h' * w', width): the part that depends on the position, at the positions named."""
-        features = _spatial(size)[rows, columns]
+        features = _features(size, rows, columns)
         return _settled(features.reshape(-1, features.shape[-1]) @ self._spatial.T)
 
     def levels(self, level: NDArray[Any]) -> NDArray[np.int32]:

@@ -21,9 +21,9 @@ from zippy_batch.codecs.int8 import Arrays, Multiplier, Weight
 from zippy_batch.codecs.integer import fetch
 from zippy_batch.codecs.latent.backend import Array, Backend
 from zippy_batch.codecs.latent.context import QUALITY_LEVELS
-from zippy_batch.codecs.latent.features import PATCH
+from zippy_batch.codecs.latent.features import EVERYTHING, PATCH
 from zippy_batch.codecs.latent.network import GATE_LIMIT, LatentArchitecture
-from zippy_batch.codecs.latent.static import IntegerStatic, Size
+from zippy_batch.codecs.latent.static import CACHED_POSITIONS, IntegerStatic, Size
 from zippy_batch.errors import ModelError
 
 STREAM_BITS = 11
@@ -38,7 +38,6 @@ EDGE_MANTISSA_TOP = (1 << 25) - 1
 _ROWS = 1 << 10
 """Rows at a time: products of so many stay in the cache, and a large image takes no more memory for them."""
 _OUTPUTS = 3 * PATCH * PATCH
-_CACHED_POSITIONS = 4096
 
 
 class _EdgeWeight:
@@ -92,8 +91,7 @@ class IntegerSynthesis:
         self._static = lru_cache(maxsize=8)(self._static_of)
 
     def _static_of(self, sizes: tuple[Size, ...]) -> Array:
-        everything = slice(None)
-        return self._backend.put(np.stack([self._level.spatial(size, everything, everything) for size in sizes]))
+        return self._backend.put(np.stack([self._level.spatial(size, EVERYTHING, EVERYTHING) for size in sizes]))
 
     def stream(self, y_hat: Array, sizes: Sequence[Size], quality: NDArray[np.int64]) -> Array:
         """y_hat (N, h, w, M) int32 in sixteenths, sizes of each image or one for all, quality (N,) 0..99
@@ -113,12 +111,23 @@ class IntegerSynthesis:
         high, low = backend.empty("int8", rows, m), backend.empty("int8", rows, m)
         mantissa = backend.put(self._to_input.mantissa[quality])
         passes.split_latents(y_hat.reshape(n, h * w, m), mantissa, self._to_input.shift, STREAM_TOP, high, low)
-        static = (self._static if h * w <= _CACHED_POSITIONS else self._static_of)(sizes)
-        level = backend.put(self._levels[quality])
         x = backend.empty("int16", rows, self._a.width)
-        for some in _chunks(rows):
-            sums = [backend.product(half[some], self._first.halves) for half in (high, low)]
-            passes.begin_stream(*sums, some.start, *self._first_scale, static, level, STREAM_TOP, x[some])
+        level = self._levels[quality]
+        if h * w <= CACHED_POSITIONS:
+            static, level = self._static(sizes), backend.put(level)
+            for some in _chunks(rows):
+                sums = [backend.product(half[some], self._first.halves) for half in (high, low)]
+                passes.begin_stream(*sums, some.start, *self._first_scale, static, level, STREAM_TOP, x[some])
+            return x
+        for i in range(n):
+            size = sizes[i if len(sizes) > 1 else 0]
+            for row in range(h):
+                start = (i * h + row) * w
+                some = slice(start, start + w)
+                sums = [backend.product(half[some], self._first.halves) for half in (high, low)]
+                static = backend.put(self._level.spatial(size, slice(row, row + 1), EVERYTHING)[None])
+                of_image = backend.put(level[i : i + 1])
+                passes.begin_stream(*sums, 0, *self._first_scale, static, of_image, STREAM_TOP, x[some])
         return x
 
     def _add_block(self, block: _Block, x: Array) -> None:
