@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from zippy_batch.paths import display_path
 from zippy_batch.run.archive_shard import ArchiveJob
 from zippy_batch.run.encode_verified import MakeCodec, make_codec
 from zippy_batch.run.executor import WorkerLayout, choose_layout, run_units, settle_device
-from zippy_batch.run.plan import ArchivePlan, plan_archive, recorded
+from zippy_batch.run.plan import ArchivePlan, plan_archive, recorded, source_states
 from zippy_batch.run.report import (
     ArchiveReport,
     Done,
@@ -166,11 +166,19 @@ def _taken_over(staging: Staging, plan: ArchivePlan) -> set[int]:
     """Shards that an earlier run did. What is not as it wrote it is named, and done again."""
     if staging.is_published():
         return set(range(len(plan)))
+    states, before = source_states(plan), staging.source_states()
+    changed = {shard for shard in range(len(plan)) if before[shard : shard + 1] != states[shard : shard + 1]}
     if assembled := staging.assembled():
-        if _holds(assembled, plan, range(len(plan))):
+        if changed:
+            staging.take_apart()
+        elif _holds(assembled, plan, range(len(plan))):
             return set(range(len(plan)))
-        _log.warning("%s is no longer what was written there; it is made again. Check the disk", assembled)
-        staging.take_apart()
+        else:
+            _log.warning("%s is no longer what was written there; it is made again. Check the disk", assembled)
+            staging.take_apart()
+    _discard(changed & staging.committed(), staging)
+    if changed:
+        staging.record_source_states(states)
     found = set()
     for shard in sorted(shard for shard in staging.committed() if shard < len(plan)):
         if _holds(staging.part(shard), plan, [shard]):
@@ -180,6 +188,17 @@ def _taken_over(staging: Staging, plan: ArchivePlan) -> set[int]:
                 "%s is no longer what was written there; its shard is done again. Check the disk", staging.part(shard)
             )
     return found
+
+
+def _discard(shards: Set[int], staging: Staging) -> None:
+    """Shards that have files which were touched since an earlier run read them."""
+    for shard in shards:
+        staging.discard(shard)
+    if shards:
+        _log.warning(
+            "files of %d finished shard%s have changed since an earlier run read them; %s done again",
+            *((1, "", "it is") if len(shards) == 1 else (len(shards), "s", "they are")),
+        )
 
 
 def _holds(path: Place, plan: ArchivePlan, shards: Sequence[int]) -> bool:

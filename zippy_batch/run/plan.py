@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import zlib
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Generic, TypeVar
 
 from zippy_batch.config import ArchiveOptions
@@ -96,6 +98,19 @@ class ArchivePlan:
             "names, sizes and times of the files": _files_digest(self.listing),
             "version": _version(),
         }
+
+
+def source_states(plan: ArchivePlan) -> list[int]:
+    """32 bits for each shard that tell whether any of its files, or what they are in, has changed since. Unlike the
+    fingerprint they are those of one file system: a copy of the source has others."""
+    containers = [container.state for container in plan.listing.containers]
+    files = iter(plan.listing.files)
+    out = []
+    for rows in plan.rows:
+        shard = list(islice(files, rows))
+        inside = sorted({containers[file.place[0]] for file in shard if file.place})
+        out.append(zlib.crc32(array("I", [*(file.state for file in shard), *inside]).tobytes()))
+    return out
 
 
 def plan_archive(listing: Listing, options: ArchiveOptions, model_ids: Mapping[str, str]) -> ArchivePlan:

@@ -20,7 +20,7 @@ from zippy_batch.archives.schema import MAX_LABEL_BYTES
 from zippy_batch.config import INPUTS
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, name_problem
-from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, SourceFile
+from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, SourceFile, file_state
 
 _MOST_LINKS = 40
 """Links that may lead to one another, as in Linux."""
@@ -125,7 +125,8 @@ def container_at(path: Path) -> Container:
         status = path.stat()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
-    return Container(path, status.st_size, status.st_mtime_ns // 10**9)
+    state = file_state(status.st_mtime_ns, status.st_ctime_ns)
+    return Container(path, status.st_size, status.st_mtime_ns // 10**9, state)
 
 
 @contextmanager
