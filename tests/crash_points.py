@@ -6,16 +6,14 @@ there were, or what went wrong at one.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas  # noqa: F401 - pyarrow imports it where it is installed: once, and not in every child
 import pyarrow.parquet  # noqa: F401
 from fakes import CODECS, files_of, pixels
+from killing import KILLED, in_child, killing_before
 
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.run.encode_verified import compare
@@ -23,43 +21,10 @@ from zippy_batch.run.pipeline import archive
 from zippy_batch.run.staging_local import is_publishing, staging_path
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
-EFFECTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-KILLED, FAILED = 9, 3
 
 
 def run(source: Path, output: Path, overwrite: bool) -> None:
     archive(source, output, OPTIONS, RunOptions(workers=1, overwrite=overwrite), codecs=CODECS)
-
-
-def in_child(work: Callable[[], None]) -> int:
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(FAILED)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def killing_before(point: int, work: Callable[[], None]) -> Callable[[], None]:
-    """As SIGKILL would: nothing is flushed, nothing is tidied up."""
-    left = point
-
-    def watch(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal left
-        writes = event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]
-        if event in EFFECTS or writes:
-            left -= 1
-            if left < 0:
-                os._exit(KILLED)
-
-    def watched() -> None:
-        sys.addaudithook(watch)
-        work()
-
-    return watched
 
 
 def content(path: Path) -> dict[bytes, bytes]:

@@ -174,9 +174,19 @@ def test_without_flags_the_defaults_apply(run: Run, calls: list[dict[str, Any]])
 
 
 def test_restore_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]], tmp_path: Path) -> None:
-    flags = ["--select", "*.jpg", "--keep-going", "--reference", str(tmp_path), "--jpeg-quality", "90"]
+    flags = [
+        "--select",
+        "*.jpg",
+        "--select",
+        "sub/*",
+        "--keep-going",
+        "--reference",
+        str(tmp_path),
+        "--jpeg-quality",
+        "90",
+    ]
     run("restore", "a", "back", *flags, "--where", "psnr < 30")
-    assert calls[0]["options"] == RestoreOptions("jpeg", 90, "*.jpg", "psnr < 30", True, tmp_path)
+    assert calls[0]["options"] == RestoreOptions("jpeg", 90, ("*.jpg", "sub/*"), "psnr < 30", True, tmp_path)
 
 
 def test_verify_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
@@ -190,16 +200,16 @@ def test_verify_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) 
         (["archive", "in", "out", "-q", "0"], "quality must be 1 to 100, not 0"),
         (["archive", "in", "out", "-q", "101"], "quality must be 1 to 100, not 101"),
         (["archive", "in", "out", "-q", "high"], "--quality"),
-        (["archive", "in", "out", "--min-psnr", "nan"], "min_psnr must be between 0 and 99 dB"),
+        (["archive", "in", "out", "--min-psnr", "nan"], "--min-psnr must be between 0 and 99 dB"),
         (["archive", "in", "out", "--min-psnr", "30", "--no-verify"], "drop one of the two"),
         (["archive", "in", "out", "--device", "gpu"], "device must be one of auto, cpu, cuda, not 'gpu'"),
         (["archive", "in", "out", "--input", "tra"], "input must be one of auto, files"),
         (["archive", "in", "out", "--labels", "folder"], "not 'folder'; did you mean 'folders'?"),
         (["archive", "in", "out", "--workers", "-1"], "workers must be 0 or more, not -1"),
-        (["archive", "in", "out", "--batch-size", "0"], "batch_size must be 1 or more, not 0"),
+        (["archive", "in", "out", "--batch-size", "0"], "--batch-size must be 1 or more, not 0"),
         (["restore", "a", "back", "--format", "jpg"], "not 'jpg'; did you mean 'jpeg'?"),
         (["restore", "a", "back", "--format", "png", "--jpeg-quality", "90"], "drop one of the two"),
-        (["restore", "a", "back", "--jpeg-quality", "0"], "jpeg_quality must be 1 to 100, not 0"),
+        (["restore", "a", "back", "--jpeg-quality", "0"], "--jpeg-quality must be 1 to 100, not 0"),
         (["archive", "in"], "OUT"),
         (["archive", "in", "out", "--qualty", "3"], "--quality"),
         (["pack", "in", "out"], "pack"),

@@ -22,7 +22,7 @@ from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, SourceError, StagingMismatch, UsageError, WriteError, ZippyError
 from zippy_batch.run.pipeline import archive, restore
 from zippy_batch.run.report import ArchiveReport, Progress
-from zippy_batch.run.staging_local import Staging, staging_path
+from zippy_batch.run.staging_local import LocalStaging, staging_path
 from zippy_batch.sources import directory as listing
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
@@ -315,7 +315,7 @@ def test_an_archive_that_is_damaged_before_it_is_in_its_place_is_made_again(
 ) -> None:
     output = tmp_path / name
     with monkeypatch.context() as patch:
-        patch.setattr(Staging, "publish", lambda _: interrupt())
+        patch.setattr(LocalStaging, "_rename_into_place", lambda _: interrupt())
         with pytest.raises(KeyboardInterrupt):
             make(faces, output)
     finished = staging_path(output) / "finished"

@@ -280,11 +280,11 @@ def test_a_reference_that_is_no_directory_is_refused_before_anything_is_written(
 
 def test_restore_selects_by_glob(faces: Path, output: Path, tmp_path: Path) -> None:
     make(faces, output)
-    report = back(output, tmp_path / "back", RestoreOptions(device="cpu", select="sub/*.png", format="png"))
+    report = back(output, tmp_path / "back", RestoreOptions(device="cpu", select=("sub/*.png",), format="png"))
     assert set(files_of(tmp_path / "back")) == {b"sub/0.png", b"sub/1.png"}
     assert (report.selected, report.total.images) == (2, 2)
     with pytest.raises(UsageError, match="matches"):
-        back(output, tmp_path / "other", RestoreOptions(device="cpu", select="*.gif"))
+        back(output, tmp_path / "other", RestoreOptions(device="cpu", select=("*.gif",)))
 
 
 def test_restore_selects_by_a_condition(faces: Path, output: Path, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_restore_selects_by_a_condition(faces: Path, output: Path, tmp_path: Pat
     assert set(files_of(tmp_path / "back")) == pngs
     assert pngs
     assert report.selected == len(pngs)
-    both = RestoreOptions(device="cpu", where=wanted, select="sub/*", format="png")
+    both = RestoreOptions(device="cpu", where=wanted, select=("sub/*",), format="png")
     back(output, tmp_path / "both", both)
     assert set(files_of(tmp_path / "both")) == {path for path in pngs if path.startswith(b"sub/")}
     with pytest.raises(UsageError, match=r"no row of .* matches 'sub/\*' and 'psnr < 1'"):

@@ -17,7 +17,7 @@ from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import UsageError
 from zippy_batch.run.pipeline import archive
 from zippy_batch.run.report import ArchiveReport, Progress
-from zippy_batch.run.staging_local import open_staging, staging_path
+from zippy_batch.run.staging_local import open_local_staging, staging_path
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
 """The 12 files of `make_faces` are 3 shards of 4."""
@@ -75,7 +75,7 @@ def test_half_written_parts_are_swept_and_not_taken_up(faces: Path, output: Path
 
 def test_two_runs_do_not_mix(faces: Path, output: Path) -> None:
     with (
-        open_staging(output, "f" * 64, {}, overwrite=False),
+        open_local_staging(output, "f" * 64, {}, overwrite=False),
         pytest.raises(UsageError, match="another run is writing"),
     ):
         make(faces, output)
@@ -91,7 +91,10 @@ def test_a_place_that_takes_no_directory_is_refused_and_not_tried_for_ever(
         raise FileNotFoundError(2, "No such file or directory", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(UsageError, match="cannot write beside the output"), open_staging(output, "f" * 64, {}, False):
+    with (
+        pytest.raises(UsageError, match="cannot write beside the output"),
+        open_local_staging(output, "f" * 64, {}, False),
+    ):
         pass
 
 

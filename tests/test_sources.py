@@ -41,7 +41,7 @@ from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import SourceError, StagingMismatch, UsageError
 from zippy_batch.run.pipeline import archive, restore, verify
 from zippy_batch.run.plan import plan_archive
-from zippy_batch.run.staging_local import open_staging
+from zippy_batch.run.staging_local import open_local_staging
 from zippy_batch.sources import Source, Wanted, list_source
 from zippy_batch.sources.directory import Listing
 
@@ -228,7 +228,7 @@ def test_the_plan_knows_what_it_was_made_of(faces: dict[str, bytes], tmp_path: P
 def test_other_labels_are_another_run(faces: dict[str, bytes], tmp_path: Path) -> None:
     source = as_tar(tmp_path, {"a/x.jpg": b"1"})
     plan = plan_archive(listed(source)[1], OPTIONS, {})
-    interrupted = open_staging(tmp_path / "out.parquet", plan.fingerprint, plan.facts, False)
+    interrupted = open_local_staging(tmp_path / "out.parquet", plan.fingerprint, plan.facts, False)
     interrupted.__enter__().part(0).write_bytes(b"")
     assert not interrupted.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     with pytest.raises(StagingMismatch, match="labels: None then, folders now"):

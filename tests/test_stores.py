@@ -31,7 +31,7 @@ from zippy_batch.run.pipeline import archive, restore, stats, verify
 from zippy_batch.run.plan import Shard
 from zippy_batch.run.quarantine import CODING, JournalEntry, QuarantinedShard, open_journal, read_journal
 from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport
-from zippy_batch.run.staging_object import remote_staging_path
+from zippy_batch.run.staging_object import object_staging_path
 from zippy_batch.sources.object_store import list_objects
 from zippy_batch.stores import lease as leases
 from zippy_batch.stores.lease import Owner, leased
@@ -75,7 +75,7 @@ def back(path: str | Place, destination: str | Place, **more: Any) -> RestoreRep
 
 def is_tidy(s3: S3, name: str) -> bool:
     """Whether nothing is left of a run."""
-    return not listed(remote_staging_path(s3.at(name)), recursive=True)
+    return not listed(object_staging_path(s3.at(name)), recursive=True)
 
 
 # ---- archive ----
@@ -196,7 +196,7 @@ def test_rerun_does_only_what_is_missing(faces: Path, name: str, s3: S3, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         make(faces, s3.uri(name), interrupt_after=1)
     assert not s3.at(name).exists()
-    staging = remote_staging_path(s3.at(name))
+    staging = object_staging_path(s3.at(name))
     put_bytes(b"half", staging / "attempts" / "part-00001.parquet.0123")
     (parts,) = [info.base_name for info in listed(staging) if len(info.base_name) == 32]
     put_bytes(b"", staging / parts / "part-00002.parquet")
@@ -214,7 +214,7 @@ def test_a_part_that_is_damaged_in_the_staging_is_named_and_done_anew(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(faces, s3.uri(name), interrupt_after=1)
-    (part,) = [info for info in listed(remote_staging_path(s3.at(name)), recursive=True) if PART.search(info.path)]
+    (part,) = [info for info in listed(object_staging_path(s3.at(name)), recursive=True) if PART.search(info.path)]
     path = ObjectPath(s3.at(name).store, part.path)
     put_bytes(path.read_bytes()[:-3], path)
     report = make(faces, s3.uri(name))
@@ -238,13 +238,13 @@ def test_a_run_that_fails_while_it_publishes_is_finished_by_the_next(
 
     with monkeypatch.context() as patch:
         if step == "_announce":
-            patch.setattr(staging_object.RemoteStaging, step, fail)
+            patch.setattr(staging_object.ObjectStaging, step, fail)
         elif step == "published":
             patch.setattr(staging_object, "put_bytes", fail_at_the_end)
         elif step != "_sweep":
             patch.setattr(staging_object, step, fail)
         else:
-            patch.setattr(staging_object.RemoteStaging, "remove", fail)
+            patch.setattr(staging_object.ObjectStaging, "remove", fail)
         if step == "copy" and name.endswith(".parquet"):
             make(faces, s3.uri(name), overwrite=True)
             return
@@ -270,7 +270,7 @@ def test_a_run_that_is_killed_holds_up_no_other(faces: Path, s3: S3, tmp_path: P
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", SLOW_RUN, str(faces), s3.uri("out")]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
-    part = remote_staging_path(s3.at("out"))
+    part = object_staging_path(s3.at("out"))
     until = time.monotonic() + 120
     while not any(info.base_name == "part-00000.parquet" for info in listed(part, recursive=True)):
         assert time.monotonic() < until
@@ -328,7 +328,7 @@ def test_leases_are_renewed_and_a_lost_one_stops_the_run(faces: Path, s3: S3, mo
             lease.require()
 
     def rob(progress: Progress) -> None:
-        delete_all(remote_staging_path(s3.at("out")) / "leases")
+        delete_all(object_staging_path(s3.at("out")) / "leases")
 
     with pytest.raises(WorkerError, match="another run took this one for dead"):
         archive(faces, s3.uri("out"), OPTIONS, RunOptions(workers=1), rob, CODECS)
@@ -357,10 +357,10 @@ def test_a_line_that_breaks_leaves_what_is_committed(
         with pytest.raises(StorageError, match=r"cannot be reached, or broke off.*run the same command again"):
             make(faces, s3.uri(name, proxy.host))
         assert not s3.at(name).exists()
-        for lease in listed(remote_staging_path(s3.at(name)) / "leases"):
+        for lease in listed(object_staging_path(s3.at(name)) / "leases"):
             # of this process, which goes on
             if lease.is_file:
-                delete(remote_staging_path(s3.at(name)) / "leases" / lease.base_name)
+                delete(object_staging_path(s3.at(name)) / "leases" / lease.base_name)
     proxy.allowed_bytes = None
     report = make(faces, s3.uri(name, proxy.host))
     assert report.run is not None

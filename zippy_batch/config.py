@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zippy_batch.errors import UsageError
+from zippy_batch.errors import OptionError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda")
 FORMATS = ("jpeg", "png", "webp")
@@ -86,9 +86,13 @@ class ArchiveOptions:
     def __post_init__(self) -> None:
         _in_range("quality", self.quality, 1, 100)
         if self.min_psnr is not None and not (math.isfinite(self.min_psnr) and 0 < self.min_psnr < 99):
-            raise UsageError(f"min_psnr must be between 0 and 99 dB, not {self.min_psnr}")
+            raise OptionError(f"{{min_psnr}} must be between 0 and 99 dB, not {self.min_psnr}", "min_psnr")
         if self.min_psnr is not None and not self.verify:
-            raise UsageError("min_psnr needs the verification that no-verify leaves out; drop one of the two")
+            raise OptionError(
+                "{min_psnr} needs the verification that {no_verify} leaves out; drop one of the two",
+                "min_psnr",
+                "no_verify",
+            )
         _one_of("exact", self.exact, EXACT)
         _one_of("input", self.input, INPUTS)
         check_labels(self.labels, self.label_pattern)
@@ -118,8 +122,8 @@ class RestoreOptions:
     """jpeg, png or webp."""
     jpeg_quality: int | None = None
     """1..100 for every file; None takes the source's own quantisation tables, or 95 where it had none."""
-    select: str | None = None
-    """Glob over archived paths; None takes all."""
+    select: tuple[str, ...] = ()
+    """Globs over archived paths, of which one must match; none take all. One may be given as a string."""
     where: str | None = None
     """Condition on columns, e.g. "psnr < 30" (see `archives/where.py`); None takes all."""
     keep_going: bool = False
@@ -128,13 +132,21 @@ class RestoreOptions:
     """Directory of originals to measure the restored files against."""
     batch_size: int = 64
     device: str = "auto"
+    sync: bool = True
+    """Have every file on disk, proof against a power cut, before the restore counts as done."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.select, str):
+            object.__setattr__(self, "select", (self.select,))
         _one_of("format", self.format, FORMATS)
         if self.jpeg_quality is not None:
             _in_range("jpeg_quality", self.jpeg_quality, 1, 100)
             if self.format != "jpeg":
-                raise UsageError(f"jpeg_quality is for JPEG files, but format is {self.format}; drop one of the two")
+                raise OptionError(
+                    f"{{jpeg_quality}} is for JPEG files, but {{format}} is {self.format}; drop one of the two",
+                    "jpeg_quality",
+                    "format",
+                )
         _in_range("batch_size", self.batch_size, 1, None)
         _one_of("device", self.device, DEVICES)
 
@@ -172,14 +184,14 @@ class TrainOptions:
         _one_of("loss", self.loss, LOSSES)
         _one_of("device", self.device, DEVICES)
         if not (math.isfinite(self.minutes) and self.minutes > 0):
-            raise UsageError(f"minutes must be above 0, not {self.minutes}")
+            raise OptionError(f"{{minutes}} must be above 0, not {self.minutes}", "minutes")
         _in_range("seed", self.seed, 0, None)
         if not 0 < self.rate <= 100:
-            raise UsageError(f"rate must be above 0 and at most 100, not {self.rate}")
+            raise OptionError(f"{{rate}} must be above 0 and at most 100, not {self.rate}", "rate")
         if self.codec == "exact" and self.loss != "mse":
-            raise UsageError("the exact codec has no distortion: loss is for the lossy codec alone")
+            raise OptionError("the exact codec has no distortion: {loss} is for the lossy codec alone", "loss")
         if self.codec == "exact" and self.fast:
-            raise UsageError("the exact codec has no faster form: fast is for the lossy codec alone")
+            raise OptionError("the exact codec has no faster form: {fast} is for the lossy codec alone", "fast")
         self.shrunk_sizes()
 
     def is_mixed(self) -> bool:
@@ -198,7 +210,9 @@ class TrainOptions:
                 continue
             match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", word)
             if match is None or not all(8 <= int(side) <= 512 for side in match.groups()):
-                raise UsageError(f"sizes must be mixed, or own and WIDTHxHEIGHT of 8 to 512 px, not {word!r}")
+                raise OptionError(
+                    f"{{sizes}} must be mixed, or own and WIDTHxHEIGHT of 8 to 512 px, not {word!r}", "sizes"
+                )
             found.append((int(match[2]), int(match[1])))
         return found
 
@@ -259,6 +273,10 @@ def _checked(path: Path, table: str, key: str, value: object) -> object:
     if key not in kinds:
         raise UsageError(f"{path}: unknown key {key!r} in [{table}]{_nearest(key, list(kinds))}")
     allowed = typing.get_args(kinds[key]) if isinstance(kinds[key], types.UnionType) else (kinds[key],)
+    if allowed == (tuple[str, ...],):
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            return tuple(value)
+        allowed = (str,)
     if type(value) in allowed:
         return value
     if float in allowed and type(value) is int:
@@ -304,15 +322,22 @@ def check_encoding(encoding: str | None) -> None:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
+    return _meant(name, known) or f"; there is {', '.join(known)}"
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(known)}"
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _in_range(name: str, value: int, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
-        raise UsageError(f"{name} must be {f'{low} to {high}' if high is not None else f'{low} or more'}, not {value}")
+        wanted = f"{low} to {high}" if high is not None else f"{low} or more"
+        raise OptionError(f"{{{name}}} must be {wanted}, not {value}", name)
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise UsageError(f"{name} must be one of {', '.join(known)}, not {value!r}{_nearest(value, known)}")
+        raise OptionError(
+            f"{{{name}}} must be one of {', '.join(known)}, not {value!r}{_meant(str(value), known)}", name
+        )

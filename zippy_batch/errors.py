@@ -2,6 +2,7 @@
 
     ZippyError                      exit code 1 unless said otherwise
     ├── UsageError                  2: an option, a path or a preset is wrong; nothing was done
+    │   ├── OptionError             2: an option has a value that it cannot have, here or beside another
     │   ├── OutputExists            2: refused to overwrite
     │   └── StagingMismatch         2: staging belongs to other inputs or options
     ├── SourceError                 1: a source file cannot be read, or changed during the run
@@ -18,6 +19,8 @@ pickle, because they cross process boundaries on Ray.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class ZippyError(Exception):
     exit_code = 1
@@ -25,6 +28,28 @@ class ZippyError(Exception):
 
 class UsageError(ZippyError):
     exit_code = 2
+
+
+class OptionError(UsageError):
+    """Names options as Python and presets do; `as_flags` names them as the command line does."""
+
+    def __init__(self, message: str, *options: str) -> None:
+        """Each of `options` stands in the message in braces."""
+        super().__init__(message, *options)
+        self._message, self._options = message, options
+
+    def __str__(self) -> str:
+        return self._named({})
+
+    def as_flags(self, flags: Mapping[str, str]) -> str:
+        """The message with the flags of options by their names; --some-option where there is none for some_option."""
+        return self._named({option: f"--{option.replace('_', '-')}" for option in self._options} | dict(flags))
+
+    def _named(self, names: Mapping[str, str]) -> str:
+        text = self._message
+        for option in self._options:
+            text = text.replace(f"{{{option}}}", names.get(option, option))
+        return text
 
 
 class OutputExists(UsageError):

@@ -37,7 +37,7 @@ from zippy_batch.config import (
     combine,
     load_preset,
 )
-from zippy_batch.errors import OutputExists, UsageError, WriteError, ZippyError
+from zippy_batch.errors import OptionError, OutputExists, UsageError, WriteError, ZippyError
 
 if TYPE_CHECKING:
     from zippy_batch.run.report import Report
@@ -57,6 +57,8 @@ app = typer.Typer(
 _ARCHIVE = ArchiveOptions()
 _RESTORE = RestoreOptions()
 _TRAIN = TrainOptions()
+_FLAGS = {"start": "--from"}
+"""Where the flag of an option is not its name."""
 
 
 def _flag(*names: str, help: str, default: object = None, metavar: str | None = None) -> Any:
@@ -346,7 +348,12 @@ def restore(
         ),
     ] = None,
     select: Annotated[
-        str | None, _flag("--select", metavar="GLOB", help="Only the paths that match, e.g. 'id_0001/*.jpg'.")
+        list[str] | None,
+        _flag(
+            "--select",
+            metavar="GLOB",
+            help="Only the paths that match, e.g. 'id_0001/*.jpg'; given several times, those that any matches.",
+        ),
     ] = None,
     where: Annotated[
         str | None,
@@ -357,6 +364,14 @@ def restore(
     ] = None,
     reference: Annotated[
         Path | None, _flag("--reference", metavar="DIR", help="The originals, to measure the restored files against.")
+    ] = None,
+    sync: Annotated[
+        bool | None,
+        _flag(
+            "--sync/--no-sync",
+            help="Bring every file to disk, proof against a power cut, before the restore counts as done.",
+            default="sync",
+        ),
     ] = None,
     batch_size: BatchSize = None,
     device: Device = None,
@@ -388,10 +403,11 @@ def restore(
             {
                 "format": format,
                 "jpeg_quality": jpeg_quality,
-                "select": select,
+                "select": tuple(select) if select else None,
                 "where": where,
                 "keep_going": keep_going,
                 "reference": reference,
+                "sync": sync,
                 "batch_size": batch_size,
                 "device": device,
             },
@@ -764,7 +780,8 @@ def _outcome(ctx: typer.Context, when_interrupted: str) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except ZippyError as error:
         _show_traceback(ctx)
-        typer.echo(f"error: {error}", err=True)
+        said = error.as_flags(_FLAGS) if isinstance(error, OptionError) else error
+        typer.echo(f"error: {said}", err=True)
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         # the machine said no: no space left, no permission, a path that is too long

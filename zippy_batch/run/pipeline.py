@@ -15,14 +15,12 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import Archive
 from zippy_batch.archives.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
-from zippy_batch.archives.writer import merge_parts, write_manifest
 from zippy_batch.codecs.model_file import Model, builtin_model_by_id, load_model, model_from_bytes
 from zippy_batch.config import LABELS, ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, ModelError, UsageError, ZippyError
@@ -46,17 +44,11 @@ from zippy_batch.run.report import (
 )
 from zippy_batch.run.restore_plan import plan_restore, restoring
 from zippy_batch.run.restore_shard import RestoreJob
-from zippy_batch.run.staging_local import Staging, open_staging, refuse_existing, refuse_unsuitable
-from zippy_batch.run.staging_object import (
-    RemoteStaging,
-    open_remote_staging,
-    refuse_existing_object,
-    refuse_unsuitable_object,
-)
+from zippy_batch.run.staging import Staging, open_staging, refuse_output
 from zippy_batch.run.verify_shard import ShardVerified, VerifyJob, VerifyUnit
 from zippy_batch.sources import Source, Wanted, list_source
 from zippy_batch.sources.clashes import refuse_restored_clashes
-from zippy_batch.stores.object_path import ObjectPath, Place, place
+from zippy_batch.stores.object_path import Place, place
 
 _log = logging.getLogger(__name__)
 
@@ -92,11 +84,11 @@ def archive(
     """
     options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
     clock, source, output = _Clock(progress), place(source), place(output)
-    _refuse_output(source, output, run.overwrite)
+    refuse_output(source, output, run.overwrite)
     models = _models_for_archive(options, codecs)
     origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
-    with _open_staging(output, plan, run.overwrite) as staging:
+    with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
         facts, seconds = _archive_shards(origin, plan, staging, models, run, codecs, clock)
         if not staging.is_published():
             _publish(plan, staging, models)
@@ -104,22 +96,6 @@ def archive(
     lines = tuple(replace(line, seconds=seconds.get(line.shard)) for line in report.shards)
     total = replace(report.total, seconds=None if facts.shards_resumed else facts.seconds)
     return replace(report, shards=lines, total=total, run=facts)
-
-
-def _refuse_output(source: Place, output: Place, overwrite: bool) -> None:
-    """Raises UsageError."""
-    if isinstance(output, ObjectPath):
-        refuse_unsuitable_object(source, output)
-        refuse_existing_object(output, overwrite)
-    else:
-        refuse_unsuitable(source, output)
-        refuse_existing(output, overwrite)
-
-
-def _open_staging(output: Place, plan: ArchivePlan, overwrite: bool) -> AbstractContextManager[Staging | RemoteStaging]:
-    if isinstance(output, ObjectPath):
-        return open_remote_staging(output, plan.fingerprint, plan.facts, overwrite)
-    return open_staging(output, plan.fingerprint, plan.facts, overwrite)
 
 
 def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Model]:
@@ -163,7 +139,7 @@ def _is_single_file(output: Place) -> bool:
 def _archive_shards(
     source: Source,
     plan: ArchivePlan,
-    staging: Staging | RemoteStaging,
+    staging: Staging,
     models: Mapping[str, Model],
     run: RunOptions,
     codecs: Codecs,
@@ -186,14 +162,14 @@ def _archive_shards(
     return replace(facts, shards_resumed=len(done), empty_directories=empty, notes=notes), seconds
 
 
-def _taken_over(staging: Staging | RemoteStaging, plan: ArchivePlan) -> set[int]:
+def _taken_over(staging: Staging, plan: ArchivePlan) -> set[int]:
     """Shards that an earlier run did. What is not as it wrote it is named, and done again."""
     if staging.is_published():
         return set(range(len(plan)))
-    if isinstance(staging, Staging) and staging.finished.exists():
-        if _holds(staging.finished, plan, range(len(plan))):
+    if assembled := staging.assembled():
+        if _holds(assembled, plan, range(len(plan))):
             return set(range(len(plan)))
-        _log.warning("%s is no longer what was written there; it is made again. Check the disk", staging.finished)
+        _log.warning("%s is no longer what was written there; it is made again. Check the disk", assembled)
         staging.take_apart()
     found = set()
     for shard in sorted(shard for shard in staging.committed() if shard < len(plan)):
@@ -225,41 +201,19 @@ def _info(plan: ArchivePlan, models: Mapping[str, Model]) -> ArchiveInfo:
     return ArchiveInfo(FORMAT_VERSION, ids, options, plan.rows, files, plan.labelled)
 
 
-def _publish(plan: ArchivePlan, staging: Staging | RemoteStaging, models: Mapping[str, Model]) -> None:
+def _publish(plan: ArchivePlan, staging: Staging, models: Mapping[str, Model]) -> None:
     """Parts -> the whole archive -> its place. Raises ArchiveError for a part that is damaged."""
 
     def describe(used: Iterable[str]) -> ArchiveInfo:
         return _info(plan, {codec: model for codec, model in models.items() if codec in used})
 
     try:
-        if isinstance(staging, RemoteStaging):
-            staging.publish(len(plan), describe)
-            return
-        _finish([staging.part(index) for index in range(len(plan))], staging, describe)
+        staging.publish(len(plan), describe)
     except ArchiveError as error:
         raise ArchiveError(
             f"a shard that was done is no longer what was written: {error}. Check the disk, and give the same command "
             f"again, which does that shard anew"
         ) from error
-    staging.publish()
-
-
-def _finish(parts: Sequence[Path], staging: Staging, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
-    """The whole archive, still in the staging."""
-    if staging.finished.exists():
-        return
-    info = describe({codec for part in parts for codec in _models_of_part(part)})
-    if _is_single_file(staging.output):
-        merge_parts(parts, staging.finished, info)
-    else:
-        staging.sweep_attempts(len(parts))
-        write_manifest(staging.parts, info)
-        staging.parts.rename(staging.finished)
-
-
-def _models_of_part(part: Path) -> Iterable[str]:
-    with Archive.open(part) as opened:
-        return opened.info.models
 
 
 def restore(

@@ -1,7 +1,7 @@
 """Where restored files go: every target is known and checked before the first is written.
 
-An interrupted restore leaves a directory `.zippy-restoring` in its destination that says which restore it was; the
-same one, run again, takes the files it finds for its own and writes them anew.
+An interrupted restore leaves a folder in its destination that says which restore it was (`restore_folder`); the same
+one, run again, takes the files it finds for its own and writes them anew.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +21,10 @@ from zippy_batch.config import RestoreOptions
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.images.pixels import restored_path
 from zippy_batch.paths import MAX_NAME_BYTES, display_path, is_below, safe_relative_path
+from zippy_batch.run.restore_folder import restore_folder
 from zippy_batch.run.restore_shard import RestoreUnit
+from zippy_batch.stores.atomic_file import flush_all
 
-MARKER_NAME = b".zippy-restoring"
-_PLAN_FILE = "restore.json"
 _SHOWN = 5
 """Paths that a message names before it only counts."""
 
@@ -56,7 +55,8 @@ def plan_restore(archive: Archive, options: RestoreOptions) -> RestorePlan:
         if rows != []:
             _add_shard(plan, archive, shard, rows, options)
     if wanted is not None and not plan.rows:
-        asked = [repr(text) for text in (options.select, options.where) if text is not None]
+        select = " or ".join(map(repr, options.select))
+        asked = [text for text in (select, options.where and repr(options.where)) if text]
         raise UsageError(f"no row of {archive.path} matches {' and '.join(asked)}")
     _check_paths(plan.paths)
     return plan
@@ -65,13 +65,22 @@ def plan_restore(archive: Archive, options: RestoreOptions) -> RestorePlan:
 def _wanted(archive: Archive, options: RestoreOptions) -> dict[int, list[int]] | None:
     """Rows by shard; None for all."""
     found = []
-    if options.select is not None:
-        found.append(archive.select(options.select))
+    if options.select:
+        found.append(_union(map(archive.select, options.select)))
     if options.where is not None:
         found.append(archive.where(parse_condition(options.where)))
     if len(found) < 2:
         return found[0] if found else None
     return {shard: sorted({*rows} & {*found[1][shard]}) for shard, rows in found[0].items() if shard in found[1]}
+
+
+def _union(selections: Iterable[Mapping[int, Sequence[int]]]) -> dict[int, list[int]]:
+    """Rows that any of the selections holds, by shard."""
+    rows: dict[int, set[int]] = {}
+    for selection in selections:
+        for shard, found in selection.items():
+            rows.setdefault(shard, set()).update(found)
+    return {shard: sorted(rows[shard]) for shard in sorted(rows)}
 
 
 def _add_shard(
@@ -141,48 +150,53 @@ def restoring(
 ) -> Iterator[Path]:
     """A directory in `destination` for files that are being written; kept if the body raises, for the next attempt.
 
-    Raises OutputExists when files are in the way, unless `overwrite`, or an earlier attempt at the same put them there,
-    and UsageError for what not even `overwrite` replaces: a directory where a file goes, and the reverse, and links.
+    Raises OutputExists when files are in the way, unless `overwrite`, or an earlier attempt at the same put them
+    there, and UsageError for what not even `overwrite` replaces (a directory where a file goes, and the reverse,
+    and links) and while another run restores to `destination`.
     """
     if os.path.lexists(destination) and not destination.is_dir():
         raise UsageError(f"cannot restore into {destination}: it is not a directory")
     _refuse_obstacles(destination, plan.paths)
-    work = destination / os.fsdecode(_unused_name(plan.paths))
-    identity = json.dumps([_identity(archive), options.format, options.jpeg_quality, options.select, options.where])
-    if not overwrite and not _goes_on(work, identity):
-        _refuse_existing(destination, plan.paths)
-    try:
-        if work.exists():
-            shutil.rmtree(work)
-        work.mkdir(parents=True)
-        (work / _PLAN_FILE).write_text(identity)
-    except OSError as error:
-        raise UsageError(f"cannot restore into {destination}: {error.strerror}") from error
-    yield work
-    shutil.rmtree(work)
+    identity = _restore_identity(archive, options)
+    new_directories = _missing(destination)
+    with restore_folder(destination, {os.fsdecode(path.split(b"/", 1)[0]) for path in plan.paths}) as folder:
+        if not overwrite and folder.unfinished() != identity:
+            _refuse_existing(destination, plan.paths)
+        folder.begin(identity)
+        yield folder.path
+        if options.sync:
+            flush_all([*_directories(destination, plan.paths), *new_directories])
+        folder.finish()
 
 
-def _unused_name(paths: Sequence[bytes]) -> bytes:
-    taken = {path.split(b"/", 1)[0] for path in paths}
-    name = MARKER_NAME
-    while name in taken:
-        name += b"_"
-    return name
+def _restore_identity(archive: Archive, options: RestoreOptions) -> str:
+    """What tells one restore from another, wherever the archive lies."""
+    names = ("format", "jpeg_quality", "select", "where")
+    return json.dumps({"archive": _archive_identity(archive), **{name: getattr(options, name) for name in names}})
 
 
-def _identity(archive: Archive) -> str:
+def _missing(destination: Path) -> list[bytes]:
+    """The directories that will get a new entry when `destination` is made."""
+    missing = [path for path in (destination, *destination.parents) if not path.exists()]
+    return [os.fsencode(path.parent) for path in missing]
+
+
+def _directories(destination: Path, paths: Sequence[bytes]) -> list[bytes]:
+    """The destination, and every directory below it that files were restored to."""
+    root = os.fsencode(destination)
+    below = (
+        os.path.join(root, parent) for parent in dict.fromkeys(parent for path in paths for parent in _parents(path))
+    )
+    # a directory of damaged rows alone was not made
+    return [root, *filter(os.path.isdir, below)]
+
+
+def _archive_identity(archive: Archive) -> str:
     """Tells archives apart by what they are, wherever they lie."""
     digest = hashlib.sha256(json.dumps([dict(archive.info.models), archive.size_bytes]).encode())
     for shard in archive.shards():
         digest.update(f"{archive.info.shards[shard]} {archive.payload_bytes(shard)} ".encode())
     return digest.hexdigest()
-
-
-def _goes_on(work: Path, identity: str) -> bool:
-    try:
-        return (work / _PLAN_FILE).read_text() == identity
-    except OSError:
-        return False
 
 
 def _refuse_obstacles(destination: Path, paths: Sequence[bytes]) -> None:

@@ -23,7 +23,7 @@ from zippy_batch.run.quarantine import retry
 from zippy_batch.run.report import Done, Finding, Quality, RestoreLine, Tick
 from zippy_batch.run.rows import Numbered, decode_pictures, facts_of, is_verbatim, row_batches, stored_files, whole_rows
 from zippy_batch.run.thread_pool import OrderedThreadPool
-from zippy_batch.stores.atomic_file import writing
+from zippy_batch.stores.atomic_file import flush_all, writing
 from zippy_batch.stores.object_path import Place
 
 
@@ -81,6 +81,8 @@ class FileWriter:
         self._real = os.path.realpath(os.fsencode(destination))
         self._name, self._numbers = uuid.uuid4().hex, itertools.count()
         self._last_parent: bytes | None = None
+        self._written: list[bytes] = []
+        """Since they were last brought to disk."""
 
     def write(self, path: bytes, data: bytes, mtime_s: int) -> None:
         """Raises ArchiveError for a path that leads out of the destination, by itself or through a link there, and
@@ -97,6 +99,12 @@ class FileWriter:
                     left = left[file.write(left) :]
                 os.utime(file.fileno(), (mtime_s, mtime_s))
             os.replace(new, target)
+        self._written.append(target)
+
+    def sync(self) -> None:
+        """Bring to disk what was written since the last call. Raises WriteError."""
+        written, self._written = self._written, []
+        flush_all(dict.fromkeys(written))
 
     def _make_parent(self, parent: bytes, path: bytes) -> None:
         # nothing here makes links, and rows of a directory follow each other
@@ -134,6 +142,8 @@ def restore_shard(
         _stop_at_damage(part.damaged, options)
         line += part
         tick(_done_of_files(part))
+    if options.sync:
+        writer.sync()
     line = replace(line, shard=unit.index, seconds=time.monotonic() - started)
     return ShardRestored(unit.index, _done_of_files(line), line)
 

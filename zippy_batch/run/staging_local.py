@@ -16,33 +16,27 @@ that comes after a kill between the rename and the sweep see that the work is do
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zippy_batch.archives.info import MANIFEST_NAME
-from zippy_batch.archives.part_file import OLD_MODEL_NAME, model_name
-from zippy_batch.archives.schema import CODED
-from zippy_batch.archives.writer import part_name
+from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.writer import merge_parts, part_name, write_manifest
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
 from zippy_batch.paths import display_path
+from zippy_batch.run.staging_plan import PLAN_FILE, Describe, is_archive_of, mismatch, parse_plan, plan_text, shard_of
 from zippy_batch.stores.atomic_file import flush, replacing
 from zippy_batch.stores.object_path import Place
 
-PLAN_FILE = "plan.json"
-_PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
-
 
 @dataclass(frozen=True)
-class Staging:
-    """Held by one run at a time; made by `open_staging`."""
+class LocalStaging:
+    """Held by one run at a time; made by `open_local_staging`."""
 
     root: Path
     output: Path
@@ -78,6 +72,10 @@ class Staging:
         kept = (shard for shard in self.committed() if shards is None or shard < shards)
         _sweep(self.parts, keep=tuple(map(part_name, kept)))
 
+    def assembled(self) -> Path | None:
+        """The whole archive, where an earlier run was killed between assembling and publishing it."""
+        return self.finished if self.finished.exists() else None
+
     def take_apart(self) -> None:
         """Go back from `finished` to its parts."""
         if self.finished.is_dir():
@@ -90,8 +88,23 @@ class Staging:
         """Whether an earlier run was killed after it had put the archive in its place."""
         return is_publishing(self.output) and os.path.lexists(self.output) and not self.finished.exists()
 
-    def publish(self) -> None:
-        """Rename `finished`, a whole file or directory, to the output."""
+    def publish(self, shards: int, describe: Describe) -> None:
+        """Parts -> the archive in its place, by one rename. Raises ArchiveError for a part that is damaged."""
+        if not self.finished.exists():
+            self._assemble(shards, describe)
+        self._rename_into_place()
+
+    def _assemble(self, shards: int, describe: Describe) -> None:
+        parts = [self.part(shard) for shard in range(shards)]
+        info = describe({codec for part in parts for codec in _models_of_part(part)})
+        if self.output.suffix == ".parquet":
+            merge_parts(parts, self.finished, info)
+        else:
+            self.sweep_attempts(shards)
+            write_manifest(self.parts, info)
+            self.parts.rename(self.finished)
+
+    def _rename_into_place(self) -> None:
         (self.root / "publishing").write_bytes(b"")
         flush(self.root)
         if os.path.lexists(self.output) and (self.output.is_dir() or self.finished.is_dir()):
@@ -100,10 +113,9 @@ class Staging:
         flush(self.output.parent)
 
 
-def shard_of(name: str) -> int | None:
-    """The shard whose part has this name."""
-    match = _PART_NAME.fullmatch(name)
-    return int(match[1]) if match and name == part_name(int(match[1])) else None
+def _models_of_part(part: Path) -> Iterable[str]:
+    with Archive.open(part) as opened:
+        return opened.info.models
 
 
 def staging_path(output: Path) -> Path:
@@ -115,14 +127,16 @@ def is_publishing(output: Path) -> bool:
 
 
 @contextmanager
-def open_staging(output: Path, fingerprint: str, facts: Mapping[str, Any], overwrite: bool) -> Iterator[Staging]:
+def open_local_staging(
+    output: Path, fingerprint: str, facts: Mapping[str, Any], overwrite: bool
+) -> Iterator[LocalStaging]:
     """The staging of `output` for the plan with this fingerprint, new or as an earlier run of it left it.
 
     Raises UsageError when another run works on this output, and StagingMismatch when the staging is of another plan
     and `overwrite` does not say to discard it. Kept for the next run when the body raises and any work is in it, and
     removed otherwise.
     """
-    staging = Staging(staging_path(output), output, fingerprint)
+    staging = LocalStaging(staging_path(output), output, fingerprint)
     with _locked(staging.root):
         # another run may have published between our first look and our lock
         refuse_existing(output, overwrite)
@@ -180,16 +194,7 @@ def _is_archive_directory(path: Path) -> bool:
     return is_archive_of(set(os.listdir(path)))
 
 
-def is_archive_of(names: Set[str]) -> bool:
-    """Whether a directory with these names in it is an archive, or empty."""
-    return not names or (MANIFEST_NAME in names and all(_archive_file(name) for name in names))
-
-
-def _archive_file(name: str) -> bool:
-    return name in (MANIFEST_NAME, OLD_MODEL_NAME, *map(model_name, CODED)) or shard_of(name) is not None
-
-
-def _take_up(staging: Staging, facts: Mapping[str, Any], overwrite: bool) -> None:
+def _take_up(staging: LocalStaging, facts: Mapping[str, Any], overwrite: bool) -> None:
     """Check or write the plan, sweep what was never committed."""
     found = _read_plan(staging.root)
     if found is not None and found["fingerprint"] != staging.fingerprint:
@@ -200,9 +205,8 @@ def _take_up(staging: Staging, facts: Mapping[str, Any], overwrite: bool) -> Non
     _sweep(staging.root, keep=(PLAN_FILE, staging.parts.name, "finished", *kept))
     staging.parts.mkdir(exist_ok=True)
     staging.sweep_attempts()
-    text = json.dumps({"fingerprint": staging.fingerprint, "facts": dict(facts)}, indent=1, sort_keys=True)
     with replacing(staging.root / PLAN_FILE) as new:
-        new.write_text(text)
+        new.write_text(plan_text(staging.fingerprint, facts))
 
 
 def _holds_work(root: Path) -> bool:
@@ -215,30 +219,6 @@ def _read_plan(root: Path) -> dict[str, Any] | None:
         return parse_plan((root / PLAN_FILE).read_bytes())
     except FileNotFoundError:
         return None
-
-
-def parse_plan(text: bytes) -> dict[str, Any]:
-    """Of no fingerprint where it is damaged."""
-    try:
-        plan = json.loads(text)
-        return {"fingerprint": str(plan["fingerprint"]), "facts": dict(plan["facts"])}
-    except (ValueError, KeyError, TypeError):
-        return {"fingerprint": "", "facts": {}}
-
-
-def mismatch(root: Place, output: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)] if old else []
-    changed = [f"{name}: {_short(old.get(name))} then, {_short(new.get(name))} now" for name in differing]
-    return (
-        f"{root} holds an unfinished run of other inputs or options for {output} "
-        f"({'; '.join(changed) or 'its plan cannot be read'}). Run it again as it was to finish it, "
-        f"or discard it with --overwrite (or by deleting that directory)"
-    )
-
-
-def _short(value: Any) -> Any:
-    """Of a digest, what tells it from another."""
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value
 
 
 def _remove(root: Path) -> None:

@@ -16,19 +16,18 @@ last: without a manifest it is no archive, so nothing half done is ever taken fo
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo
+from zippy_batch.archives.info import MANIFEST_NAME
 from zippy_batch.archives.part_file import model_name
 from zippy_batch.archives.writer import PartFacts, manifest_text, merge_parts, part_facts, part_name
 from zippy_batch.errors import ArchiveError, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
-from zippy_batch.run.staging_local import PLAN_FILE, is_archive_of, mismatch, parse_plan, shard_of
+from zippy_batch.run.staging_plan import PLAN_FILE, Describe, is_archive_of, mismatch, parse_plan, plan_text, shard_of
 from zippy_batch.stores.lease import Lease, leased
 from zippy_batch.stores.object_path import (
     COPY_LIMIT_BYTES,
@@ -49,8 +48,8 @@ from zippy_batch.stores.object_path import (
 
 
 @dataclass(frozen=True)
-class RemoteStaging:
-    """Held by one run at a time; made by `open_remote_staging`."""
+class ObjectStaging:
+    """Held by one run at a time; made by `open_object_staging`."""
 
     root: ObjectPath
     output: ObjectPath
@@ -92,11 +91,17 @@ class RemoteStaging:
                 f"write a directory (an output that does not end in .parquet)"
             )
 
+    def assembled(self) -> None:
+        """Nothing is kept between assembling and publishing: the archive is assembled on this machine."""
+
+    def take_apart(self) -> None:
+        pass
+
     def is_published(self) -> bool:
         """Whether an earlier run was killed after it had put the archive in its place."""
         return (self.root / "published").exists() and self.output.exists()
 
-    def publish(self, shards: int, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
+    def publish(self, shards: int, describe: Describe) -> None:
         """Parts -> the archive in its place. `describe` makes its description, given the codecs that have rows."""
         self.lease.require()
         with tempfile.TemporaryDirectory(prefix="zippy-") as folder:
@@ -109,7 +114,7 @@ class RemoteStaging:
     def _is_single_file(self) -> bool:
         return self.output.suffix == ".parquet"
 
-    def _publish_file(self, folder: Path, shards: int, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
+    def _publish_file(self, folder: Path, shards: int, describe: Describe) -> None:
         facts = at_once(lambda shard: self._fetch(shard, folder), range(shards))
         info = describe({codec for one in facts for codec in one.head.models})
         merge_parts([folder / one.name for one in facts], folder / "finished", info)
@@ -118,7 +123,7 @@ class RemoteStaging:
             delete_all(self.output)
         put(folder / "finished", self.root / "attempts", self.output)
 
-    def _publish_directory(self, folder: Path, shards: int, describe: Callable[[Iterable[str]], ArchiveInfo]) -> None:
+    def _publish_directory(self, folder: Path, shards: int, describe: Describe) -> None:
         def look(shard: int) -> PartFacts:
             facts = self._fetch(shard, folder)
             (folder / facts.name).unlink()
@@ -161,20 +166,20 @@ class RemoteStaging:
         delete_all(self.root)
 
 
-def remote_staging_path(output: ObjectPath) -> ObjectPath:
+def object_staging_path(output: ObjectPath) -> ObjectPath:
     return output.parent / f".{output.name}.zippy-staging"
 
 
 @contextmanager
-def open_remote_staging(
+def open_object_staging(
     output: ObjectPath, fingerprint: str, facts: Mapping[str, Any], overwrite: bool
-) -> Iterator[RemoteStaging]:
-    """As `open_staging`, in an object store."""
-    root = remote_staging_path(output)
+) -> Iterator[ObjectStaging]:
+    """As `open_local_staging`, in an object store."""
+    root = object_staging_path(output)
     with leased(root) as lease:
         # another run may have published between our first look and our lease
         refuse_existing_object(output, overwrite)
-        staging = RemoteStaging(root, output, fingerprint, lease)
+        staging = ObjectStaging(root, output, fingerprint, lease)
         _take_up(staging, facts, overwrite)
         yield staging
         staging.remove()
@@ -197,7 +202,7 @@ def refuse_unsuitable_object(source: Place, output: ObjectPath) -> None:
 
 def refuse_existing_object(output: ObjectPath, overwrite: bool) -> None:
     """Raises OutputExists, and UsageError for a directory that is no archive, whatever `overwrite` says."""
-    if not output.exists() or {"publishing", "published"} & set(sizes_in(remote_staging_path(output))):
+    if not output.exists() or {"publishing", "published"} & set(sizes_in(object_staging_path(output))):
         return
     if not overwrite:
         raise OutputExists(f"{output} exists; choose another output, or pass --overwrite to replace it")
@@ -205,7 +210,7 @@ def refuse_existing_object(output: ObjectPath, overwrite: bool) -> None:
         raise UsageError(f"{output} is a directory that is not an archive; --overwrite does not remove it")
 
 
-def _take_up(staging: RemoteStaging, facts: Mapping[str, Any], overwrite: bool) -> None:
+def _take_up(staging: ObjectStaging, facts: Mapping[str, Any], overwrite: bool) -> None:
     """Check or write the plan, sweep what was never committed."""
     found = _read_plan(staging.root)
     if found is not None and found["fingerprint"] != staging.fingerprint:
@@ -214,8 +219,7 @@ def _take_up(staging: RemoteStaging, facts: Mapping[str, Any], overwrite: bool) 
         _sweep(staging.root, keep=("leases",))
     kept = ("published",) if staging.is_published() else ()
     _sweep(staging.root, keep=(PLAN_FILE, "leases", "publishing", staging.parts.name, *kept))
-    text = json.dumps({"fingerprint": staging.fingerprint, "facts": dict(facts)}, indent=1, sort_keys=True)
-    put_bytes(text.encode(), staging.root / PLAN_FILE)
+    put_bytes(plan_text(staging.fingerprint, facts).encode(), staging.root / PLAN_FILE)
 
 
 def _holds_work(root: ObjectPath) -> bool:

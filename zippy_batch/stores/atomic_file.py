@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from zippy_batch.errors import WriteError
+from zippy_batch.paths import display_path
 
 _TO_DO = {
     errno.ENOSPC: "make room on its file system",
@@ -18,6 +20,8 @@ _TO_DO = {
     errno.EROFS: "make its file system writable",
 }
 """What only writing meets. Anything else may come from what is read meanwhile."""
+_FLUSHES = 16
+"""Side by side: a file system commits together what waits for it together."""
 
 
 @contextmanager
@@ -52,10 +56,29 @@ def writing(path: str) -> Iterator[None]:
         ) from error
 
 
-def flush(path: Path) -> None:
+def flush(path: Path | bytes) -> None:
     """Bring a file or the names in a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_all(paths: Iterable[bytes]) -> None:
+    """Bring many files and directories to disk. Raises WriteError, which names the one that does not get there."""
+    with ThreadPoolExecutor(_FLUSHES, thread_name_prefix="zippy-flush") as pool:
+        # all of them are tried: what is on disk need not be written again
+        for done in [pool.submit(_flush_named, path) for path in paths]:
+            done.result()
+
+
+def _flush_named(path: bytes) -> None:
+    shown = display_path(path)
+    try:
+        with writing(shown):
+            flush(path)
+    except OSError as error:
+        raise WriteError(
+            f"{shown} cannot be brought to disk: {error.strerror}; check the disk and give the same command again"
+        ) from error

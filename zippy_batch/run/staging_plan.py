@@ -1,0 +1,63 @@
+"""What both kinds of staging have in common: the plan that they belong to, and the names of what is in them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any
+
+from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo
+from zippy_batch.archives.part_file import OLD_MODEL_NAME, model_name
+from zippy_batch.archives.schema import CODED
+from zippy_batch.archives.writer import part_name
+from zippy_batch.stores.object_path import Place
+
+PLAN_FILE = "plan.json"
+_PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
+
+Describe = Callable[[Iterable[str]], ArchiveInfo]
+"""Makes the description of an archive, given the codecs that have rows in it."""
+
+
+def shard_of(name: str) -> int | None:
+    """The shard whose part has this name."""
+    match = _PART_NAME.fullmatch(name)
+    return int(match[1]) if match and name == part_name(int(match[1])) else None
+
+
+def is_archive_of(names: Set[str]) -> bool:
+    """Whether a directory with these names in it is an archive, or empty."""
+    return not names or (MANIFEST_NAME in names and all(_archive_file(name) for name in names))
+
+
+def _archive_file(name: str) -> bool:
+    return name in (MANIFEST_NAME, OLD_MODEL_NAME, *map(model_name, CODED)) or shard_of(name) is not None
+
+
+def plan_text(fingerprint: str, facts: Mapping[str, Any]) -> str:
+    return json.dumps({"fingerprint": fingerprint, "facts": dict(facts)}, indent=1, sort_keys=True)
+
+
+def parse_plan(text: bytes) -> dict[str, Any]:
+    """Of no fingerprint where it is damaged."""
+    try:
+        plan = json.loads(text)
+        return {"fingerprint": str(plan["fingerprint"]), "facts": dict(plan["facts"])}
+    except (ValueError, KeyError, TypeError):
+        return {"fingerprint": "", "facts": {}}
+
+
+def mismatch(root: Place, output: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)] if old else []
+    changed = [f"{name}: {_short(old.get(name))} then, {_short(new.get(name))} now" for name in differing]
+    return (
+        f"{root} holds an unfinished run of other inputs or options for {output} "
+        f"({'; '.join(changed) or 'its plan cannot be read'}). Run it again as it was to finish it, "
+        f"or discard it with --overwrite (or by deleting that directory)"
+    )
+
+
+def _short(value: Any) -> Any:
+    """Of a digest, what tells it from another."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value
