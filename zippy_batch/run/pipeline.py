@@ -22,7 +22,7 @@ from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import Archive
 from zippy_batch.archives.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
 from zippy_batch.codecs.model_file import Model, builtin_model_by_id, load_model, model_from_bytes
-from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+from zippy_batch.config import LABELS, ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, ModelError, UsageError, ZippyError
 from zippy_batch.paths import display_path
 from zippy_batch.run.archive_shard import ArchiveJob
@@ -112,7 +112,7 @@ def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Mo
 
 
 def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -> tuple[Source, ArchivePlan]:
-    origin, listing = list_source(source, Wanted(options.input, options.labels, options.leave_out))
+    origin, listing = list_source(source, Wanted.of(options))
     if not listing.files:
         raise UsageError(f"nothing to archive: there is no file in {source}")
     if options.exact != "always":
@@ -216,7 +216,7 @@ def _holds(path: Place, plan: ArchivePlan, shards: Sequence[int]) -> bool:
 def _info(plan: ArchivePlan, models: Mapping[str, Model]) -> ArchiveInfo:
     files = {codec: model.data for codec, model in models.items() if not model.builtin}
     ids = {codec: model.id for codec, model in models.items()}
-    options = recorded(plan.options) | ({"labels": plan.options.labels} if plan.labelled else {})
+    options = recorded(plan.options) | plan.recorded_labels
     return ArchiveInfo(FORMAT_VERSION, ids, options, plan.rows, files, plan.labelled)
 
 
@@ -340,9 +340,17 @@ class _Matched:
     with_labels: bool = False
 
 
+def _as_archived(options: Mapping[str, object], input: str) -> Wanted:
+    """What an archive was asked of its source; labels only where the source has them itself."""
+    labels = options.get("labels")
+    # with a table, the columns are the table's
+    names = ("image_column", "encoding", *(() if labels == "table" else ("name_column", "label_column")))
+    given = {name: value for name in names if isinstance(value := options.get(name), str)}
+    return Wanted(input, labels if isinstance(labels, str) and labels in LABELS else "none", leave_out=True, **given)
+
+
 def _match(opened: Archive, against: Place, input: str) -> _Matched:
-    labels = str(opened.info.options.get("labels", "none"))
-    source, listing = list_source(against, Wanted(input, labels, leave_out=True))
+    source, listing = list_source(against, _as_archived(opened.info.options, input))
     files = {file.path: file for file in listing.files}
     units, extra, seen = [], [], set()
     for shard in opened.shards():
