@@ -2,11 +2,13 @@
 #
 #   SRC=, OUT=   what to read and what to write       ARGS=   more flags, passed on as they are
 #   FACES=       a directory of images for demo, bench and compare (default: faces drawn on the spot)
+#   JOBS=        processes that tests run in (default: one more than there are cores)
 #   ADDRESS=     a cluster's job server, http://HOST:8265
 #   PYTHON=      the interpreter that .venv is made from (3.11 or newer)
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= auto
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
@@ -37,7 +39,7 @@ endif
 	@echo "archive: demo/out.parquet   restored: demo/restored"
 
 test: $(STAMP)  ## run the tests [ARGS="-k resume"]
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ a table or a key that none of them has is an error, so that a misspelt knob neve
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import math
 import re
@@ -68,7 +69,17 @@ class ArchiveOptions:
     """What the source is; auto tells by its name, and takes a directory for a directory of files."""
     labels: str = "auto"
     """Where the column label comes from: auto takes what the source has as labels, folders the name of the directory
-    that a file is in, none makes no such column."""
+    that a file is in, none makes no such column; anything else is the path of a table with a line for each picture."""
+    label_pattern: str | None = None
+    """Regular expression whose groups find the label in the name of each file."""
+    image_column: str | None = None
+    """Of a Parquet file; None takes the one that is known by its name, or the only one of a fitting type."""
+    name_column: str | None = None
+    """Of a Parquet file or of a table of labels: how a picture is called; None takes one that is known by its name."""
+    label_column: str | None = None
+    """Of a Parquet file or of a table of labels, likewise."""
+    encoding: str | None = None
+    """Of names in a zip that are not said to be UTF-8, and of labels that are not: a code page, as Python names it."""
     leave_out: bool = False
     """Leave out what an archive has no place for, and say so, instead of refusing it."""
 
@@ -84,7 +95,8 @@ class ArchiveOptions:
             )
         _one_of("exact", self.exact, EXACT)
         _one_of("input", self.input, INPUTS)
-        _one_of("labels", self.labels, LABELS)
+        check_labels(self.labels, self.label_pattern)
+        check_encoding(self.encoding)
         _in_range("shard_size", self.shard_size, 0, None)
         _in_range("batch_size", self.batch_size, 1, None)
         _one_of("device", self.device, DEVICES)
@@ -270,6 +282,39 @@ def _checked(path: Path, table: str, key: str, value: object) -> object:
     wanted = " or ".join(kind.__name__ for kind in allowed if kind is not types.NoneType).replace("Path", "str")
     wanted += f" ({', '.join(CHOICES[key])})" if key in CHOICES else ""
     raise UsageError(f"{path}: {key!r} in [{table}] must be {wanted}, not {type(value).__name__} ({value!r})")
+
+
+def labels_kind(labels: str, label_pattern: str | None) -> str:
+    """One of LABELS, or table or pattern."""
+    return "pattern" if label_pattern is not None else labels if labels in LABELS else "table"
+
+
+def check_labels(labels: str, label_pattern: str | None) -> None:
+    """Raises UsageError."""
+    if labels not in LABELS and not re.search(r"[./\\]", labels):
+        _one_of("labels", labels, (*LABELS, "the path of a table"))
+    if label_pattern is None:
+        return
+    if labels != "auto":
+        raise UsageError(
+            f"label_pattern says where labels come from, and so does labels ({labels}); drop one of the two"
+        )
+    try:
+        groups = re.compile(label_pattern).groups
+    except re.error as error:
+        raise UsageError(f"label_pattern {label_pattern!r} is no regular expression: {error}") from error
+    if not groups:
+        raise UsageError(f"label_pattern {label_pattern!r} has no group: put the part that is the label in parentheses")
+
+
+def check_encoding(encoding: str | None) -> None:
+    """Raises UsageError."""
+    try:
+        known = encoding is None or codecs.lookup(encoding)._is_text_encoding
+    except (LookupError, ValueError):
+        known = False
+    if not known:
+        raise UsageError(f"encoding {encoding!r} is none that Python knows; there are cp932, gbk, cp1252 and many more")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

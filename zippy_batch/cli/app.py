@@ -205,10 +205,47 @@ def archive(
         str | None,
         _flag(
             "--labels",
-            metavar="|".join(LABELS),
+            metavar="|".join((*LABELS, "FILE")),
             help="Where the column label comes from: what the source itself has as labels, the name of the directory "
-            "that a file is in, or nowhere.",
+            "that a file is in, nowhere, or a table (.csv, .tsv, .txt) with a line for each picture.",
             default=_ARCHIVE.labels,
+        ),
+    ] = None,
+    label_pattern: Annotated[
+        str | None,
+        _flag(
+            "--label-pattern",
+            metavar="REGEX",
+            help="Take labels from the names of files: what is in parentheses, as in '^([0-9]+)_'.",
+        ),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        _flag(
+            "--image-column",
+            metavar="NAME",
+            help="Column of images of a Parquet file.",
+            default="one that is known, or the only one of its type",
+        ),
+    ] = None,
+    name_column: Annotated[
+        str | None,
+        _flag(
+            "--name-column",
+            metavar="NAME",
+            help="Column of a Parquet file, or of the table of --labels, that says how pictures are called.",
+            default="one that is known",
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None, _flag("--label-column", metavar="NAME", help="Likewise for labels.", default="one that is known")
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        _flag(
+            "--encoding",
+            metavar="NAME",
+            help="Code page, such as cp932 or gbk, of names in a zip and of labels that are not in UTF-8.",
         ),
     ] = None,
     leave_out: Annotated[
@@ -250,6 +287,7 @@ def archive(
       zippy-batch archive s3://bucket/faces s3://bucket/faces.parquet
       zippy-batch archive train.rec out.parquet --exact
       zippy-batch archive ./shards out/ --input tar
+      zippy-batch archive ./celeba out.parquet --labels identity_CelebA.txt
     """
     with _outcome(ctx, "run the same command again to go on where it stopped"):
         preset = _preset(config)
@@ -266,6 +304,11 @@ def archive(
                 "exact_model": exact_model,
                 "input": input,
                 "labels": labels,
+                "label_pattern": label_pattern,
+                "image_column": image_column,
+                "name_column": name_column,
+                "label_column": label_column,
+                "encoding": encoding,
                 "leave_out": leave_out,
                 "shard_size": shard_size,
                 "batch_size": batch_size,
