@@ -79,6 +79,10 @@ class Multiplier:
             raise ModelError(f"model: {name}.shift must be 1..{SHIFT_TOP}, found {shift}")
         return Multiplier(np.ascontiguousarray(mantissa), shift)
 
+    def apply(self, x: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What the multiplier makes of integers that go with its mantissas."""
+        return (x * self.mantissa.astype(np.int64) + (1 << (self.shift - 1))) >> self.shift
+
     def save(self, name: str) -> dict[str, NDArray[Any]]:
         return {f"{name}.mantissa": self.mantissa, f"{name}.shift": np.array([self.shift], np.int8)}
 
@@ -115,6 +119,10 @@ class Weight:
     def sums(self) -> NDArray[np.int64]:
         """(outputs,) sum of each row's weights."""
         return self.int8.cpu().numpy().astype(np.int64).sum(0)
+
+    def largest_sums(self) -> NDArray[np.int64]:
+        """(outputs,) largest magnitude of each row's sums, whatever its inputs are."""
+        return INPUT_TOP * np.abs(self.int8.cpu().numpy().astype(np.int64)).sum(0)
 
 
 class Products:

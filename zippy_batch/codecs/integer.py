@@ -167,6 +167,14 @@ def fetch(arrays: Arrays, name: str, kind: str, *shape: int) -> NDArray[Any]:
     return array
 
 
+def fetch_within(arrays: Arrays, name: str, kind: str, limit: int, *shape: int) -> NDArray[Any]:
+    """As `fetch`; ModelError also where a value lies beyond +-limit."""
+    array = fetch(arrays, name, kind, *shape)
+    if array.size and max(int(array.max()), -int(array.min())) > limit:
+        raise ModelError(f"model: {name} must be within +-{limit}, found {array.min()}..{array.max()}")
+    return array
+
+
 def load_layer(arrays: Arrays, name: str, outputs: int, inputs: int, limit: int) -> IntegerSum:
     """The named layer (weight int16, bias int32, shift int8), proved for inputs within +-limit."""
     weight = fetch(arrays, f"{name}.weight", "int16", outputs, inputs)

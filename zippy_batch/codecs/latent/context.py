@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippy_batch.codecs.int8 import Arrays, Multiplier, Weight
-from zippy_batch.codecs.integer import fetch
+from zippy_batch.codecs.integer import fetch, fetch_within
 from zippy_batch.codecs.latent.backend import Array, Backend
 from zippy_batch.codecs.latent.features import LEVEL_MAX
 from zippy_batch.codecs.latent.network import SCALE_LEVELS, SIGNED_TOP, LatentArchitecture
@@ -43,7 +43,8 @@ LATENT_SCALE_BITS = 4
 MEAN_TOP = (1 << 23) - 1
 VALUE_TOP = (1 << 19) - 1
 """Largest mean in sixteenths of a step."""
-_BIAS_TOP = 1 << 28
+_SUMMAND_TOP = 1 << 28
+"""Largest magnitude of each summand before the first rectifier: the six of them add up within 32 bits."""
 
 CodeStep = Callable[["Place", int, Array, Array], Array]
 """(place, first channel, mean (R, G) in sixteenths, table index (R, G)) -> residuals (R, G) int32."""
@@ -102,6 +103,12 @@ class _Layer:
         )
 
 
+def _prove_summand(name: str, weight: Weight | None, scale: Multiplier) -> None:
+    """ModelError where scaled sums could leave the range of a summand of the first rectifier's input."""
+    if weight is not None and (largest := int(scale.apply(weight.largest_sums()).max())) > _SUMMAND_TOP:
+        raise ModelError(f"layer {name} is not exact: scaled sums must be within +-{_SUMMAND_TOP}, may be {largest}")
+
+
 class _Step:
     """One group at one kind of positions."""
 
@@ -110,8 +117,9 @@ class _Step:
         self.channels = slice(start, start + size)
         self.own = Weight.load(arrays, f"{name}.own.weight", width, 2 * start, backend.device) if start else None
         own = Multiplier.load(arrays, f"{name}.own.scale", width)
+        _prove_summand(f"{name}.own", self.own, own)
         first = Multiplier.load(arrays, f"{name}.first.scale", width)
-        self.bias = backend.put(fetch(arrays, f"{name}.first.bias", "int32", width).clip(-_BIAS_TOP, _BIAS_TOP))
+        self.bias = backend.put(fetch_within(arrays, f"{name}.first.bias", "int32", _SUMMAND_TOP, width))
         self.own_mantissa, self.own_shift = backend.put(own.mantissa), own.shift
         self.first_mantissa, self.first_shift = backend.put(first.mantissa), first.shift
         self.hidden = _Layer(arrays, f"{name}.hidden", (width, width), backend)
@@ -127,14 +135,15 @@ class _Kind:
         width = a.context_width
         self.static = IntegerStatic(arrays, f"{name}.static", width)
         self.levels = self.static.levels(level)
-        depths = fetch(arrays, f"{name}.depth", "int32", DEPTHS if kind.startswith("coarse") else 0, width)
-        self.depths = depths.clip(-_BIAS_TOP, _BIAS_TOP)
+        depths = DEPTHS if kind.startswith("coarse") else 0
+        self.depths = fetch_within(arrays, f"{name}.depth", "int32", _SUMMAND_TOP, depths, width)
         scale = Multiplier.load(arrays, f"{name}.shared.scale", width)
         self.mantissa, self.shift = backend.put(scale.mantissa), scale.shift
         self.inputs = (len(NEAR[self.parity]) + 1) * a.latents + len(FAR[self.parity]) * a.far_latents
         self.weight = None
         if self.parity:
             self.weight = Weight.load(arrays, f"{name}.shared.weight", width, self.inputs, backend.device)
+            _prove_summand(f"{name}.shared", self.weight, scale)
             self.near, self.far = (backend.put(np.array(o[self.parity], np.int64)) for o in (NEAR, FAR))
         self.steps = [_Step(arrays, f"{name}.{g}", a, g, backend) for g in range(len(a.groups))]
 

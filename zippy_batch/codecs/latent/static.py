@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippy_batch.codecs.int8 import Arrays
-from zippy_batch.codecs.integer import fetch
+from zippy_batch.codecs.integer import fetch_within
 from zippy_batch.codecs.latent.features import (
     LEVEL_FEATURES,
     SPATIAL_FEATURES,
@@ -19,13 +19,12 @@ from zippy_batch.codecs.latent.features import (
     level_features,
     spatial_features,
 )
-from zippy_batch.errors import ModelError
 
 STATIC_BITS = 16
 """Weights are integers of 2^-16 of a unit of the result, for features of 256."""
 _TOP = 1 << 30
 _LIMIT = 1 << 28
-"""Largest magnitude of a result: three of them add up within 32 bits."""
+"""Largest magnitude of a result: several of them add up within 32 bits."""
 Size = tuple[int, int, bool]
 """Height and width in pixels, and whether the image is grey."""
 
@@ -51,11 +50,9 @@ class IntegerStatic:
 
     def __init__(self, arrays: Arrays, name: str, width: int) -> None:
         """Raises ModelError where the file lacks it or its weights are out of bounds."""
-        spatial = fetch(arrays, f"{name}.spatial", "int32", width, SPATIAL_FEATURES)
-        level = fetch(arrays, f"{name}.level", "int32", width, LEVEL_FEATURES)
-        self._bias = fetch(arrays, f"{name}.bias", "int32", width).astype(np.int64)
-        if any(np.abs(w.astype(np.int64)).max() > _TOP for w in (spatial, level)):
-            raise ModelError(f"model: weights of {name} must be within +-{_TOP}")
+        spatial = fetch_within(arrays, f"{name}.spatial", "int32", _TOP, width, SPATIAL_FEATURES)
+        level = fetch_within(arrays, f"{name}.level", "int32", _TOP, width, LEVEL_FEATURES)
+        self._bias = fetch_within(arrays, f"{name}.bias", "int32", _LIMIT, width).astype(np.int64)
         self._spatial, self._level = spatial.astype(np.float64), level.astype(np.float64)
 
     def spatial(self, size: Size, rows: slice, columns: slice) -> NDArray[np.int32]:

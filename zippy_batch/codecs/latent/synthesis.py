@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zippy_batch.codecs.int8 import Arrays, Multiplier, Weight
-from zippy_batch.codecs.integer import fetch
+from zippy_batch.codecs.int8 import INPUT_TOP, Arrays, Multiplier, Weight
+from zippy_batch.codecs.integer import fetch, fetch_within
 from zippy_batch.codecs.latent.backend import Array, Backend
 from zippy_batch.codecs.latent.context import QUALITY_LEVELS
 from zippy_batch.codecs.latent.features import EVERYTHING, PATCH
@@ -40,19 +40,22 @@ _ROWS = 1 << 10
 _OUTPUTS = 3 * PATCH * PATCH
 
 
-class _EdgeWeight:
-    """A matrix (outputs, inputs) of 128 * high + low, as one weight of twice the outputs."""
+def _halves(arrays: Arrays, name: str, outputs: int, inputs: int, backend: Backend) -> Weight:
+    """A matrix (outputs, inputs) of 128 * high + low as one of twice the outputs: the high halves, then the low ones.
 
-    def __init__(self, arrays: Arrays, name: str, outputs: int, inputs: int, backend: Backend) -> None:
-        self.halves = Weight.load(arrays, name, 2 * outputs, inputs, backend.device)
+    Raises ModelError where a sum of its four products could reach 2^36.
+    """
+    weight = Weight.load(arrays, name, 2 * outputs, inputs, backend.device)
+    high, low = np.split(weight.largest_sums() // INPUT_TOP, 2)
+    if int((128 * high + low).max()) > 1 << 21:
+        raise ModelError(f"layer {name} is not exact: the magnitudes of a row must add up to at most 2^21")
+    return weight
 
 
 class _Block:
     def __init__(self, arrays: Arrays, name: str, width: int, backend: Backend) -> None:
         def layer(part: str, outputs: int) -> tuple[Any, Array, Array, int]:
-            bias = fetch(arrays, f"{name}.{part}.bias", "int32", outputs)
-            if np.abs(bias.astype(np.int64)).max() >= 1 << 30:
-                raise ModelError(f"model: the bias of {name}.{part} must be within +-2^30")
+            bias = fetch_within(arrays, f"{name}.{part}.bias", "int32", (1 << 30) - 1, outputs)
             scale = Multiplier.load(arrays, f"{name}.{part}.scale", outputs)
             weight = None
             if part != "depthwise":
@@ -76,17 +79,15 @@ class IntegerSynthesis:
     def __init__(self, a: LatentArchitecture, arrays: Arrays, backend: Backend) -> None:
         self._a, self._backend = a, backend
         self._to_input = Multiplier.load(arrays, "level.to_synthesis", QUALITY_LEVELS, a.latents)
-        self._first = _EdgeWeight(arrays, "synthesis.first.weight", a.width, a.latents, backend)
+        self._first = _halves(arrays, "synthesis.first.weight", a.width, a.latents, backend)
         first = Multiplier.load(arrays, "synthesis.first.scale", a.width, most=EDGE_MANTISSA_TOP)
         self._first_scale = backend.put(first.mantissa), first.shift
         self._level = IntegerStatic(arrays, "synthesis.static", a.width)
         self._levels = self._level.levels(fetch(arrays, "quality.level", "int16", QUALITY_LEVELS))
         self._blocks = [_Block(arrays, f"synthesis.{b}", a.width, backend) for b in range(a.synthesis_blocks)]
-        self._last = _EdgeWeight(arrays, "synthesis.last.weight", _OUTPUTS, a.width, backend)
+        self._last = _halves(arrays, "synthesis.last.weight", _OUTPUTS, a.width, backend)
         last = Multiplier.load(arrays, "synthesis.last.scale", _OUTPUTS, most=EDGE_MANTISSA_TOP)
-        bias = fetch(arrays, "synthesis.last.bias", "int64", _OUTPUTS)
-        if np.abs(bias).max() >= 1 << 36:
-            raise ModelError("model: synthesis.last.bias must be within +-2^36")
+        bias = fetch_within(arrays, "synthesis.last.bias", "int64", (1 << 36) - 1, _OUTPUTS)
         self._last_scale = backend.put(bias), backend.put(last.mantissa), last.shift
         self._static = lru_cache(maxsize=8)(self._static_of)
 
@@ -116,7 +117,7 @@ class IntegerSynthesis:
         if h * w <= CACHED_POSITIONS:
             static, level = self._static(sizes), backend.put(level)
             for some in _chunks(rows):
-                sums = [backend.product(half[some], self._first.halves) for half in (high, low)]
+                sums = [backend.product(half[some], self._first) for half in (high, low)]
                 passes.begin_stream(*sums, some.start, *self._first_scale, static, level, STREAM_TOP, x[some])
             return x
         for i in range(n):
@@ -124,7 +125,7 @@ class IntegerSynthesis:
             for row in range(h):
                 start = (i * h + row) * w
                 some = slice(start, start + w)
-                sums = [backend.product(half[some], self._first.halves) for half in (high, low)]
+                sums = [backend.product(half[some], self._first) for half in (high, low)]
                 static = backend.put(self._level.spatial(size, slice(row, row + 1), EVERYTHING)[None])
                 of_image = backend.put(level[i : i + 1])
                 passes.begin_stream(*sums, 0, *self._first_scale, static, of_image, STREAM_TOP, x[some])
@@ -151,7 +152,7 @@ class IntegerSynthesis:
         for some in _chunks(len(stream)):
             high, low = backend.empty("int8", *stream[some].shape), backend.empty("int8", *stream[some].shape)
             passes.split_stream(stream[some], STREAM_TOP, high, low)
-            sums = [backend.product(half, self._last.halves) for half in (high, low)]
+            sums = [backend.product(half, self._last) for half in (high, low)]
             settle(*sums, some.start, *self._last_scale, (h, w), out)
         return backend.get(out)
 
