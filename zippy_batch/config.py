@@ -9,6 +9,7 @@ option never goes unnoticed.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import math
 import re
@@ -114,8 +115,31 @@ class ArchiveOptions:
     labels: str = _option(
         "auto",
         "Where the column label comes from: what the source itself has as labels, the name of the directory that a "
-        "file is in, or nowhere.",
-        choices=LABELS,
+        "file is in, nowhere, or a table (.csv, .tsv, .txt) with a line for each picture.",
+        metavar="|".join((*LABELS, "FILE")),
+    )
+    label_pattern: str | None = _option(
+        None,
+        "Take labels from the names of files: what is in parentheses, as in '^([0-9]+)_'.",
+        metavar="REGEX",
+    )
+    image_column: str | None = _option(
+        None,
+        "Column of images of a Parquet file.",
+        metavar="NAME",
+        shown="one that is known, or the only one of its type",
+    )
+    name_column: str | None = _option(
+        None,
+        "Column of a Parquet file, or of the table of --labels, that says how pictures are called.",
+        metavar="NAME",
+        shown="one that is known",
+    )
+    label_column: str | None = _option(None, "Likewise for labels.", metavar="NAME", shown="one that is known")
+    encoding: str | None = _option(
+        None,
+        "Code page, such as cp932 or gbk, of names in a zip and of labels that are not in UTF-8.",
+        metavar="NAME",
     )
     leave_out: bool = _option(
         False,
@@ -134,6 +158,8 @@ class ArchiveOptions:
 
     def __post_init__(self) -> None:
         _check(self)
+        check_labels(self.labels, self.label_pattern)
+        check_encoding(self.encoding)
         if self.min_psnr is not None and not (math.isfinite(self.min_psnr) and 0 < self.min_psnr < 99):
             raise OptionError(f"{{min_psnr}} must be between 0 and 99 dB, not {self.min_psnr}", "min_psnr")
         if self.min_psnr is not None and not self.verify:
@@ -389,6 +415,41 @@ def _check_range(name: str, value: float, low: float, high: float | None) -> Non
     if value < low or (high is not None and value > high):
         wanted = f"{low} to {high}" if high is not None else f"{low} or more"
         raise OptionError(f"{{{name}}} must be {wanted}, not {value}", name)
+
+
+def labels_kind(labels: str, label_pattern: str | None) -> str:
+    """One of LABELS, or table or pattern."""
+    return "pattern" if label_pattern is not None else labels if labels in LABELS else "table"
+
+
+def check_labels(labels: str, label_pattern: str | None) -> None:
+    """Raises UsageError."""
+    if labels not in LABELS and not re.search(r"[./\\]", labels):
+        meant = _meant(labels, LABELS)
+        wanted = f"{', '.join(LABELS)}, the path of a table"
+        raise OptionError(f"{{labels}} must be one of {wanted}, not {labels!r}{meant}", "labels")
+    if label_pattern is None:
+        return
+    if labels != "auto":
+        raise UsageError(
+            f"label_pattern says where labels come from, and so does labels ({labels}); drop one of the two"
+        )
+    try:
+        groups = re.compile(label_pattern).groups
+    except re.error as error:
+        raise UsageError(f"label_pattern {label_pattern!r} is no regular expression: {error}") from error
+    if not groups:
+        raise UsageError(f"label_pattern {label_pattern!r} has no group: put the part that is the label in parentheses")
+
+
+def check_encoding(encoding: str | None) -> None:
+    """Raises UsageError."""
+    try:
+        known = encoding is None or codecs.lookup(encoding)._is_text_encoding
+    except (LookupError, ValueError):
+        known = False
+    if not known:
+        raise UsageError(f"encoding {encoding!r} is none that Python knows; there are cp932, gbk, cp1252 and many more")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -47,6 +47,7 @@ def archive(
       zippy-batch archive s3://bucket/faces s3://bucket/faces.parquet
       zippy-batch archive train.rec out.parquet --exact
       zippy-batch archive ./shards out/ --input tar
+      zippy-batch archive ./celeba out.parquet --labels identity_CelebA.txt
     """
     from zippy_batch.cli.progress import showing
     from zippy_batch.run import pipeline
