@@ -337,8 +337,10 @@ def test_leases_are_renewed_and_a_lost_one_stops_the_run(faces: Path, s3: S3, mo
     root = s3.at("staging")
     with leased(root) as lease:
         s3.requests.clear()
-        time.sleep(1)
-        assert any(method == "PUT" and "leases" in path for method, path in s3.requests)
+        until = time.monotonic() + 120
+        while not any(method == "PUT" and "leases" in path for method, path in s3.requests):
+            assert time.monotonic() < until
+            time.sleep(0.02)
         lease.require()
         delete_all(root / "leases")
         with pytest.raises(WorkerError, match="another run took this one for dead"):
