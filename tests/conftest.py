@@ -1,16 +1,80 @@
-"""What tests share: real pictures where there are any, drawn faces everywhere."""
+"""What tests share: real pictures where there are any, drawn faces everywhere; and how they run side by side.
+
+`make test` runs them in several processes (pytest-xdist). Tests of a file stay together, because they share what its
+fixtures make, and so do all tests on the one Ray cluster of `ray_session`. Files that wait longest come first.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+LONGEST = ("test_nodes", "ray", "test_resume", "test_pipeline", "test_submit", "test_stores", "test_cli", "test_train")
+"""Groups, by the seconds that they take."""
+MOST_PROCESSES = 8
+"""The longest group takes as long as all others in so many."""
+
 # before anything imports Ray: tests never report usage, and a run of them stays on the cores it was given
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if IN_PARALLEL:
+    # before anything imports torch: each process has threads enough in the others
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores, since tests on clusters mostly wait."""
+    return min(MOST_PROCESSES, len(os.sched_getaffinity(0)) + 1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "xdist_group(name): tests that run in the same process, where there are several")
+    if IN_PARALLEL:
+        _compile_kernels_once()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not IN_PARALLEL:
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: LONGEST.index(_group(item)) if _group(item) in LONGEST else len(LONGEST))
+
+
+def _group(item: pytest.Item) -> str:
+    return "ray" if "ray_session" in getattr(item, "fixturenames", ()) else item.path.stem
+
+
+def _compile_kernels_once() -> None:
+    """A process that needs a kernel which another one compiles waits for it, and finds it in numba's cache."""
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.dispatcher import Dispatcher
+
+    compile_here, is_compiling = Dispatcher.compile, False
+
+    def compile_alone(self: Any, signature: Any) -> Any:
+        nonlocal is_compiling
+        with global_compiler_lock:
+            if is_compiling:
+                # a kernel that the first one calls
+                return compile_here(self, signature)
+            with open(self.py_func.__code__.co_filename) as source:
+                fcntl.flock(source, fcntl.LOCK_EX)
+                is_compiling = True
+                try:
+                    return compile_here(self, signature)
+                finally:
+                    is_compiling = False
+
+    pytest.MonkeyPatch().setattr(Dispatcher, "compile", compile_alone)
 
 
 @pytest.fixture(scope="session")

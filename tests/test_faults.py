@@ -24,6 +24,7 @@ from zippy_batch.run.pipeline import archive, restore
 from zippy_batch.run.report import ArchiveReport, Progress
 from zippy_batch.run.staging_local import LocalStaging, staging_path
 from zippy_batch.sources import directory as listing
+from zippy_batch.sources.directory import list_files, read_file
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
 RESTORE = RestoreOptions(device="cpu")
@@ -260,6 +261,63 @@ def test_a_file_that_is_lost_during_the_run_ends_it_and_brought_back_lets_it_go_
     assert report.run is not None
     assert report.run.shards_resumed >= 1
     assert content(output) == content(undisturbed / output.name)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out"])
+@pytest.mark.parametrize("case", ["in the nanoseconds of its time", "with all of its times set back", "replaced"])
+def test_a_file_that_changed_between_runs_has_its_shard_done_again(
+    case: str, name: str, faces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its size and the second of its modification stay as they were."""
+    output, changed = tmp_path / name, faces / "0.jpg"
+    interrupted(faces, output)
+    status = changed.stat()
+    data = changed.read_bytes()
+    assert data.count(b"JFIF") == 1
+    target = changed if case != "replaced" else faces.with_name("new")
+    target.write_bytes(data.replace(b"JFIF", b"jfif"))
+    shift = 1000 if "nanoseconds" in case else 0
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns + shift))
+    target.replace(changed)
+    report = make(faces, output)
+    assert "files of 1 finished shard have changed since an earlier run read them; it is done again" in caplog.text
+    assert report.run is not None
+    assert report.run.shards_resumed == 0
+    make(faces, tmp_path / f"new-{name}")
+    assert content(output) == content(tmp_path / f"new-{name}")
+
+
+def test_a_file_that_changed_before_the_archive_was_in_its_place_has_its_shard_done_again(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStaging, "_rename_into_place", lambda _: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            make(faces, output)
+    os.utime(faces / "0.jpg", ns=(0, (faces / "0.jpg").stat().st_mtime_ns))
+    report = make(faces, output)
+    assert report.run is not None
+    assert report.run.shards_resumed == 2
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_named(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a program that has it open already, so that its size stays."""
+    target = faces / "noise"
+    (found,) = (file for file in list_files(faces).files if file.path == b"noise")
+    real, calls = os.fstat, []
+
+    def fstat(descriptor: int) -> os.stat_result:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            os.utime(target, ns=(0, target.stat().st_mtime_ns + 1))
+        return real(descriptor)
+
+    monkeypatch.setattr("zippy_batch.sources.directory.os.fstat", fstat)
+    with pytest.raises(SourceError, match="noise: changed while it was read"):
+        read_file(faces, found)
 
 
 def damage(part: Path, case: str) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from fakes import CODECS, POISON, fake_codec, files_of, pixels
+from fakes import CODECS, POISON, fake_codec, files_of, pixels, tried_again
 from gated_run import ARCHIVE, PATIENCE_S, RESTORE
 from PIL import Image
 
@@ -32,7 +32,6 @@ from zippy_batch.run.staging_local import staging_path
 TESTS = Path(__file__).parent
 NODE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20}
 SHARDS = 6
-ENOUGH_BYTES, MOST_BYTES, STEP_BYTES = 1536 << 20, 10 << 30, 256 << 20
 
 
 @contextmanager
@@ -42,10 +41,11 @@ def nodes(count: int) -> Iterator[Any]:
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), *([before] if before else [])])
-    made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
+    made = Cluster()
     try:
+        tried_again(lambda: made.add_node(**NODE | {"num_cpus": 0, "include_dashboard": False}), made.shutdown)
         for _ in range(count):
-            made.add_node(**NODE)
+            tried_again(lambda: made.add_node(**NODE), lambda: None)
         yield made
     finally:
         made.shutdown()
@@ -310,33 +310,89 @@ def test_a_machine_that_is_cut_off_from_the_others_is_done_without(
     assert files_of(tmp_path / "restored") == files_of(expected / "restored")
 
 
-@dataclass
+# ---- a worker that Ray kills for its memory: what Ray reads of the memory is a file that the test writes ----
+
+TOTAL_BYTES, USUAL_BYTES, LITTLE_BYTES = 2 << 30, 1 << 30, 16 << 20
+
+
+@dataclass(frozen=True)
 class Greedy:
-    """A codec that one picture makes take more memory than there is."""
+    """A codec that one picture makes take all memory: each such process leaves a file of its name, and waits."""
 
     inner: Any
+    greedy: Path
 
     def encode(self, images: Any, qualities: Any) -> Any:
         if any(image.flat[0] == POISON for image in images):
-            held: list[Any] = []
-            while len(held) < MOST_BYTES // STEP_BYTES:
-                held.append(np.ones(STEP_BYTES, np.uint8))
-                time.sleep(0.1)
+            (self.greedy / str(os.getpid())).touch()
+            time.sleep(PATIENCE_S)
         return self.inner.encode(images, qualities)
 
     def decode_checked(self, items: Any) -> Any:
         return self.inner.decode_checked(items)
 
 
-def greedy_codec(model: Model, device: str) -> Any:
-    return Greedy(fake_codec(model, device))
+@dataclass(frozen=True)
+class MakeGreedy:
+    greedy: Path
+
+    def __call__(self, model: Model, device: str) -> Any:
+        return Greedy(fake_codec(model, device), self.greedy)
 
 
-def memory_used() -> tuple[int, int]:
-    """Bytes, and of how many."""
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    found = {name.rstrip(":"): int(value) << 10 for name, value, *_ in lines}
-    return found["MemTotal"] - found["MemAvailable"], found["MemTotal"]
+@dataclass
+class Memory:
+    """A /proc/meminfo in which memory is short as long as a process is greedy."""
+
+    file: Path
+    greedy: Path
+
+    def __post_init__(self) -> None:
+        self.greedy.mkdir()
+        self.write(USUAL_BYTES)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._follow)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._stopped.wait(0.01):
+            is_short = any(Path("/proc", process.name).exists() for process in self.greedy.iterdir())
+            self.write(LITTLE_BYTES if is_short else USUAL_BYTES)
+
+    def write(self, available_bytes: int) -> None:
+        """In place and in one piece, of the same length each time, since others have it open."""
+        values = {"MemTotal": TOTAL_BYTES, "MemFree": available_bytes, "MemAvailable": available_bytes}
+        values.update(dict.fromkeys(("Buffers", "Cached", "SReclaimable", "Shmem", "SwapTotal", "SwapFree"), 0))
+        lines = "".join(f"{name + ':':16}{value >> 10:12} kB\n" for name, value in values.items())
+        descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(descriptor, lines.encode(), 0)
+        finally:
+            os.close(descriptor)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Memory]:
+    made = Memory(tmp_path / "meminfo", tmp_path / "greedy")
+    yield made
+    made.stop()
+
+
+def with_memory(memory: Memory, command: Sequence[str]) -> list[str]:
+    """The command in a mount namespace whose /proc/meminfo is this one, and whose control groups say nothing else."""
+    if shutil.which("unshare") is None:
+        pytest.skip("mount namespaces need unshare (util-linux)")
+    mounts = 'mount --bind "$0" /proc/meminfo && mount -t tmpfs none /sys/fs/cgroup && exec "$@"'
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    enter = ["unshare", "--mount", *as_root, "sh", "-c", mounts, str(memory.file)]
+    tried = subprocess.run([*enter, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"there can be no mount namespaces here: {tried.stderr.strip()}")
+    return [*enter, *command]
 
 
 GREEDY_RUN = """
@@ -345,34 +401,34 @@ from dataclasses import replace
 from pathlib import Path
 from fakes import CODECS
 from gated_run import ARCHIVE
-from test_nodes import greedy_codec
+from test_nodes import MakeGreedy, nodes
 from zippy_batch.config import RunOptions
 from zippy_batch.run.pipeline import archive
-source, output, address = sys.argv[1:]
-codecs = replace(CODECS, make=greedy_codec)
-print(dict(archive(Path(source), Path(output), ARCHIVE, RunOptions(address=address), codecs=codecs).total.kept_raw))
+source, output, greedy = map(Path, sys.argv[1:])
+codecs = replace(CODECS, make=MakeGreedy(greedy))
+with nodes(1) as made:
+    report = archive(source, output, ARCHIVE, RunOptions(address=made.address), codecs=codecs)
+print(dict(report.total.kept_raw))
 """
 
 
-def test_a_file_that_takes_a_workers_memory_is_found_when_ray_kills_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_takes_a_workers_memory_is_found_when_ray_kills_for_it(tmp_path: Path, memory: Memory) -> None:
     faces = tmp_path / "faces"
     faces.mkdir()
     for i in range(4):
         image = pixels(i)
         image.flat[0] = POISON if i == 2 else 0
         Image.fromarray(image).save(faces / f"{i}.png")
-    used, total = memory_used()
-    if total - used < MOST_BYTES + ENOUGH_BYTES:
-        pytest.skip("there is too little memory here to waste")
-    # what is in use now may shrink, when what earlier tests have left is gone
-    monkeypatch.setenv("RAY_memory_usage_threshold", str((used + ENOUGH_BYTES) / total))
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
-    with nodes(1) as made:
-        # in a process of its own: this one may be on the Ray of other tests
-        command = [sys.executable, "-c", GREEDY_RUN, str(faces), str(tmp_path / "out"), made.address]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * PATIENCE_S)
+    command = [sys.executable, "-c", GREEDY_RUN, str(faces), str(tmp_path / "out"), str(memory.greedy)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    done = subprocess.run(
+        with_memory(memory, command),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=4 * PATIENCE_S,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str({"its worker died coding it": 1})
     assert "running low on memory" in done.stderr

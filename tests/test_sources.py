@@ -13,6 +13,7 @@ import tarfile
 import time
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -475,6 +476,21 @@ def test_empty_directories_are_counted(tmp_path: Path) -> None:
     assert listed(write_zip(tmp_path / "x.zip", {"full/x": b"", "none/": b""}))[1].empty_directories == 1
 
 
+def test_classes_of_any_case_length_and_encoding(tmp_path: Path) -> None:
+    files = {f"{i}.jpg": b"x" for i in range(6)}
+    long = "ä" * 30_000
+    files |= {"0.CLS": b"1", "1.Cls": "\ufeff2".encode(), "2.cls": "3".encode("utf-16"), "3.cls": long.encode()}
+    source = write_tar(tmp_path / "x.tar", files)
+    assert {k: v for k, v in labels(source).items() if v} == {"0.jpg": "1", "1.jpg": "2", "2.jpg": "3", "3.jpg": long}
+    source = write_tar(tmp_path / "x.tar", {**files, "4.cls": "名".encode("cp932"), "5.cls": b"x" * 70_000})
+    assert {k: v for k, v in labels(source).items() if v} == {"0.jpg": "1", "1.jpg": "2", "2.jpg": "3", "3.jpg": long}
+    assert listed(source)[1].notes == (
+        f"2 members of {source} end in .cls and are no label, of at most 65536 bytes in UTF-8 or in what --encoding "
+        "says: 4.cls, ...",
+    )
+    assert labels(source, encoding="cp932")["4.jpg"] == "名"
+
+
 def test_classes_of_a_webdataset_become_labels(tmp_path: Path) -> None:
     files = {"a/0.cls": b" 17\n", "a/0.jpg": b"x", "a/0.seg.png": b"y", "a/0.json": b"{}", "b/0.jpg": b"z"}
     files |= {"a/1.jpg": b"x", "a/1.cls": b"\xff", "2.jpg": b"", "2.cls": b""}
@@ -484,11 +500,29 @@ def test_classes_of_a_webdataset_become_labels(tmp_path: Path) -> None:
     assert set(labels(source, labels="none").values()) == {None}
 
 
-@pytest.mark.parametrize("cut", [1, 512, 1024, 1300, 1536])
+@pytest.mark.parametrize("cut", [1, 512, 1300, 2200, 2570])
 def test_a_truncated_tar_is_an_error_that_says_where(tmp_path: Path, cut: int) -> None:
     path = write_tar(tmp_path / "x.tar", {"a": b"1", "b": b"2" * 700})
     path.write_bytes(path.read_bytes()[:cut])
     refused(path, "x.tar is truncated or damaged at byte", "bring it back")
+
+
+@pytest.mark.parametrize("cut", [0, 513, 1024, 2236, 2400, 2560])
+def test_a_tar_without_its_end_is_taken_and_said(tmp_path: Path, cut: int) -> None:
+    files = {"a": b"1", "b": b"2" * 700}
+    path = write_tar(tmp_path / "x.tar", files)
+    path.write_bytes(path.read_bytes()[:cut])
+    assert contents(path) == {name: files[name] for name in list(files)[: 0 if cut == 0 else 1 if cut < 2000 else 2]}
+    assert listed(path)[1].notes == (
+        f"{path} has no end, which is two blocks of zeros; it may have been cut off between two members",
+    )
+
+
+def test_one_block_of_zeros_is_an_end(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a": b"1"})
+    path.write_bytes(path.read_bytes()[: 1024 + 512])
+    assert contents(path) == {"a": b"1"}
+    assert listed(path)[1].notes == ()
 
 
 @pytest.mark.parametrize("at", [0, 1024, 1024 + 150])
@@ -638,6 +672,68 @@ def test_members_that_overlap_are_refused(tmp_path: Path) -> None:
     refused(rewritten(path, second, bytes(4) + b"b"), "b: overlaps another member")
 
 
+def zip_of(path: Path, names: list[bytes], system: int = 0, extra: bytes = b"") -> Path:
+    """Names as they are, whatever they are in."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(names):
+            info = zipfile.ZipInfo("ABCD"[i] * len(name))
+            info.create_system, info.extra = system, extra
+            archive.writestr(info, b"" if name.endswith((b"/", b"\\")) else b"%d" % i)
+    data = path.read_bytes()
+    for i, name in enumerate(names):
+        data = data.replace(b"ABCD"[i : i + 1] * len(name), name)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("system", [0, 6, 10, 14])
+def test_backslashes_of_windows_are_folders(tmp_path: Path, system: int) -> None:
+    source = zip_of(
+        tmp_path / "x.zip", [b"anna\\000.jpg", b"anna\\sub/1.jpg", b"none-at-all\\", b".\\bob\\333.jpg"], system
+    )
+    assert list(contents(source)) == ["anna/000.jpg", "anna/sub/1.jpg", "bob/333.jpg"]
+    assert labels(source, labels="folders")["anna/000.jpg"] == "anna"
+    assert listed(source)[1].empty_directories == 1
+    refused(zip_of(tmp_path / "x.zip", [b"..\\evil-file.jpg"], system), "'..' in the path")
+
+
+def test_backslashes_of_unix_are_part_of_a_name(tmp_path: Path) -> None:
+    assert list(contents(zip_of(tmp_path / "x.zip", [b"anna\\000.jpg"], system=3))) == ["anna\\000.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["cp932", "gbk", "big5", "cp949"])
+def test_names_in_a_code_page(tmp_path: Path, encoding: str) -> None:
+    name = "人物.jpg"
+    source = zip_of(tmp_path / "x.zip", [name.encode(encoding)])
+    assert list(contents(source, encoding=encoding)) == [name]
+    assert list(contents(source)) == [name.encode(encoding).decode("cp437")]
+    refused(source, f"encoding '{encoding}-x' is none that Python knows", encoding=f"{encoding}-x")
+    refused(source, "encoding 'rot13' is none", encoding="rot13")
+
+
+def test_a_code_page_is_for_names_that_are_not_said_to_be_unicode(tmp_path: Path) -> None:
+    source = write_zip(tmp_path / "x.zip", {"äß.jpg": b"1"})
+    assert list(contents(source, encoding="cp932")) == ["äß.jpg"]
+    stored, name = "人.jpg".encode("gbk"), "人.jpg".encode()
+    field = struct.pack("<HHBI", 0x7075, 5 + len(name), 1, zlib.crc32(stored)) + name
+    assert list(contents(zip_of(tmp_path / "x.zip", [stored], extra=field))) == ["人.jpg"]
+    assert list(contents(zip_of(tmp_path / "x.zip", [b"renamed"], extra=field))) == ["renamed"]
+
+
+def test_an_empty_zip_is_whole(tmp_path: Path) -> None:
+    empty = write_zip(tmp_path / "part-1.zip", {})
+    assert contents(empty) == {}
+    write_zip(tmp_path / "part-0.zip", {"a.jpg": b"1"})
+    assert contents(tmp_path, input="zip") == {"part-0/a.jpg": b"1"}
+    with pytest.raises(UsageError, match="nothing to archive"):
+        archive(empty, tmp_path / "out.parquet", OPTIONS, codecs=CODECS)
+
+
+def test_zips_of_shared_cases(shared: Path) -> None:
+    assert list(contents(shared / "cases" / "zip" / "backslash.zip")) == ["anna/0.jpg", "anna/1.jpg"]
+    assert contents(shared / "cases" / "zip" / "part-1.zip") == {}
+
+
 def test_a_damaged_or_truncated_zip_says_where(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", {"a": b"1" * 50}, zipfile.ZIP_STORED)
     data = path.read_bytes()
@@ -729,6 +825,70 @@ def test_records_that_an_index_misses_are_an_error(tmp_path: Path) -> None:
     refused(source, "x.idx, line 1: expected a key and an offset")
 
 
+def test_records_are_named_by_their_keys(tmp_path: Path) -> None:
+    source = write_rec(tmp_path / "x.rec", [image_record(JPEG + b"%d" % i, i) for i in range(4)])
+    offsets = [line.split()[1] for line in source.with_suffix(".idx").read_text().splitlines()]
+    keys = ["30", "0", "name", "007"]
+    lines = [f"{key}\t{offset}\n" for key, offset in zip(keys, offsets, strict=True)]
+    source.with_suffix(".idx").write_text("".join(lines[::-1]))
+    names = ["00000030.jpg", "00000000.jpg", "name.jpg", "00000007.jpg"]
+    assert contents(source) == {name: JPEG + b"%d" % i for i, name in sorted(enumerate(names), key=lambda x: x[1])}
+    assert [labels(source)[name] for name in names] == ["0", "1", "2", "3"]
+    source.with_suffix(".idx").write_text("".join(lines[1:]))
+    assert contents(source)["record-00000000.jpg"] == JPEG + b"0"
+    assert listed(source)[1].notes == (
+        f"1 records of {source} are not in its .idx: their names have their number in it",
+    )
+    source.with_suffix(".idx").write_text("".join([lines[0], lines[1].replace("0", "30", 1)]))
+    refused(source, "00000030.jpg: there twice, in x.rec")
+
+
+def test_names_and_labels_of_a_list_beside_the_records(tmp_path: Path) -> None:
+    source = write_rec(tmp_path / "x.rec", [image_record(JPEG + b"%d" % i, 9, id=i) for i in range(5)])
+    lines = [
+        "4\t1.000000\tbob/4.jpg",
+        "0\t0.5\t/data/ann/0.jpg",
+        "2\t1\t-2.5\tbob/4.jpg",
+        "3\t7\t../x.jpg",
+        "9\t0\tz.jpg",
+    ]
+    source.with_suffix(".lst").write_text("\n".join(lines))
+    for index in (True, False):
+        if not index:
+            source.with_suffix(".idx").unlink()
+        assert {name: data[-1:] for name, data in contents(source).items()} == {
+            "00000001.jpg": b"1",
+            "00000003.jpg": b"3",
+            "bob/4.00000004.jpg": b"4",
+            "bob/4.jpg": b"2",
+            "data/ann/0.jpg": b"0",
+        }
+        assert labels(source) == {
+            "00000001.jpg": "9",
+            "00000003.jpg": "7",
+            "bob/4.00000004.jpg": "1",
+            "bob/4.jpg": "[1, -2.5]",
+            "data/ann/0.jpg": "0.5",
+        }
+        assert listed(source)[1].notes == (
+            f"2 records of {source} have a path in its .lst that no file can have, or that an earlier one has: their "
+            "names have their key",
+            f"1 lines of the .lst of {source} are about no image of it",
+        )
+
+
+@pytest.mark.parametrize("line", ["1\ta.jpg\t0", "x\t1\ta.jpg", "1 0 a.jpg", "1\tnan\ta.jpg"])
+def test_a_list_of_another_kind_is_an_error(tmp_path: Path, line: str) -> None:
+    source = write_rec(tmp_path / "x.rec", [image_record(JPEG, 1)])
+    source.with_suffix(".lst").write_text(f"0\t1\ta.jpg\n{line}\n")
+    refused(source, "x.lst, line 2: expected a key, numbers and a path, with tabs between them; take the file away")
+
+
+def test_records_of_shared_cases(shared: Path) -> None:
+    source = shared / "cases" / "recordio-keys" / "train.rec"
+    assert labels(source) == {"ann/0.jpg": "0", "ann/1.jpg": "0", "bob/2.jpg": "1", "bob/3.jpg": "1"}
+
+
 @pytest.mark.parametrize("flag", [1, 2, 3, 5])
 def test_a_record_out_of_order_is_damage(tmp_path: Path, flag: int) -> None:
     path = tmp_path / "x.rec"
@@ -793,7 +953,7 @@ def test_labels_of_a_column(tmp_path: Path) -> None:
 
 def test_columns_that_have_no_place_are_refused_or_left_out(tmp_path: Path) -> None:
     image = images_column({"a.jpg": b"1"})
-    source = write_parquet(tmp_path / "x.parquet", {"age": [3], "image": image, "label": [0.5]})
+    source = write_parquet(tmp_path / "x.parquet", {"age": [3], "image": image, "label": [[0.5]]})
     refused(source, "has columns that an archive has no place for: age, label", "--leave-out")
     _, listing = listed(source, leave_out=True)
     assert listing.notes == (f"columns of {source} that are left out: age, label",)
@@ -823,13 +983,13 @@ def test_paths_that_cannot_be_are_made_of_the_row(tmp_path: Path) -> None:
         "a/x.00000001.jpg": b"1",
         "00000002.bin": b"2",
         "00000003.bin": b"3",
-        "00000004.bin": b"4",
+        "tmp/x.jpg": b"4",
         "00000005.bin": b"5",
         "noext": b"6",
         "noext.00000007": b"7",
     }
     assert listed(source)[1].notes == (
-        f"6 rows of {source} have no path, none that can be a file's, or one that an earlier row has: their names have "
+        f"5 rows of {source} have no path, none that can be a file's, or one that an earlier row has: their names have "
         "the row's number",
     )
 

@@ -226,3 +226,20 @@ def test_an_output_inside_its_source_is_refused(out: Out) -> None:
         refuse_output(source, source / "out.parquet", overwrite=False)
     with pytest.raises(UsageError, match="inside the output"):
         refuse_output(source / "more", source, overwrite=False)
+
+
+def test_what_the_parts_are_made_of_is_known_to_the_next_run_of_the_same_plan(output: Place) -> None:
+    with suppress(KeyboardInterrupt), staging_of(output) as staging:
+        assert staging.source_states() == []
+        staging.record_source_states([5, 7])
+        commit(staging, 0, 1)
+        raise KeyboardInterrupt
+    with suppress(KeyboardInterrupt), staging_of(output) as staging:
+        assert staging.source_states() == [5, 7]
+        staging.discard(1)
+        assert staging.committed() == {0}
+        raise KeyboardInterrupt
+    with suppress(KeyboardInterrupt), staging_of(output, OTHER_PLAN, overwrite=True) as staging:
+        assert staging.source_states() == []
+        commit(staging, 0)
+        raise KeyboardInterrupt

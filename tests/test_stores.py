@@ -306,6 +306,23 @@ def test_the_later_of_two_runs_refuses_and_names_the_other(s3: S3, monkeypatch: 
         pass
 
 
+def test_a_lease_that_a_failing_store_did_not_let_go_holds_up_no_other_run_of_its_process(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = s3.at("staging")
+
+    def fail(path: ObjectPath) -> None:
+        raise StorageError(f"{path}: the store cannot be reached")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(leases, "delete", fail)
+        with pytest.raises(StorageError, match="in the run"), leased(root):
+            raise StorageError("in the run")
+    assert len(listed(root / "leases")) == 1
+    with leased(root):
+        assert len(listed(root / "leases")) == 1
+
+
 def test_a_lease_that_nobody_renews_is_dead(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     root = s3.at("staging")
     put_bytes(elsewhere(), root / "leases" / "0.json")
@@ -320,8 +337,10 @@ def test_leases_are_renewed_and_a_lost_one_stops_the_run(faces: Path, s3: S3, mo
     root = s3.at("staging")
     with leased(root) as lease:
         s3.requests.clear()
-        time.sleep(1)
-        assert any(method == "PUT" and "leases" in path for method, path in s3.requests)
+        until = time.monotonic() + 120
+        while not any(method == "PUT" and "leases" in path for method, path in s3.requests):
+            assert time.monotonic() < until
+            time.sleep(0.02)
         lease.require()
         delete_all(root / "leases")
         with pytest.raises(WorkerError, match="another run took this one for dead"):

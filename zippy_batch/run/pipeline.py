@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import Archive
 from zippy_batch.archives.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
 from zippy_batch.codecs.model_file import Model, builtin_model_by_id, load_model, model_from_bytes
-from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+from zippy_batch.config import LABELS, ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, ModelError, UsageError, ZippyError
 from zippy_batch.paths import display_path
 from zippy_batch.run.archive_shard import ArchiveJob
 from zippy_batch.run.encode_verified import MakeCodec, make_codec
 from zippy_batch.run.executor import WorkerLayout, choose_layout, run_units, settle_device
-from zippy_batch.run.plan import ArchivePlan, plan_archive, recorded
+from zippy_batch.run.plan import ArchivePlan, plan_archive, recorded, source_states
 from zippy_batch.run.report import (
     ArchiveReport,
     Done,
@@ -112,7 +112,7 @@ def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Mo
 
 
 def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -> tuple[Source, ArchivePlan]:
-    origin, listing = list_source(source, Wanted(options.input, options.labels, options.leave_out))
+    origin, listing = list_source(source, Wanted.of(options))
     if not listing.files:
         raise UsageError(f"nothing to archive: there is no file in {source}")
     if options.exact != "always":
@@ -166,11 +166,19 @@ def _taken_over(staging: Staging, plan: ArchivePlan) -> set[int]:
     """Shards that an earlier run did. What is not as it wrote it is named, and done again."""
     if staging.is_published():
         return set(range(len(plan)))
+    states, before = source_states(plan), staging.source_states()
+    changed = {shard for shard in range(len(plan)) if before[shard : shard + 1] != states[shard : shard + 1]}
     if assembled := staging.assembled():
-        if _holds(assembled, plan, range(len(plan))):
+        if changed:
+            staging.take_apart()
+        elif _holds(assembled, plan, range(len(plan))):
             return set(range(len(plan)))
-        _log.warning("%s is no longer what was written there; it is made again. Check the disk", assembled)
-        staging.take_apart()
+        else:
+            _log.warning("%s is no longer what was written there; it is made again. Check the disk", assembled)
+            staging.take_apart()
+    _discard(changed & staging.committed(), staging)
+    if changed:
+        staging.record_source_states(states)
     found = set()
     for shard in sorted(shard for shard in staging.committed() if shard < len(plan)):
         if _holds(staging.part(shard), plan, [shard]):
@@ -180,6 +188,17 @@ def _taken_over(staging: Staging, plan: ArchivePlan) -> set[int]:
                 "%s is no longer what was written there; its shard is done again. Check the disk", staging.part(shard)
             )
     return found
+
+
+def _discard(shards: Set[int], staging: Staging) -> None:
+    """Shards that have files which were touched since an earlier run read them."""
+    for shard in shards:
+        staging.discard(shard)
+    if shards:
+        _log.warning(
+            "files of %d finished shard%s have changed since an earlier run read them; %s done again",
+            *((1, "", "it is") if len(shards) == 1 else (len(shards), "s", "they are")),
+        )
 
 
 def _holds(path: Place, plan: ArchivePlan, shards: Sequence[int]) -> bool:
@@ -197,7 +216,7 @@ def _holds(path: Place, plan: ArchivePlan, shards: Sequence[int]) -> bool:
 def _info(plan: ArchivePlan, models: Mapping[str, Model]) -> ArchiveInfo:
     files = {codec: model.data for codec, model in models.items() if not model.builtin}
     ids = {codec: model.id for codec, model in models.items()}
-    options = recorded(plan.options) | ({"labels": plan.options.labels} if plan.labelled else {})
+    options = recorded(plan.options) | plan.recorded_labels
     return ArchiveInfo(FORMAT_VERSION, ids, options, plan.rows, files, plan.labelled)
 
 
@@ -321,9 +340,17 @@ class _Matched:
     with_labels: bool = False
 
 
+def _as_archived(options: Mapping[str, object], input: str) -> Wanted:
+    """What an archive was asked of its source; labels only where the source has them itself."""
+    labels = options.get("labels")
+    # with a table, the columns are the table's
+    names = ("image_column", "encoding", *(() if labels == "table" else ("name_column", "label_column")))
+    given = {name: value for name in names if isinstance(value := options.get(name), str)}
+    return Wanted(input, labels if isinstance(labels, str) and labels in LABELS else "none", leave_out=True, **given)
+
+
 def _match(opened: Archive, against: Place, input: str) -> _Matched:
-    labels = str(opened.info.options.get("labels", "none"))
-    source, listing = list_source(against, Wanted(input, labels, leave_out=True))
+    source, listing = list_source(against, _as_archived(opened.info.options, input))
     files = {file.path: file for file in listing.files}
     units, extra, seen = [], [], set()
     for shard in opened.shards():

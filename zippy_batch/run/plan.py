@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import zlib
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Generic, TypeVar
 
-from zippy_batch.config import ArchiveOptions
+from zippy_batch.config import ArchiveOptions, labels_kind
 from zippy_batch.sources.directory import Listing, SourceFile
 
 IMAGES_PER_SHARD = 4096
@@ -32,7 +34,8 @@ PLAN_VERSION = 2
 """Raised when the cuts below change, so that no staging of another version is taken up."""
 
 
-_NOT_RECORDED = ("model", "exact_model", "strict", "input", "labels", "leave_out")
+_NOT_RECORDED = ("model", "exact_model", "strict", "input", "labels", "label_pattern", "leave_out")
+_RECORDED_IF_GIVEN = ("image_column", "name_column", "label_column", "encoding")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ class ArchivePlan:
     def labelled(self) -> bool:
         return self.listing.files.labelled
 
+    @property
+    def recorded_labels(self) -> dict[str, str]:
+        """Where labels come from, for `recorded`; no path of a table."""
+        return {"labels": labels_kind(self.options.labels, self.options.label_pattern)} if self.labelled else {}
+
     @cached_property
     def rows(self) -> tuple[int, ...]:
         """Files of each shard."""
@@ -90,12 +98,25 @@ class ArchivePlan:
         return {
             **{name.replace("_", "-"): value for name, value in recorded(self.options).items()},
             **{f"model of the {codec} codec": found for codec, found in sorted(self.model_ids.items())},
-            **({"labels": self.options.labels} if self.labelled else {}),
+            **self.recorded_labels,
             "files": len(files),
             "source bytes": files.size_bytes,
             "names, sizes and times of the files": _files_digest(self.listing),
             "version": _version(),
         }
+
+
+def source_states(plan: ArchivePlan) -> list[int]:
+    """32 bits for each shard that tell whether any of its files, or what they are in, has changed since. Unlike the
+    fingerprint they are those of one file system: a copy of the source has others."""
+    containers = [container.state for container in plan.listing.containers]
+    files = iter(plan.listing.files)
+    out = []
+    for rows in plan.rows:
+        shard = list(islice(files, rows))
+        inside = sorted({containers[file.place[0]] for file in shard if file.place})
+        out.append(zlib.crc32(array("I", [*(file.state for file in shard), *inside]).tobytes()))
+    return out
 
 
 def plan_archive(listing: Listing, options: ArchiveOptions, model_ids: Mapping[str, str]) -> ArchivePlan:
@@ -112,7 +133,8 @@ def recorded(options: ArchiveOptions) -> dict[str, Any]:
     Its models have a place of their own, where it does not matter by what path they were found; `strict` decides only
     whether there is an archive, and what is taken of a source shows in what is found there.
     """
-    return {name: value for name, value in asdict(options).items() if name not in _NOT_RECORDED}
+    found = {name: value for name, value in asdict(options).items() if name not in _NOT_RECORDED}
+    return {name: value for name, value in found.items() if value is not None or name not in _RECORDED_IF_GIVEN}
 
 
 def cut_shards(count: int, bytes_before: Callable[[int], int], most_images: int, most_bytes: int) -> tuple[int, ...]:

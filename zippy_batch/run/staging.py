@@ -9,7 +9,7 @@ One protocol has two implementations: a directory of this machine, whose renames
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -34,6 +34,19 @@ class Staging(Protocol):
 
     def committed(self) -> set[int]:
         """Indices of the shards that are done."""
+        ...
+
+    def discard(self, shard: int) -> None:
+        """Have a committed shard done again."""
+        ...
+
+    def source_states(self) -> list[int]:
+        """What `record_source_states` was given last, here or in an earlier run; empty where nothing was."""
+        ...
+
+    def record_source_states(self, states: Sequence[int]) -> None:
+        """Note what the parts are made of that are committed from here on, by shard. Whoever notes anything else
+        first discards the parts that were made of something else."""
         ...
 
     def require(self, shard: int) -> None:

@@ -3,6 +3,7 @@
     .NAME.zippy-staging/
         lock                    held by the one run that works here; the kernel drops it when that run dies
         plan.json               fingerprint of the plan, and what it was taken of
+        source-states.json      by shard, what tells whether its files have changed since
         FINGERPRINT/            committed parts, and parts being written under names that no two attempts share
         finished                the whole archive, file or directory
         publishing              `finished` is being renamed to its place, or has been
@@ -19,7 +20,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,18 @@ from zippy_batch.archives.reader import Archive
 from zippy_batch.archives.writer import merge_parts, part_name, write_manifest
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
 from zippy_batch.paths import display_path
-from zippy_batch.run.staging_plan import PLAN_FILE, Describe, is_archive_of, mismatch, parse_plan, plan_text, shard_of
+from zippy_batch.run.staging_plan import (
+    PLAN_FILE,
+    STATES_FILE,
+    Describe,
+    is_archive_of,
+    mismatch,
+    parse_plan,
+    parse_states,
+    plan_text,
+    shard_of,
+    states_text,
+)
 from zippy_batch.stores.atomic_file import flush, replacing
 from zippy_batch.stores.object_path import Place
 
@@ -57,6 +69,20 @@ class LocalStaging:
     def finished(self) -> Path:
         """The archive as it will be published; a run that finds it has nothing to do but that."""
         return self.root / "finished"
+
+    def discard(self, shard: int) -> None:
+        self.part(shard).unlink(missing_ok=True)
+        flush(self.parts)
+
+    def source_states(self) -> list[int]:
+        try:
+            return parse_states((self.root / STATES_FILE).read_bytes())
+        except FileNotFoundError:
+            return []
+
+    def record_source_states(self, states: Sequence[int]) -> None:
+        with replacing(self.root / STATES_FILE) as new:
+            new.write_text(states_text(states))
 
     def require(self, shard: int) -> None:
         """Raises WorkerError when a part that a worker committed is not to be seen here."""
@@ -202,7 +228,7 @@ def _take_up(staging: LocalStaging, facts: Mapping[str, Any], overwrite: bool) -
             raise StagingMismatch(mismatch(staging.root, staging.output, found["facts"], facts))
         _sweep(staging.root, keep=())
     kept = ("publishing",) if staging.is_published() else ()
-    _sweep(staging.root, keep=(PLAN_FILE, staging.parts.name, "finished", *kept))
+    _sweep(staging.root, keep=(PLAN_FILE, STATES_FILE, staging.parts.name, "finished", *kept))
     staging.parts.mkdir(exist_ok=True)
     staging.sweep_attempts()
     with replacing(staging.root / PLAN_FILE) as new:

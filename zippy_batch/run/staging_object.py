@@ -4,6 +4,7 @@ for a store that renames nothing and locks nothing.
     .NAME.zippy-staging/
         leases/                 who works here (`stores/lease.py`)
         plan.json               fingerprint of the plan, and what it was taken of
+        source-states.json      by shard, what tells whether its files have changed since
         FINGERPRINT/            committed parts
         attempts/               uploads under names that no two attempts share, whole or broken; swept
         publishing              the archive is being put in its place
@@ -17,7 +18,7 @@ last: without a manifest it is no archive, so nothing half done is ever taken fo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,18 @@ from zippy_batch.archives.info import MANIFEST_NAME
 from zippy_batch.archives.part_file import model_name
 from zippy_batch.archives.writer import PartFacts, manifest_text, merge_parts, part_facts, part_name
 from zippy_batch.errors import ArchiveError, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
-from zippy_batch.run.staging_plan import PLAN_FILE, Describe, is_archive_of, mismatch, parse_plan, plan_text, shard_of
+from zippy_batch.run.staging_plan import (
+    PLAN_FILE,
+    STATES_FILE,
+    Describe,
+    is_archive_of,
+    mismatch,
+    parse_plan,
+    parse_states,
+    plan_text,
+    shard_of,
+    states_text,
+)
 from zippy_batch.stores.lease import Lease, leased
 from zippy_batch.stores.object_path import (
     COPY_LIMIT_BYTES,
@@ -73,6 +85,19 @@ class ObjectStaging:
             if shard is not None and size_bytes:
                 self._note(shard, size_bytes)
         return set(self._sizes)
+
+    def discard(self, shard: int) -> None:
+        delete(self.part(shard))
+        self._sizes.pop(shard, None)
+
+    def source_states(self) -> list[int]:
+        try:
+            return parse_states((self.root / STATES_FILE).read_bytes())
+        except FileNotFoundError:
+            return []
+
+    def record_source_states(self, states: Sequence[int]) -> None:
+        put_bytes(states_text(states).encode(), self.root / STATES_FILE)
 
     def require(self, shard: int) -> None:
         """Raises WorkerError when a part that a worker committed is not there, or when this run was given up for dead,
@@ -218,7 +243,7 @@ def _take_up(staging: ObjectStaging, facts: Mapping[str, Any], overwrite: bool) 
             raise StagingMismatch(mismatch(staging.root, staging.output, found["facts"], facts))
         _sweep(staging.root, keep=("leases",))
     kept = ("published",) if staging.is_published() else ()
-    _sweep(staging.root, keep=(PLAN_FILE, "leases", "publishing", staging.parts.name, *kept))
+    _sweep(staging.root, keep=(PLAN_FILE, STATES_FILE, "leases", "publishing", staging.parts.name, *kept))
     put_bytes(plan_text(staging.fingerprint, facts).encode(), staging.root / PLAN_FILE)
 
 

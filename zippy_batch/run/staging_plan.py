@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo
@@ -14,6 +14,7 @@ from zippy_batch.archives.writer import part_name
 from zippy_batch.stores.object_path import Place
 
 PLAN_FILE = "plan.json"
+STATES_FILE = "source-states.json"
 _PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
 
 Describe = Callable[[Iterable[str]], ArchiveInfo]
@@ -46,6 +47,19 @@ def parse_plan(text: bytes) -> dict[str, Any]:
         return {"fingerprint": str(plan["fingerprint"]), "facts": dict(plan["facts"])}
     except (ValueError, KeyError, TypeError):
         return {"fingerprint": "", "facts": {}}
+
+
+def states_text(states: Sequence[int]) -> str:
+    return json.dumps(list(states))
+
+
+def parse_states(text: bytes) -> list[int]:
+    """Empty where it is damaged."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return []
+    return found if isinstance(found, list) else []
 
 
 def mismatch(root: Place, output: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
-from zippy_batch.sources import listfile, parquet, recordio, tar, zip_file
+from zippy_batch.sources import labels, listfile, parquet, recordio, tar, zip_file
 from zippy_batch.sources.clashes import clashes
 from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened
 from zippy_batch.sources.directory import (
@@ -71,6 +71,8 @@ class Source:
     root: Place
     """Directory that paths are relative to; not used where there are containers."""
     containers: tuple[Container, ...] = ()
+    image_column: str | None = None
+    """Of Parquet files, where it was asked for."""
 
     def reader(self, files: Sequence[SourceFile]) -> Read:
         """Reads any of these files, from any thread. It raises SourceError for one that cannot be read, or is not what
@@ -80,7 +82,7 @@ class Source:
         if not self.containers:
             return partial(read_file, self.root)
         if self.kind == "parquet":
-            return parquet.ParquetReader(self.containers, files).read
+            return parquet.ParquetReader(self.containers, files, self.image_column).read
         return partial(_READ[self.kind], self.containers)
 
 
@@ -96,7 +98,8 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
         return Source("files", path), _labelled(list_objects(path), wanted)
     kind = _kind(path, wanted.input)
     if kind not in ("files", "list"):
-        return _list_containers(path, kind, wanted)
+        source, listing = _list_containers(path, kind, wanted)
+        return source, _labelled(listing, wanted)
     listing, refused = find_files(path) if kind == "files" else listfile.find(path)
     require_none_refused(path, refused)
     root = path.absolute()
@@ -104,9 +107,17 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
 
 
 def _labelled(listing: Listing, wanted: Wanted) -> Listing:
-    if wanted.labels != "folders":
-        return listing
-    return replace(listing, files=Files(replace(file, label=folder_label(file.path)) for file in listing.files))
+    """With the labels that are not the source's own."""
+    kind = wanted.labels_kind
+    if kind == "table":
+        return labels.label_from_table(listing, wanted)
+    if kind == "pattern":
+        return labels.label_by_pattern(listing, wanted)
+    # of what containers hold, the folders are theirs
+    if kind == "folders" and not listing.containers:
+        files = Files(replace(file, label=folder_label(file.path)) for file in listing.files)
+        return replace(listing, files=files)
+    return listing
 
 
 def _kind(path: Path, asked: str) -> str:
@@ -140,7 +151,7 @@ def _list_containers(path: Path, kind: str, wanted: Wanted) -> tuple[Source, Lis
     empty_directories = 0
     for number, (one, container) in enumerate(zip(paths, containers, strict=True)):
         prefix = os.fsencode(one.relative_to(path).with_suffix("")) if path.is_dir() else b""
-        members = Members(number, prefix, wanted.labels)
+        members = Members(number, prefix, wanted.labels_kind)
         with opened(container) as file:
             _FIND[kind](file, members, wanted)
         files += members.files
@@ -150,7 +161,8 @@ def _list_containers(path: Path, kind: str, wanted: Wanted) -> tuple[Source, Lis
     found = Files(files)
     refused += clashes(found, containers)
     require_none_refused(path, sorted(refused))
-    return Source(kind, path.absolute(), containers), Listing(found, empty_directories, containers, tuple(notes))
+    source = Source(kind, path.absolute(), containers, wanted.image_column)
+    return source, Listing(found, empty_directories, containers, tuple(notes))
 
 
 def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path], list[str]]:

@@ -6,6 +6,8 @@ them needs no more open files than threads, and a container that was replaced is
 
 from __future__ import annotations
 
+import codecs
+import errno
 import io
 import os
 import posixpath
@@ -13,35 +15,50 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from zippy_batch.archives.schema import MAX_LABEL_BYTES
-from zippy_batch.config import INPUTS
+from zippy_batch.config import INPUTS, ArchiveOptions, check_encoding, check_labels, labels_kind
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, name_problem
-from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, SourceFile
+from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, SourceFile, file_state
 
 _MOST_LINKS = 40
 """Links that may lead to one another, as in Linux."""
+_ROOT = re.compile(rb"(?:[A-Za-z][A-Za-z0-9+.-]+:)?/+")
+"""Of a path or a URI: /, file:/, dbfs:/, s3://."""
 _LATEST_S = 1 << 38
 """Seconds since or before 1970; times beyond it, which are nonsense, are ones that no file can be given."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a source."""
+    """What is asked of a source: the fields of config.ArchiveOptions of the same names."""
 
     input: str = "auto"
-    """Its kind, one of config.INPUTS."""
     labels: str = "auto"
-    """One of config.LABELS."""
     leave_out: bool = False
-    """Leave out what an archive has no place for, and say so, instead of refusing it."""
+    label_pattern: str | None = None
+    image_column: str | None = None
+    name_column: str | None = None
+    label_column: str | None = None
+    encoding: str | None = None
 
     def __post_init__(self) -> None:
         if self.input not in INPUTS:
             raise UsageError(f"input must be one of {', '.join(INPUTS)}, not {self.input!r}")
+        check_labels(self.labels, self.label_pattern)
+        check_encoding(self.encoding)
+
+    @staticmethod
+    def of(options: ArchiveOptions) -> Wanted:
+        return Wanted(**{one.name: getattr(options, one.name) for one in fields(Wanted)})
+
+    @property
+    def labels_kind(self) -> str:
+        """One of config.LABELS, or table or pattern."""
+        return labels_kind(self.labels, self.label_pattern)
 
 
 # ---- reading ----
@@ -105,7 +122,8 @@ class Stream(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.size_bytes}[whence]
         if base + offset < 0:
-            raise self._file.damaged(self._at, f"it points to byte {base + offset}")
+            # as any file does: zipfile looks for what a short file has no room for
+            raise OSError(errno.EINVAL, f"it points to byte {base + offset}")
         self._at = base + offset
         return self._at
 
@@ -125,7 +143,8 @@ def container_at(path: Path) -> Container:
         status = path.stat()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
-    return Container(path, status.st_size, status.st_mtime_ns // 10**9)
+    state = file_state(status.st_mtime_ns, status.st_ctime_ns)
+    return Container(path, status.st_size, status.st_mtime_ns // 10**9, state)
 
 
 @contextmanager
@@ -199,7 +218,7 @@ class Members:
         """Give pictures the label of their sample, by `sample_of` their path in the container."""
         start = len(self._full(b""))
         for i, file in enumerate(self.files):
-            found = labels.get(sample_of(file.path[start:])) if _PICTURE.search(file.path) else None
+            found = labels.get(sample_of(file.path[start:])) if PICTURE_NAME.search(file.path) else None
             if found is not None:
                 self.files[i] = replace(file, label=self._same.setdefault(found, found))
 
@@ -229,7 +248,7 @@ class Members:
         return self._prefix + b"/" + path if self._prefix else path
 
 
-_PICTURE = re.compile(rb"\.(?:jpe?g|png|webp|bmp|gif|tiff?|ppm|pgm)$", re.IGNORECASE)
+PICTURE_NAME = re.compile(rb"\.(?:jpe?g|png|webp|bmp|gif|tiff?|ppm|pgm)$", re.IGNORECASE)
 
 
 def _member_problem(size_bytes: int, mtime_s: int) -> str | None:
@@ -261,6 +280,54 @@ def without_dot(path: bytes) -> bytes:
 def normal(path: bytes) -> bytes:
     """Without "." and ".." where that is possible; what leads out of the container keeps them."""
     return posixpath.normpath(path)
+
+
+def without_root(path: bytes) -> bytes:
+    """An absolute path, or a URI, as tar would name the member: relative to the root."""
+    match = _ROOT.match(path)
+    return path[match.end() :] if match else path
+
+
+def folder_and_name(path: bytes) -> tuple[bytes, bytes]:
+    """The folder ends in a slash, or is empty."""
+    cut = path.rfind(b"/") + 1
+    return path[:cut], path[cut:]
+
+
+def decoded(data: bytes, encoding: str | None) -> str:
+    """Text in UTF-8, in UTF-16 that says so, or in `encoding`. Raises UnicodeDecodeError."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if encoding is None:
+            raise
+        return data.decode(encoding)
+
+
+class UniqueNames:
+    """Names for files that a container holds by number: those that they have, unless no directory could hold them, or
+    an earlier one has the same."""
+
+    def __init__(self) -> None:
+        self.numbered = 0
+        """Names that are not as they were given, because they have their number."""
+        self._taken: set[bytes] = set()
+
+    def name(self, given: bytes, number: int, suffix: bytes) -> bytes:
+        """`given` is empty where there is none; `suffix` is for names that are made up."""
+        path = given
+        if name_problem(path):
+            path = b"%08d.%s" % (number, suffix)
+            self.numbered += 1
+        elif path in self._taken:
+            folder, name = folder_and_name(path)
+            stem, dot, end = name.rpartition(b".") if b"." in name else (name, b"", b"")
+            path = folder + stem + b".%08d" % number + dot + end
+            self.numbered += 1
+        self._taken.add(path)
+        return path
 
 
 def sample_of(path: bytes) -> bytes:

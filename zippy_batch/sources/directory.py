@@ -13,11 +13,12 @@ import io
 import marshal
 import os
 import stat
+import struct
 import tempfile
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
@@ -52,6 +53,8 @@ class SourceFile:
     label: str | None = None
     place: tuple[int, ...] = ()
     """Of a file in another one: the number of that container, and where in it; empty for a file by itself."""
+    state: int = field(default=0, compare=False)
+    """Changes with the file by itself (`file_state`), on this file system; 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,20 @@ class Container:
     path: Path
     size_bytes: int
     mtime_s: int
+    state: int = field(default=0, compare=False)
+    """As of a SourceFile."""
+
+
+def file_state(mtime_ns: int, ctime_ns: int) -> int:
+    """32 bits that tell a file from the same file changed: a change that leaves its size and the second of its time as
+    they were shows in the nanoseconds, and in the time of the last change of any kind, which no program can set."""
+    return zlib.crc32(struct.pack("<qq", mtime_ns, ctime_ns))
 
 
 class Files(Sequence[SourceFile]):
     """Any number of files, sorted by path, byte by byte, in little memory. It stays in the process that made it.
 
-    Some 6 to 10 bytes of each are kept, in the directory for temporary files (TMPDIR) where they come to more than
+    Some 10 to 14 bytes of each are kept, in the directory for temporary files (TMPDIR) where they come to more than
     `_IN_MEMORY_BYTES`. Raises WriteError where there is no room for them.
     """
 
@@ -180,14 +191,16 @@ class _Blocks:
 
 def _packed(files: Sequence[SourceFile]) -> bytes:
     numbers = array("q", chain((file.size_bytes for file in files), (file.mtime_s for file in files)))
+    states = array("I", [file.state for file in files])
     names = [file.path for file in files], [file.label for file in files], [file.place for file in files]
-    return marshal.dumps((numbers.tobytes(), *names))
+    return marshal.dumps((numbers.tobytes(), states.tobytes(), *names))
 
 
 def _unpacked(data: bytes) -> list[SourceFile]:
-    packed, paths, labels, places = marshal.loads(data)
+    packed, states, paths, labels, places = marshal.loads(data)
     numbers = array("q", packed)
-    return list(map(SourceFile, paths, numbers[: len(paths)], numbers[len(paths) :], labels, places))
+    sizes, times = numbers[: len(paths)], numbers[len(paths) :]
+    return list(map(SourceFile, paths, sizes, times, labels, places, array("I", states)))
 
 
 @dataclass(frozen=True)
@@ -296,7 +309,12 @@ class _TreeWalk:
         if stat.S_ISDIR(status.st_mode) and not is_outside:
             return None
         why = file_problem(entry.path, status, is_outside) or name_problem(path)
-        return why or SourceFile(path, status.st_size, status.st_mtime_ns // 10**9)
+        return why or found_file(path, status)
+
+
+def found_file(path: bytes, status: os.stat_result) -> SourceFile:
+    state = file_state(status.st_mtime_ns, status.st_ctime_ns)
+    return SourceFile(path, status.st_size, status.st_mtime_ns // 10**9, state=state)
 
 
 def file_problem(path: bytes, status: os.stat_result, is_outside: bool) -> str | None:
@@ -325,11 +343,12 @@ def read_file(root: Path, file: SourceFile) -> bytes:
                     f"found {found[0]} bytes of time {found[1]}; run again when the directory is at rest"
                 )
             data = stream.readall()
+            written_ns = os.fstat(stream.fileno()).st_mtime_ns
     except OSError as error:
         raise SourceError(f"{name}: cannot be read: {error.strerror}") from error
-    if len(data) != file.size_bytes:
+    if len(data) != file.size_bytes or written_ns != status.st_mtime_ns:
         raise SourceError(
-            f"{name}: changed during the run: expected {file.size_bytes} bytes, read {len(data)}; "
+            f"{name}: changed while it was read: expected {file.size_bytes} bytes, read {len(data)}; "
             "run again when the directory is at rest"
         )
     return data

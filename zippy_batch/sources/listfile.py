@@ -14,7 +14,7 @@ from pathlib import Path
 
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path, is_below, name_problem
-from zippy_batch.sources.directory import Files, Listing, SourceFile, file_problem
+from zippy_batch.sources.directory import Files, Listing, SourceFile, file_problem, found_file
 
 
 def find(path: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
@@ -81,4 +81,4 @@ def _look(top: bytes, name: bytes) -> SourceFile | str:
         return str(error.strerror)
     if stat.S_ISDIR(status.st_mode):
         return "a directory; the list must name its files"
-    return file_problem(full, status, is_outside) or SourceFile(name, status.st_size, status.st_mtime_ns // 10**9)
+    return file_problem(full, status, is_outside) or found_file(name, status)

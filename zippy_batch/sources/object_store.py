@@ -15,7 +15,7 @@ from datetime import datetime
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, name_problem
 from zippy_batch.sources.clashes import clashes
-from zippy_batch.sources.directory import MAX_FILE_BYTES, Files, Listing, SourceFile, require_none_refused
+from zippy_batch.sources.directory import MAX_FILE_BYTES, Files, Listing, SourceFile, file_state, require_none_refused
 from zippy_batch.stores.object_path import REQUESTS, ObjectPath, asking, listed
 
 _AHEAD_FILES = 4 * REQUESTS
@@ -42,7 +42,8 @@ def list_objects(root: ObjectPath) -> Listing:
         if why:
             refused.append((path, why))
         else:
-            files.append(SourceFile(path, info.size, (info.mtime_ns or 0) // 10**9))
+            time_ns = info.mtime_ns or 0
+            files.append(SourceFile(path, info.size, time_ns // 10**9, state=file_state(time_ns, 0)))
     listing = Listing(Files(files), len(directories - filled))
     refused += clashes(listing.files, ())
     require_none_refused(str(root), sorted(refused))

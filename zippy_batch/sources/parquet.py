@@ -1,13 +1,19 @@
-"""A column of images in Parquet files, as Hugging Face datasets have it, found again by row group and row.
+"""A column of images in Parquet files, found again by row group and row.
 
-    image       struct<bytes: binary, path: string>, or binary; the column `image`, or the only one of these types
-    label       integer or string; with the names that a ClassLabel feature has in the file's metadata, those names
+    image       binary, or struct<bytes: binary, path: string>; of any Arrow type of binary and text: large, views,
+                dictionaries, fixed sizes
+    name        text, the struct's path or a column of its own; integers where they are asked for
+    label       integer, text, float or boolean; with the names that a ClassLabel feature has in the file's metadata,
+                those names
     others      nothing an archive has a place for: refused, or left out and said so
 
-A file is named by its row's path; or by the row's number, counted from 0 in the Parquet file, where the row has none,
-or one that a directory could not hold. A name that an earlier row has gets the number put into it. Parquet's grain is
-the row group: a worker reads each that its shard needs once, and holds the shard's files in memory, at most 256 MiB or
-one file.
+    known by themselves    Hugging Face (image, label), Ray (bytes, path), Spark (path, content, length,
+                           modificationTime), img2dataset (key, jpg)
+
+A file is named by its row; or by the row's number, counted from 0 in the Parquet file, where the row has no name, or
+one that a directory could not hold. A name that an earlier row has gets the number put into it. Absolute paths and URIs
+become relative to their root. Parquet's grain is the row group: a worker reads each that its shard needs once, and
+holds the shard's files in memory, at most 256 MiB or one file.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +29,16 @@ from typing import TYPE_CHECKING, Any
 from zippy_batch.archives.schema import LABEL, METADATA_KEY
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, name_problem
-from zippy_batch.sources.containers import Members, Opened, Wanted, opened, without_dot
+from zippy_batch.sources.containers import (
+    Members,
+    Opened,
+    UniqueNames,
+    Wanted,
+    folder_and_name,
+    opened,
+    without_dot,
+    without_root,
+)
 from zippy_batch.sources.directory import Container, SourceFile
 from zippy_batch.sources.recordio import suffix_of
 
@@ -34,7 +49,11 @@ if TYPE_CHECKING:
 _ROWS_AT_A_TIME = 64
 """Decoded at once, whatever the size of row groups."""
 _SNIFFED_BYTES = 16
-_IMAGE = "image"
+_IMAGES = ("image", "bytes", "content", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
+"""Names of the column of images, in the order in which they are looked for where several have a fitting type."""
+_NAMES = ("path", "file_name", "filename", "image_path", "key", "__key__")
+_LENGTH, _TIME = "length", "modificationTime"
+"""What Spark has beside `content`."""
 _HUGGING_FACE = b"huggingface"
 
 
@@ -42,12 +61,15 @@ _HUGGING_FACE = b"huggingface"
 class _Columns:
     image: str
     is_struct: bool
+    name: str | None
+    """Column of names; None where they are in the struct, or nowhere."""
     label: str | None
-    names: tuple[str, ...] = ()
+    time: str | None
+    class_names: tuple[str, ...] = ()
     """Of the label's integers."""
 
     def read(self) -> list[str]:
-        return [self.image, *([self.label] if self.label else [])]
+        return [self.image, *(name for name in (self.name, self.label, self.time) if name)]
 
 
 def find(file: Opened, members: Members, wanted: Wanted) -> None:
@@ -64,8 +86,9 @@ def find(file: Opened, members: Members, wanted: Wanted) -> None:
 class ParquetReader:
     """Reads files of one shard; the first read loads them all."""
 
-    def __init__(self, containers: Sequence[Container], files: Sequence[SourceFile]) -> None:
-        self._containers, self._files = containers, files
+    def __init__(self, containers: Sequence[Container], files: Sequence[SourceFile], image: str | None) -> None:
+        """`image` is the column that was asked for; None for the one that is known."""
+        self._containers, self._files, self._image = containers, files, image
         self._lock, self._loaded = threading.Lock(), False
         self._content: dict[tuple[int, ...], bytes] = {}
 
@@ -85,7 +108,7 @@ class ParquetReader:
         places = {file.place for file in self._files}
         for number in sorted({place[0] for place in places}):
             with opened(self._containers[number]) as file, _parquet(file) as parquet:
-                image, is_struct = _image_column(parquet.schema_arrow) or ("", False)
+                image, is_struct = _image_column(parquet.schema_arrow, self._image) or ("", False)
                 groups = sorted({group for n, group, _ in places if n == number})
                 for group, batch, start in _batches(file, parquet, [image], groups):
                     data = _bytes_of(batch.column(0), is_struct)
@@ -101,36 +124,36 @@ class _Rows:
         self._file, self._members, self._columns, self._leave_out = file, members, columns, leave_out
         self._number = 0
         self._group, self._start = -1, 0
-        self._taken: set[bytes] = set()
-        self._renamed = self._empty = 0
+        self._names = UniqueNames()
+        self._empty = 0
 
     def take(self, group: int, batch: pa.RecordBatch) -> None:
         import pyarrow.compute as pc
 
         if group != self._group:
             self._group, self._start = group, self._number
-        image = batch.column(0)
         # text that is not UTF-8 shows only here
         with _foreign(self._file):
-            data = _bytes_of(image, self._columns.is_struct)
+            data = _bytes_of(batch.column(0), self._columns.is_struct)
             sizes = pc.binary_length(data).to_pylist()
-            paths = _paths_of(image) if self._columns.is_struct else [None] * batch.num_rows
+            names = self._names_of(batch)
             labels = self._labels(batch)
+            times = self._times(batch)
         for i, size_bytes in enumerate(sizes):
             at = (group, self._number - self._start)
             if size_bytes is None:
-                self._without_image(paths[i])
+                self._without_image(names[i])
             else:
-                path = self._name(paths[i], data, i)
-                self._members.add(path, size_bytes, self._file.container.mtime_s, at, labels[i])
+                path = self._name(names[i], data, i)
+                self._members.add(path, size_bytes, times[i], at, labels[i])
             self._number += 1
 
     def tell(self) -> None:
         """What a person should know."""
-        if self._renamed:
+        if self._names.numbered and self._has_names:
             self._members.notes.append(
-                f"{self._renamed} rows of {self._file.name} have no path, none that can be a file's, or one that an "
-                f"earlier row has: their names have the row's number"
+                f"{self._names.numbered} rows of {self._file.name} have no path, none that can be a file's, or one "
+                f"that an earlier row has: their names have the row's number"
             )
         if self._empty:
             self._members.notes.append(f"{self._empty} rows of {self._file.name} hold no image; they are left out")
@@ -144,28 +167,66 @@ class _Rows:
             b"%08d" % self._number, f"row {self._number} holds no image{where}; --leave-out leaves such rows out"
         )
 
-    def _name(self, path: bytes | None, data: pa.Array, i: int) -> bytes:
-        path = without_dot(path) if path else b""
-        if name_problem(path):
-            start = data[i].as_buffer()[:_SNIFFED_BYTES].to_pybytes()
-            path = b"%08d.%s" % (self._number, suffix_of(start))
-            self._renamed += self._columns.is_struct
-        elif path in self._taken:
-            folder, slash, name = path.rpartition(b"/")
-            stem, dot, suffix = name.rpartition(b".") if b"." in name else (name, b"", b"")
-            path = folder + slash + stem + b".%08d" % self._number + dot + suffix
-            self._renamed += 1
-        self._taken.add(path)
-        return path
+    @property
+    def _has_names(self) -> bool:
+        return self._columns.is_struct or self._columns.name is not None
+
+    def _name(self, given: bytes | None, data: pa.Array, i: int) -> bytes:
+        suffix = suffix_of(data[i].as_buffer()[:_SNIFFED_BYTES].to_pybytes())
+        name = without_dot(without_root(given or b""))
+        # a key, as those of img2dataset
+        if name and self._columns.name and not name_problem(name) and b"." not in folder_and_name(name)[1]:
+            name += b"." + suffix
+        return self._names.name(name, self._number, suffix)
+
+    def _names_of(self, batch: pa.RecordBatch) -> list[bytes | None]:
+        if self._columns.name is None:
+            return _paths_of(batch.column(0)) if self._columns.is_struct else [None] * batch.num_rows
+        values = _plain(batch.column(self._columns.name))
+        if _is_text(values.type):
+            return list(values.cast(_large_binary()).to_pylist())
+        return [None if value is None else b"%08d" % value for value in values.to_pylist()]
 
     def _labels(self, batch: pa.RecordBatch) -> list[str | None]:
+        import numpy as np
+        import pyarrow as pa
+
         if not self._columns.label:
             return [None] * batch.num_rows
-        names = self._columns.names
-        values = batch.column(1).to_pylist()
-        return [
-            None if v is None else names[v] if isinstance(v, int) and 0 <= v < len(names) else str(v) for v in values
-        ]
+        values = _plain(batch.column(self._columns.label))
+        # a double would show digits that a float32 has not
+        narrow = {pa.float32(): np.float32, pa.float16(): np.float16}.get(values.type)
+        texts = (v if narrow is None or v is None else narrow(v) for v in values.to_pylist())
+        return [_label_text(value, self._columns.class_names) for value in texts]
+
+    def _times(self, batch: pa.RecordBatch) -> list[int]:
+        """Seconds since 1970 of each file."""
+        import pyarrow as pa
+
+        mtime_s = self._file.container.mtime_s
+        if self._columns.time is None:
+            return [mtime_s] * batch.num_rows
+        column = batch.column(self._columns.time)
+        per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
+        return [mtime_s if value is None else value // per_second for value in column.cast(pa.int64()).to_pylist()]
+
+
+def _label_text(value: Any, class_names: Sequence[str]) -> str | None:
+    """Floats are integers that had to hold a null, more often than not; others have the shortest digits that give the
+    same number again."""
+    import numpy as np
+
+    if value is None or value != value:
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float | np.floating):
+        if not np.isfinite(value) or value != int(value):
+            return np.format_float_positional(value, trim="-")
+        value = int(value)
+    if isinstance(value, int) and 0 <= value < len(class_names):
+        return class_names[value]
+    return str(value)
 
 
 # ---- columns ----
@@ -174,41 +235,89 @@ class _Rows:
 def _choose(file: Opened, schema: pa.Schema, members: Members, wanted: Wanted) -> _Columns:
     if METADATA_KEY.encode() in (schema.metadata or {}):
         raise UsageError(f"{file.name} is an archive of zippy-batch already; restore it, and archive the directory")
-    found = _image_column(schema)
+    there = ", ".join(f"{field.name}: {field.type}" for field in schema)
+    found = _image_column(schema, wanted.image_column)
     if found is None:
+        what = "image, nor one column alone," if wanted.image_column is None else wanted.image_column
         raise UsageError(
-            f"{file.name} has no column {_IMAGE}, nor one column alone, of the type binary or struct<bytes: binary, "
-            f"path: string>; it has {', '.join(f'{field.name}: {field.type}' for field in schema)}"
+            f"{file.name} has no column {what} of the type binary or struct<bytes: binary, path: string>; "
+            f"--image-column names it. It has {there}"
         )
     image, is_struct = found
-    has_label = LABEL in schema.names and image != LABEL and _is_label(schema.field(LABEL).type)
-    others = [name for name in schema.names if name != image and not (has_label and name == LABEL)]
+    asked = _Asked(file, schema, there)
+    of_table = wanted.labels_kind == "table"
+    in_struct = is_struct and _has_path(schema.field(image).type)
+    name = asked.column("--name-column", None if of_table else wanted.name_column, _is_name)
+    if name is None and not in_struct:
+        name = next((one for one in _NAMES if one != image and _has(schema, one, _is_text)), None)
+    label = asked.column("--label-column", None if of_table else wanted.label_column, _is_label)
+    if label is None and image != LABEL and name != LABEL and _has(schema, LABEL, _is_label):
+        label = LABEL
+    is_spark = image == "content" and name == "path"
+    time = _TIME if is_spark and _has(schema, _TIME, _is_time) else None
+    # the length of content says nothing of its own
+    used = {image, name, label, time, *([_LENGTH] if is_spark else [])}
+    others = [one for one in schema.names if one not in used]
     if is_struct:
-        others += [f"{image}.{field.name}" for field in schema.field(image).type if field.name not in ("bytes", "path")]
+        others += [f"{image}.{one.name}" for one in schema.field(image).type if one.name not in ("bytes", "path")]
     if others and not wanted.leave_out:
         raise UsageError(
             f"{file.name} has columns that an archive has no place for: {', '.join(others)}; --leave-out archives the "
-            f"images without them"
+            f"images without them, and --name-column and --label-column say which hold names and labels"
         )
-    if has_label and wanted.labels != "auto":
-        others.append(LABEL)
+    if label is not None and wanted.labels_kind != "auto":
+        others.append(label)
+        label = None
     if others:
         members.notes.append(f"columns of {file.name} that are left out: {', '.join(others)}")
-    label = LABEL if has_label and wanted.labels == "auto" else None
-    return _Columns(image, is_struct, label, _class_names(schema) if label else ())
+    return _Columns(image, is_struct, name, label, time, _class_names(schema, label) if label else ())
 
 
-def _image_column(schema: pa.Schema) -> tuple[str, bool] | None:
+@dataclass(frozen=True)
+class _Asked:
+    file: Opened
+    schema: pa.Schema
+    there: str
+    """Its columns, for people."""
+
+    def column(self, option: str, name: str | None, fits: Callable[[pa.DataType], bool]) -> str | None:
+        """Raises UsageError for a column that is not there, or of another type."""
+        if name is not None and not _has(self.schema, name, fits):
+            raise UsageError(f"{self.file.name} has no column for {option} {name}; it has {self.there}")
+        return name
+
+
+def _has(schema: pa.Schema, name: str, fits: Callable[[pa.DataType], bool]) -> bool:
+    return schema.names.count(name) == 1 and fits(schema.field(name).type)
+
+
+def _image_column(schema: pa.Schema, asked: str | None) -> tuple[str, bool] | None:
     """Name of the column of images, and whether it is a struct; None where there is none, or a choice."""
-    fits = [(field.name, _is_image_struct(field.type)) for field in schema if _is_image(field.type)]
-    named = [found for found in fits if found[0] == _IMAGE]
-    return named[0] if named else fits[0] if len(fits) == 1 else None
+    fits = [one.name for one in schema if _has(schema, one.name, _is_image)]
+    known = [asked] if asked is not None else [*_IMAGES, *(fits if len(fits) == 1 else [])]
+    name = next((one for one in known if one in fits), None)
+    return None if name is None else (name, _is_image_struct(schema.field(name).type))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    import pyarrow as pa
+    import pyarrow.types as kinds
 
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    kind = _plain_type(kind)
+    tests = (kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view, kinds.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow.types as kinds
+
+    kind = _plain_type(kind)
+    return any(test(kind) for test in (kinds.is_string, kinds.is_large_string, kinds.is_string_view))
 
 
 def _is_image_struct(kind: pa.DataType) -> bool:
@@ -221,18 +330,34 @@ def _is_image(kind: pa.DataType) -> bool:
     return _is_binary(kind) or _is_image_struct(kind)
 
 
-def _is_label(kind: pa.DataType) -> bool:
+def _has_path(kind: pa.DataType) -> bool:
+    return any(field.name == "path" and _is_text(field.type) for field in kind)
+
+
+def _is_name(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return _is_text(kind) or bool(pa.types.is_integer(_plain_type(kind)))
 
 
-def _class_names(schema: pa.Schema) -> tuple[str, ...]:
+def _is_label(kind: pa.DataType) -> bool:
+    import pyarrow.types as kinds
+
+    kind = _plain_type(kind)
+    tests = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_decimal, _is_text)
+    return any(test(kind) for test in tests)
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_timestamp(kind))
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     """Names of the integers of a ClassLabel feature; none where the metadata has none."""
     try:
-        names = json.loads(schema.metadata[_HUGGING_FACE])["info"]["features"][LABEL]["names"]
+        names = json.loads(schema.metadata[_HUGGING_FACE])["info"]["features"][label]["names"]
         # JSON can hold half of a surrogate pair, UTF-8 cannot
         "".join(names).encode()
     except (KeyError, TypeError, ValueError):
@@ -243,16 +368,28 @@ def _class_names(schema: pa.Schema) -> tuple[str, ...]:
 def _bytes_of(image: Any, is_struct: bool) -> pa.Array:
     import pyarrow.compute as pc
 
-    return pc.struct_field(image, "bytes") if is_struct else image
+    return _plain(pc.struct_field(image, "bytes") if is_struct else image).cast(_large_binary())
 
 
 def _paths_of(image: Any) -> list[bytes | None]:
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    if "path" not in [field.name for field in image.type]:
+    if not _has_path(image.type):
         return [None] * len(image)
-    return list(pc.struct_field(image, "path").cast(pa.binary()).to_pylist())
+    return list(_plain(pc.struct_field(image, "path")).cast(_large_binary()).to_pylist())
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    """Without a dictionary."""
+    import pyarrow as pa
+
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+def _large_binary() -> pa.DataType:
+    import pyarrow as pa
+
+    return pa.large_binary()
 
 
 # ---- Parquet ----

@@ -5,24 +5,35 @@
     flag        0 the whole record; 1 its first part, 2 one between, 3 its last: the magic is missing between them
     content     flag n, label, id, id2 (4 bytes, a float of 4, 8, 8); n floats, the label where n > 0; the image
 
-All are little-endian (dmlc-core, doc/recordio; mxnet.recordio.IRHeader). A file is named by the number of its record,
-counted from 0 in the order of the .rec, which is its key in the .idx as MXNet's tools write it. An .idx beside the file
-is used to notice that the .rec is not whole, or another one.
+All are little-endian (dmlc-core, doc/recordio; mxnet.recordio.IRHeader).
+
+    NAME.idx    lines of a key, a tab and the offset of its record: the key names the file, as 00000012.jpg
+    NAME.lst    lines of a key, numbers and a path, with tabs between (tools/im2rec.py): the path names the file, the
+                numbers are its label
+
+Both may be missing. Without an .idx a record's key in the .lst is its id; without a .lst too, records are counted from
+0, as MXNet's tools number them. An .idx also tells that the .rec is not whole, or another one.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from zippy_batch.errors import SourceError
 from zippy_batch.images.probe import sniff_format
 from zippy_batch.paths import display_path
-from zippy_batch.sources.containers import Members, Opened, Wanted, opened
+from zippy_batch.sources.containers import Members, Opened, UniqueNames, Wanted, opened, without_dot, without_root
 from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, SourceFile
 
 _MAGIC = b"\x0a\x23\xd7\xce"
@@ -35,29 +46,32 @@ _SNIFFED_BYTES = 16
 _MOST_PARTS = 1 << 16
 _MAX_LINE_BYTES = 128
 """Of an .idx."""
+_MAX_LIST_LINE_BYTES = 1 << 16
+"""Of a .lst."""
+_MOST_DIGITS = 19
+"""Of what fits into 8 bytes, whatever it is."""
 
 Part = tuple[int, int]
 """Offset and length."""
 
 
 def find(file: Opened, members: Members, wanted: Wanted) -> None:
-    """Raises SourceError for a file that is truncated or damaged, or not the one of its .idx."""
-    indexed = _read_index(file)
-    empty = number = known = at = 0
-    while at < file.size_bytes:
-        parts, end = _parts_at(file, at)
-        while known < len(indexed) and indexed[known] == at:
-            known += 1
-        if known < len(indexed) and indexed[known] < end:
-            break
-        empty += _take(file, parts, at, number, members)
-        at, number = end, number + 1
-    if known < len(indexed):
-        raise file.damaged(indexed[known], "its .idx says that a record begins there, and none does")
-    if empty:
-        members.notes.append(
-            f"{empty} records of {file.name} hold no image, as those that list identities; they are left out"
-        )
+    """Raises SourceError for a file that is truncated or damaged, or not the one of its .idx or .lst."""
+    index = _Index.beside(file)
+    with _List.beside(file) as listed:
+        records = _Records(file, members, index, listed)
+        known = at = 0
+        while at < file.size_bytes:
+            parts, end = _parts_at(file, at)
+            while known < len(index.offsets) and index.offsets[known] == at:
+                known += 1
+            if known < len(index.offsets) and index.offsets[known] < end:
+                break
+            records.take(parts, at)
+            at = end
+        if known < len(index.offsets):
+            raise file.damaged(index.offsets[known], "its .idx says that a record begins there, and none does")
+        records.tell()
 
 
 def read(containers: Sequence[Container], file: SourceFile) -> bytes:
@@ -71,27 +85,73 @@ def read(containers: Sequence[Container], file: SourceFile) -> bytes:
     return data
 
 
-def _take(file: Opened, parts: Sequence[Part], at: int, number: int, members: Members) -> bool:
-    """Note the image of a record; True where it has none."""
-    size_bytes = sum(length for _, length in parts) + len(_MAGIC) * (len(parts) - 1)
-    name = b"%08d" % number
-    if size_bytes < _HEADER.size:
-        members.refuse(name, f"the record at byte {at} has {size_bytes} bytes, too few for the header of an image")
-        return False
-    start = _joined(file, parts, _HEADER.size + _SNIFFED_BYTES)
-    flag, number_label, _, _ = _HEADER.unpack_from(start)
-    skipped = _HEADER.size + 4 * flag
-    if skipped > size_bytes or (flag > _MOST_LABELS and skipped < size_bytes):
-        members.refuse(name, f"the record at byte {at} of {size_bytes} bytes has a label of {flag} numbers")
-        return False
-    if skipped == size_bytes:
-        return True
-    if flag:
-        start = _joined(file, parts, skipped + _SNIFFED_BYTES)
-    values = np.frombuffer(start, "<f4", flag, _HEADER.size) if flag else (number_label,)
-    path = name + b"." + suffix_of(start[skipped:])
-    members.add(path, size_bytes - skipped, file.container.mtime_s, (at, skipped), _label(values))
-    return False
+class _Records:
+    """The records of one file, as they come."""
+
+    def __init__(self, file: Opened, members: Members, index: _Index, listed: _List) -> None:
+        self._file, self._members, self._index, self._listed = file, members, index, listed
+        self._number = 0
+        self._names = UniqueNames()
+        self._empty = self._unknown = self._found = 0
+
+    def take(self, parts: Sequence[Part], at: int) -> None:
+        """Note the image of a record."""
+        number = self._number
+        self._number += 1
+        size_bytes = sum(length for _, length in parts) + len(_MAGIC) * (len(parts) - 1)
+        name = b"%08d" % number
+        if size_bytes < _HEADER.size:
+            why = f"the record at byte {at} has {size_bytes} bytes, too few for the header of an image"
+            self._members.refuse(name, why)
+            return
+        start = _joined(self._file, parts, _HEADER.size + _SNIFFED_BYTES)
+        flag, number_label, id, _ = _HEADER.unpack_from(start)
+        skipped = _HEADER.size + 4 * flag
+        if skipped > size_bytes or (flag > _MOST_LABELS and skipped < size_bytes):
+            self._members.refuse(name, f"the record at byte {at} of {size_bytes} bytes has a label of {flag} numbers")
+            return
+        if skipped == size_bytes:
+            self._empty += 1
+            return
+        if flag:
+            start = _joined(self._file, parts, skipped + _SNIFFED_BYTES)
+        values = np.frombuffer(start, "<f4", flag, _HEADER.size) if flag else (number_label,)
+        path, label = self._name_and_label(number, at, id, suffix_of(start[skipped:]))
+        mtime_s = self._file.container.mtime_s
+        self._members.add(path, size_bytes - skipped, mtime_s, (at, skipped), label or _label(values))
+
+    def tell(self) -> None:
+        """What a person should know."""
+        name, notes = self._file.name, self._members.notes
+        if self._empty:
+            notes.append(
+                f"{self._empty} records of {name} hold no image, as those that list identities; they are left out"
+            )
+        if self._unknown:
+            notes.append(f"{self._unknown} records of {name} are not in its .idx: their names have their number in it")
+        if self._names.numbered:
+            notes.append(
+                f"{self._names.numbered} records of {name} have a path in its .lst that no file can have, or that an "
+                f"earlier one has: their names have their key"
+            )
+        if len(self._listed) > self._found:
+            notes.append(f"{len(self._listed) - self._found} lines of the .lst of {name} are about no image of it")
+
+    def _name_and_label(self, number: int, at: int, id: int, suffix: bytes) -> tuple[bytes, str | None]:
+        """The label is None where the .lst has none."""
+        key = self._index.key_at(at)
+        if key is None and self._index.offsets:
+            self._unknown += 1
+            return b"record-%08d." % number + suffix, None
+        line = self._listed.line(key if key is not None else b"%d" % id)
+        if key is None:
+            key = b"%d" % number
+        name = (b"%08d" % int(key) if key.isdigit() else key) + b"." + suffix
+        if line is None:
+            return name, None
+        self._found += 1
+        given = without_dot(without_root(line[0]))
+        return self._names.name(given, int(key) if key.isdigit() else number, suffix), line[1]
 
 
 def suffix_of(start: bytes) -> bytes:
@@ -145,27 +205,118 @@ def _joined(file: Opened, parts: Sequence[Part], most_bytes: int) -> bytes:
     return bytes(out[:most_bytes])
 
 
-def _read_index(file: Opened) -> array[int]:
-    """Offsets of records by the .idx, ascending; none where there is none. Raises SourceError."""
-    path = file.container.path.with_suffix(".idx")
-    found = array("Q")
+# ---- what lies beside ----
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Of an .idx, by offset; empty where there is none."""
+
+    offsets: Sequence[int]
+    keys: Sequence[int]
+    others: Mapping[int, bytes]
+    """By offset, keys that are no integers."""
+
+    @staticmethod
+    def beside(file: Opened) -> _Index:
+        """Raises SourceError."""
+        path = file.container.path.with_suffix(".idx")
+        offsets, keys, others = array("Q"), array("Q"), {}
+        for number, words in _lines(path):
+            if len(words) != 2 or not words[1].isdigit() or len(words[1]) > _MOST_DIGITS:
+                raise _unlike(path, number, "a key and an offset")
+            is_integer = words[0].isdigit() and len(words[0]) <= _MOST_DIGITS
+            offsets.append(int(words[1]))
+            keys.append(int(words[0]) if is_integer else 0)
+            if not is_integer:
+                others[int(words[1])] = words[0]
+        order = np.argsort(np.frombuffer(offsets, np.uint64), kind="stable") if offsets else ()
+        return _Index(array("Q", (offsets[i] for i in order)), array("Q", (keys[i] for i in order)), others)
+
+    def key_at(self, offset: int) -> bytes | None:
+        place = bisect_left(self.offsets, offset)
+        if place == len(self.offsets) or self.offsets[place] != offset:
+            return None
+        return self.others.get(offset, b"%d" % self.keys[place])
+
+
+class _List:
+    """Of a .lst: path and label by key; nothing where there is none. Lines stay in the file until they are wanted, for
+    there are as many as images."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys, self._starts = array("Q"), array("Q")
+        self._file: BinaryIO | None = None
+
+    @staticmethod
+    @contextmanager
+    def beside(file: Opened) -> Iterator[_List]:
+        """Raises SourceError."""
+        found = _List(file.container.path.with_suffix(".lst"))
+        with ExitStack() as stack:
+            try:
+                found._read(stack.enter_context(open(found._path, "rb")))
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise SourceError(f"{_shown(found._path)}: cannot be read: {error.strerror}") from error
+            yield found
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def line(self, key: bytes) -> tuple[bytes, str] | None:
+        if self._file is None or not key.isdigit():
+            return None
+        place = bisect_left(self._keys, int(key))
+        if place == len(self._keys) or self._keys[place] != int(key):
+            return None
+        self._file.seek(self._starts[place])
+        words = self._file.readline().rstrip(b"\r\n").split(b"\t")
+        return words[-1], _label([float(word) for word in words[1:-1]])
+
+    def _read(self, lines: BinaryIO) -> None:
+        self._file, start = lines, 0
+        for number, line in enumerate(iter(lambda: lines.readline(_MAX_LIST_LINE_BYTES), b""), 1):
+            if line.strip():
+                words = line.rstrip(b"\r\n").split(b"\t")
+                if len(words) < 3 or not words[0].isdigit() or not all(map(_is_number, words[1:-1])):
+                    raise _unlike(self._path, number, "a key, numbers and a path, with tabs between them")
+                self._keys.append(int(words[0]))
+                self._starts.append(start)
+            start += len(line)
+        if self._keys:
+            order = np.argsort(np.frombuffer(self._keys, np.uint64), kind="stable")
+            self._keys = array("Q", (self._keys[i] for i in order))
+            self._starts = array("Q", (self._starts[i] for i in order))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """Words of each line that has any, and its number; none where there is no such file. Raises SourceError."""
     try:
         with open(path, "rb") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(_MAX_LINE_BYTES), b""), 1):
-                words = line.split()
-                if words:
-                    found.append(_offset(words, path, number))
+                if words := line.split():
+                    yield number, words
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise SourceError(f"{display_path(os.fsencode(path))}: cannot be read: {error.strerror}") from error
-    return array("Q", sorted(found))
+        raise SourceError(f"{_shown(path)}: cannot be read: {error.strerror}") from error
 
 
-def _offset(words: Sequence[bytes], path: os.PathLike[str], number: int) -> int:
-    if len(words) == 2 and words[1].isdigit() and len(words[1]) < 20:
-        return int(words[1])
-    raise SourceError(
-        f"{display_path(os.fsencode(path))}, line {number}: expected a key and an offset; take the file away if it "
-        f"is no index of the .rec"
+def _is_number(word: bytes) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
+
+
+def _unlike(path: Path, number: int, expected: str) -> SourceError:
+    return SourceError(
+        f"{_shown(path)}, line {number}: expected {expected}; take the file away if it does not belong to the .rec"
     )
+
+
+def _shown(path: Path) -> str:
+    return display_path(os.fsencode(path))

@@ -3,7 +3,8 @@
 A compressed tar is refused: no member of it can be reached without what is before it, and a run that unpacked it for
 each shard, or aside, would do in secret what one command does well. Hard and symbolic links to members become those
 members under another name. A member NAME.cls is a file like any other, and what it says becomes the label of the
-pictures whose names begin with NAME and a dot (github.com/webdataset/webdataset).
+pictures whose names begin with NAME and a dot (github.com/webdataset/webdataset). A tar ends with two blocks of zeros;
+one that ends after a whole member is taken without them, and this is said, because it may have had more members.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
 
+from zippy_batch.archives.schema import MAX_LABEL_BYTES
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.sources.containers import Members, Opened, Wanted, normal, opened, sample_of, without_dot
+from zippy_batch.paths import display_path
+from zippy_batch.sources.containers import Members, Opened, Wanted, decoded, normal, opened, sample_of, without_dot
 from zippy_batch.sources.directory import Container, SourceFile
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER_BYTES = 1 << 20
 """Of a long name or of pax records."""
-_MAX_CLASS_BYTES = 4096
-"""Of a .cls member that is taken for a label."""
 _COPY_BYTES = 1 << 20
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
@@ -41,16 +42,35 @@ def find(file: Opened, members: Members, wanted: Wanted) -> None:
                 f"and archive the plain .tar"
             )
     classes: dict[bytes, str] = {}
-    for info in _walk(file):
+    no_labels: list[bytes] = []
+    for info in _walk(file, members):
         path = _bytes(info.name)
         _take(info, path, members)
-        if info.isreg() and path.endswith(b".cls") and info.size <= _MAX_CLASS_BYTES and wanted.labels == "auto":
-            label = _text(file.read_at(info.offset_data, info.size))
-            if label:
+        if info.isreg() and path.lower().endswith(b".cls") and wanted.labels_kind == "auto":
+            label = _class(file, info, wanted)
+            if label is None:
+                no_labels.append(path)
+            elif label:
                 classes[sample_of(without_dot(path))] = label
     members.follow_links()
     if classes:
         members.label(classes)
+    if no_labels:
+        members.notes.append(
+            f"{len(no_labels)} members of {file.name} end in .cls and are no label, of at most {MAX_LABEL_BYTES} bytes "
+            f"in UTF-8 or in what --encoding says: {display_path(no_labels[0])}{', ...' if len(no_labels) > 1 else ''}"
+        )
+
+
+def _class(file: Opened, info: tarfile.TarInfo, wanted: Wanted) -> str | None:
+    """What a member says; None where it can be no label."""
+    if info.size > MAX_LABEL_BYTES:
+        return None
+    try:
+        label = decoded(file.read_at(info.offset_data, info.size), wanted.encoding).strip()
+    except UnicodeDecodeError:
+        return None
+    return label if len(label.encode()) <= MAX_LABEL_BYTES else None
 
 
 def read(containers: Sequence[Container], file: SourceFile) -> bytes:
@@ -76,23 +96,35 @@ def _take(info: tarfile.TarInfo, path: bytes, members: Members) -> None:
         members.refuse(path, "neither a file nor a directory")
 
 
-def _walk(file: Opened) -> Iterator[tarfile.TarInfo]:
+def _walk(file: Opened, members: Members) -> Iterator[tarfile.TarInfo]:
     """All members. Raises SourceError for a tar that is not whole: Python's own reader takes a damaged header for the
     end."""
-    at = 0
+    at = data_end = 0
     try:
         with tarfile.open(fileobj=file.stream(_MAX_HEADER_BYTES), mode="r:", encoding="utf-8") as tar:
             while (info := tar.next()) is not None:
                 # it would keep them all
                 tar.members = []  # type: ignore[attr-defined]
                 at = info.offset
+                data_end = info.offset_data
                 # links, and files with holes, may have the size of what is not there
-                if info.isreg() and not info.issparse() and not 0 <= info.size <= file.size_bytes - info.offset_data:
-                    raise file.damaged(at, f"the member {info.name} has {info.size} bytes there")
+                if info.isreg() and not info.issparse():
+                    if not 0 <= info.size <= file.size_bytes - info.offset_data:
+                        raise file.damaged(at, f"the member {info.name} has {info.size} bytes there")
+                    data_end += info.size
                 yield info
             at = tar.offset
-    except (tarfile.TarError, ValueError, OverflowError, EOFError, LookupError) as error:
-        raise file.damaged(at, f"no member of a tar file ({error})") from error
+    except SourceError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, LookupError) as error:
+        if not _ends_after(file, data_end):
+            raise file.damaged(at, f"no member of a tar file ({error})") from error
+        at = file.size_bytes
+    if at == file.size_bytes:
+        members.notes.append(
+            f"{file.name} has no end, which is two blocks of zeros; it may have been cut off between two members"
+        )
+        return
     if file.read_at(at, _BLOCK) != bytes(_BLOCK):
         raise file.damaged(at, "neither a member of a tar file nor its end")
     for offset in range(at, file.size_bytes, _COPY_BYTES):
@@ -103,12 +135,11 @@ def _walk(file: Opened) -> Iterator[tarfile.TarInfo]:
             )
 
 
+def _ends_after(file: Opened, data_end: int) -> bool:
+    """Whether nothing but the zeros that fill a member's last block follows its data."""
+    rest = file.size_bytes - data_end
+    return 0 <= rest <= -data_end % _BLOCK and not file.read_at(data_end, rest).strip(b"\0")
+
+
 def _bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
-
-
-def _text(data: bytes) -> str | None:
-    try:
-        return data.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        return None

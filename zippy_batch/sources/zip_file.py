@@ -1,7 +1,9 @@
 """Members of a zip file, stored or deflated, found again by the offset of their local header.
 
-Format: PKWARE's APPNOTE 6.3.10. The central directory is read once, when the members are listed; a worker goes to a
-member without it. A member never becomes more bytes than it declares.
+Format: PKWARE's APPNOTE 6.3.10. A name is UTF-8 where the zip says so, or where an extra field of Info-ZIP has it, or
+where it can be; else it is in the code page that was asked for, or in that of MS-DOS. Programs of MS-DOS and Windows
+may write backslashes between its parts. The central directory is read once, when the members are listed; a worker goes
+to a member without it. A member never becomes more bytes than it declares.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from zippy_batch.errors import SourceError
 from zippy_batch.paths import display_path
@@ -30,7 +32,10 @@ _ENCRYPTED, _UTF8 = 1, 0x800
 _EPOCH_S = 315_532_800
 """1980-01-01, where time begins in a zip file: for members whose date is none."""
 _UNIX = 3
-_UNIX_TIME = 0x5455
+_WITH_BACKSLASHES = {0, 6, 10, 14}
+"""Systems that a name may be of: MS-DOS, OS/2, NTFS, VFAT."""
+_UNIX_TIME, _UNICODE_PATH = 0x5455, 0x7075
+"""Extra fields of Info-ZIP."""
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
@@ -39,7 +44,15 @@ def find(file: Opened, members: Members, wanted: Wanted) -> None:
     try:
         with zipfile.ZipFile(file.stream(_MAX_DIRECTORY_BYTES)) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, LookupError, OverflowError, NotImplementedError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        ValueError,
+        LookupError,
+        OverflowError,
+        NotImplementedError,
+        struct.error,
+    ) as error:
         raise SourceError(
             f"{file.name} is no zip file, or truncated or damaged: {error}; its index is at its end. "
             f"Bring it back from where it is whole"
@@ -47,8 +60,8 @@ def find(file: Opened, members: Members, wanted: Wanted) -> None:
     infos.sort(key=lambda info: info.header_offset)
     end = 0
     for info in infos:
-        path = _path_of(info)
-        if info.is_dir():
+        path = _path_of(info, wanted.encoding)
+        if path.endswith(b"/"):
             members.add_directory(path)
             continue
         start, end = end, max(end, info.header_offset + _LOCAL.size + info.compress_size)
@@ -111,11 +124,24 @@ def _content(
     return data
 
 
-def _path_of(info: zipfile.ZipInfo) -> bytes:
-    """The name as it was stored where that is UTF-8, flagged or not; else it is in the code page of MS-DOS."""
+def _path_of(info: zipfile.ZipInfo, encoding: str | None) -> bytes:
+    path = _name_of(info, encoding)
+    if info.create_system in _WITH_BACKSLASHES:
+        path = path.replace(b"\\", b"/")
+    return path
+
+
+def _name_of(info: zipfile.ZipInfo, encoding: str | None) -> bytes:
+    """As UTF-8, or as it was stored where it is said to be that."""
     if info.flag_bits & _UTF8:
         return info.orig_filename.encode("utf-8", "surrogateescape")
     stored = info.orig_filename.encode("cp437", "replace")
+    unicode_name = next((data for kind, data in _extra_fields(info.extra) if kind == _UNICODE_PATH), b"")
+    # of a name that was changed since, the checksum is another one
+    if unicode_name[:5] == struct.pack("<BI", 1, zlib.crc32(stored)):
+        return unicode_name[5:]
+    if encoding is not None:
+        return stored.decode(encoding, "backslashreplace").encode()
     try:
         stored.decode("utf-8")
     except UnicodeDecodeError:
@@ -123,14 +149,18 @@ def _path_of(info: zipfile.ZipInfo) -> bytes:
     return stored
 
 
-def _mtime_s(info: zipfile.ZipInfo) -> int:
-    """Of the extra field of Unix where it is there; else the time of MS-DOS, which has no zone, taken for UTC."""
-    extra = info.extra
+def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
     while len(extra) >= 4:
         kind, size_bytes = struct.unpack_from("<HH", extra)
-        if kind == _UNIX_TIME and size_bytes >= 5 and len(extra) >= 9 and extra[4] & 1:
-            return int(struct.unpack_from("<i", extra, 5)[0])
+        yield kind, extra[4 : 4 + size_bytes]
         extra = extra[4 + size_bytes :]
+
+
+def _mtime_s(info: zipfile.ZipInfo) -> int:
+    """Of the extra field of Unix where it is there; else the time of MS-DOS, which has no zone, taken for UTC."""
+    for kind, data in _extra_fields(info.extra):
+        if kind == _UNIX_TIME and len(data) >= 5 and data[0] & 1:
+            return int(struct.unpack_from("<i", data, 1)[0])
     try:
         return calendar.timegm(info.date_time)
     except ValueError:

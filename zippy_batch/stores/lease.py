@@ -35,6 +35,9 @@ LEASE_S = 300.0
 WITHDRAWAL_S = 3.0
 """For a later run to withdraw."""
 _PAUSE_S = 0.3
+_HELD: set[str] = set()
+"""Names of the leases that this process holds. One that it could not delete, because its store failed, is not among
+them, and is dead although its process is not."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class Owner:
         except PermissionError:
             pass
         return False
+
+    def is_this_process(self) -> bool:
+        return bool(self.machine) and (self.machine, self.pid) == (_machine(), os.getpid())
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
@@ -130,7 +136,8 @@ class Lease:
     def _is_buried(self, other: _Seen, mine: _Seen) -> bool:
         """Whether the run is dead; then its lease is deleted."""
         owner = _owner(other.path)
-        if mine.written_s - other.written_s > LEASE_S or (owner is not None and owner.is_dead()):
+        is_dropped = owner is not None and owner.is_this_process() and other.path.name not in _HELD
+        if is_dropped or mine.written_s - other.written_s > LEASE_S or (owner is not None and owner.is_dead()):
             delete(other.path)
             return True
         return False
@@ -148,13 +155,15 @@ class Lease:
 def leased(root: ObjectPath) -> Iterator[Lease]:
     """Raises UsageError when another run works in this staging, naming it."""
     lease = Lease(root)
-    put_bytes(lease._text, lease._path)
+    _HELD.add(lease._path.name)
     try:
+        put_bytes(lease._text, lease._path)
         lease._win()
         lease._thread.start()
         yield lease
     finally:
         lease.stop()
+        _HELD.discard(lease._path.name)
         # a lease that stays, because the store cannot be reached any more, is found to be dead by the next run
         with contextlib.suppress(ZippyError, OSError):
             if lease._path.exists():
