@@ -498,6 +498,11 @@ class LatentNetwork(nn.Module):
         for module in self._integer_parts():
             module.quantised = on
 
+    def quantise_activations(self) -> None:
+        """Round activations alone: for weights that are rounded already, as those of a model file."""
+        for activation in self._activations():
+            activation.quantised = True
+
     @property
     def has_units(self) -> bool:
         """Whether the units of 8-bit activations have been measured."""
@@ -605,7 +610,7 @@ class _Rate:
 
 
 def reluctantly_rounded(residual: Tensor, threshold: Tensor) -> Tensor:
-    """Dead-zone rounding: magnitudes below 1.5 round up above 1/2 + threshold, larger ones above 1/2 + 0.4 threshold."""
+    """Dead-zone rounding: magnitudes round up above 1/2 + threshold, and from 1.5 on above 1/2 + 0.4 * threshold."""
     magnitude = residual.abs()
     up = torch.where(magnitude < 1.5, threshold, 0.4 * threshold)
     return (magnitude + 0.5 - up).floor() * residual.sign()
