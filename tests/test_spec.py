@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from spec_decoder import SpecError
 from tiny import pictures, tiny_model
 
+from zippy_batch.archives.schema import FORMAT_VERSION
 from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem
 from zippy_batch.codecs.model_file import load_model, model_from_bytes, serialise
 from zippy_batch.errors import ModelError
 
-GOLDEN = Path(__file__).parent / "golden" / "v1.parquet"
+GOLDEN = Path(__file__).parent / "golden" / f"v{FORMAT_VERSION}.parquet"
 SIZES = [(1, 1), (7, 9), (42, 42), (33, 57), (3, 41)]
 
 

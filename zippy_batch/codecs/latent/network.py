@@ -90,9 +90,10 @@ class LatentArchitecture:
     @staticmethod
     def from_dict(card: Any) -> LatentArchitecture:
         """Inverse of `to_dict`, also after JSON; TypeError, ValueError or KeyError on anything else."""
-        return LatentArchitecture(
-            **{f.name: card[f.name] for f in fields(LatentArchitecture)} | {"groups": tuple(card["groups"])}
-        )
+        names = {f.name for f in fields(LatentArchitecture)}
+        if set(card) != names:
+            raise ValueError(f"expected {', '.join(sorted(names))}")
+        return LatentArchitecture(**{**card, "groups": tuple(card["groups"])})
 
 
 def lambda_of(level: Tensor) -> Tensor:
