@@ -79,6 +79,14 @@ class ArchiveOptions:
         "an image that cannot is stored exactly or kept as it is.",
         metavar="DB",
     )
+    effort: int = _option(
+        0,
+        "How long to look for fewer bytes at the same quality, in gradient steps on each image that the lossy codec "
+        "stores: 0 takes none, 9 takes 300 and a thousand times as long.",
+        metavar="0..9",
+        low=0,
+        high=9,
+    )
     verify: bool = _option(
         True,
         "Decode every image again before it counts as archived. Without that a run is faster, but the archive says "

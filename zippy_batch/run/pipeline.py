@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from zippy_batch.archives.info import ArchiveInfo
@@ -150,7 +151,9 @@ def _archive_shards(
     todo = [index for index in range(len(plan)) if index not in done]
     work = Done(sum(plan.rows[index] for index in todo), sum(map(plan.source_bytes, todo)))
     layout = clock.expect(work, len(todo), plan.options.device, run)
-    job = ArchiveJob(source, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
+    effort = plan.options.effort
+    make: MakeCodec = partial(make_codec, effort=effort) if effort and codecs.make is make_codec else codecs.make
+    job = ArchiveJob(source, staging.parts.absolute(), plan.options, models, make, _info(plan, models))
     seconds: dict[int | None, float] = {}
     worked = Done()
     if todo:

@@ -28,7 +28,7 @@ from zippy_batch.codecs.latent.features import ONE, PATCH, grid_size, level_feat
 from zippy_batch.codecs.latent.float_network import fill_network
 from zippy_batch.codecs.latent.network import SCALE_LEVELS, Analysis, LatentArchitecture, LatentNetwork
 from zippy_batch.codecs.latent.order import visits
-from zippy_batch.codecs.latent.refine import refined
+from zippy_batch.codecs.latent.refine import can_refine, refined
 from zippy_batch.codecs.latent.static import Size
 from zippy_batch.codecs.latent.synthesis import IntegerSynthesis
 from zippy_batch.codecs.model_file import Model
@@ -92,6 +92,7 @@ class LatentCodec:
             raise ModelError("model: gain.analysis and encoder.threshold must be finite")
         self._gain = torch.from_numpy(gain.copy()).to(self._device)
         self._threshold = self._backend.put(threshold)
+        self._nearest = self._backend.put(np.zeros_like(threshold))
         self.tables = _tables(arrays)
         self._float_network = _float_network(a, arrays).to(self._device) if effort else None
 
@@ -114,11 +115,11 @@ class LatentCodec:
         quality = _quality_indices(qualities)
         backend, count = self._backend, len(images)
         with exact_products(self._device):
-            y = self._latents(images, sizes, quality)
+            y, threshold = self._latents(images, sizes, quality)
 
             def code(place: Place, start: int, mean: Array, index: Array) -> Array:
                 r = backend.empty("int32", *mean.shape)
-                backend.passes.quantise(y, place.numbers(), start, mean, index, self._threshold, RESIDUAL_LIMIT, r)
+                backend.passes.quantise(y, place.numbers(), start, mean, index, threshold, RESIDUAL_LIMIT, r)
                 tables.append(backend.get(index).reshape(count, -1))
                 residuals.append(backend.get(r).reshape(count, -1))
                 return r
@@ -126,14 +127,19 @@ class LatentCodec:
             self._context.traverse(_sizes(sizes), quality, (h, w), code)
         return np.concatenate(residuals, 1), np.concatenate(tables, 1)
 
-    def _latents(self, images: Sequence[Pixels], sizes: Sequence[Size], quality: NDArray[np.int64]) -> Array:
-        """(N, h, w, M) float32 in sixteenths of a step."""
+    def _latents(
+        self, images: Sequence[Pixels], sizes: Sequence[Size], quality: NDArray[np.int64]
+    ) -> tuple[Array, Array]:
+        """(N, h, w, M) float32 in sixteenths of a step, and the thresholds that they are to be rounded with."""
         blocks = _to_blocks(images, *grid(*images[0].shape[:2]))
         y = self._analysed(blocks, sizes, quality)
-        if self._float_network is not None:
+        threshold = self._threshold
+        if self._float_network is not None and can_refine((y.shape[1], y.shape[2])):
+            # what is refined has its bits weighed against its error already
+            threshold = self._nearest
             y = refined(self._float_network, y, blocks, sizes, self._level[quality], self._effort)
         # NaN must not reach the integers
-        return self._backend.from_tensor(torch.nan_to_num(y * SIXTEENTHS).clamp_(-_FARTHEST, _FARTHEST))
+        return self._backend.from_tensor(torch.nan_to_num(y * SIXTEENTHS).clamp_(-_FARTHEST, _FARTHEST)), threshold
 
     def _analysed(self, blocks: Tensor, sizes: Sequence[Size], quality: NDArray[np.int64]) -> Tensor:
         """(N, h, w, M) float32 in steps."""
@@ -271,6 +277,7 @@ def _float_network(a: LatentArchitecture, arrays: Mapping[str, NDArray]) -> Late
     network = LatentNetwork(a)
     with torch.no_grad():
         fill_network(network, arrays)
+        network.threshold.zero_()
     network.quantise_activations()
     return network.eval().requires_grad_(False)
 

@@ -1,7 +1,7 @@
 """A model file -> the float network that it was made of, to train on or to take gradients of.
 
-The integers of a model file are the network's weights, rounded: the quantised network computes what the integer networks
-do. Where integers leave a unit open (activations and the synthesis's input), it is chosen here.
+The integers of a model file are the network's weights, rounded: with its activations rounded as well, it computes what
+the integer networks do. Where integers leave a unit open (activations and the synthesis's input), it is chosen here.
 """
 
 from __future__ import annotations

@@ -28,25 +28,29 @@ from zippy_batch.codecs.latent.network import (
 )
 from zippy_batch.codecs.latent.static import Size
 
-STEPS = (0, 30, 40, 55, 75, 100, 140, 190, 250, 350)
+STEPS = (0, 30, 40, 55, 75, 100, 140, 180, 240, 300)
 """Gradient steps of each effort; fewer than 30 gain nothing."""
 _RATE = 0.03
 _HOT, _COLD = 0.5, 0.1
 """Temperature of the odds at the first and the last step."""
 _BETAS = (0.9, 0.95)
 _POSITIONS = 4096
-"""Positions refined together. Larger images are not refined: their gradients would take more memory than they have."""
+"""Positions refined together, about 500 by 500 pixels."""
+
+
+def can_refine(grid: tuple[int, int]) -> bool:
+    """Whether images of a grid (h, w) can be refined: gradients of larger ones take too much memory."""
+    return grid[0] * grid[1] <= _POSITIONS
 
 
 def refined(
     network: LatentNetwork, y: Tensor, blocks: Tensor, sizes: Sequence[Size], level: NDArray[np.int64], effort: int
 ) -> Tensor:
     """y (N, h, w, M) in quantisation steps, blocks (N, h, w, 192) uint8 that they were made of, the image sizes and
-    levels (N,) -> better latents of the same shape. Effort 0..9; the outcome depends on nothing but the arguments.
+    levels (N,) -> better latents of the same shape, to be rounded to the nearest. Effort 1..9; the outcome depends on
+    nothing but the arguments. The network's threshold must be 0.
     """
     n, h, w, _ = y.shape
-    if not STEPS[effort] or h * w > _POSITIONS:
-        return y
     together = max(1, _POSITIONS // (h * w))
     parts = []
     with torch.inference_mode(False):
