@@ -87,7 +87,7 @@ _ODD_REASONS = {
     "hopper_bad_exif.jpg": probe.CORRUPT,
     "hopper_16bit.pgm": probe.NOT_AN_IMAGE,
     "rotating-squares.webp": probe.ANIMATION,
-    "tbgn2c16.png": probe.TRANSPARENCY,
+    "tbgn2c16.png": probe.DEEP,
     "truncated.jpg": probe.TRUNCATED,
     "truncated.png": probe.TRUNCATED,
     "truncated_jpeg.jpg": probe.TRUNCATED,

@@ -20,6 +20,7 @@ import zlib
 from dataclasses import dataclass
 
 from zippy_batch.archives.schema import MAX_SIDE
+from zippy_batch.images.metadata import COMMENT, EXIF_PREFIX, GAMMA, IPTC, XMP, XMP_PREFIX, profile_in_text
 from zippy_batch.jpeg.probe import Scan, is_whole
 
 MAX_IMAGE_BYTES = 1 << 28
@@ -84,6 +85,12 @@ class Header:
     """A TIFF structure as EXIF defines it, without the "Exif" prefix of JPEG."""
     icc: bytes | None = None
     jpeg: JpegFacts | None = None
+    xmp: bytes | None = None
+    dropped: tuple[str, ...] = ()
+    """Kinds of metadata besides, of `metadata`."""
+    unless_opaque: str | None = None
+    """Reason to keep the file raw if its pixels turn out to be transparent anywhere; None where nothing could make them
+    so."""
 
 
 class Refused(Exception):
@@ -149,7 +156,6 @@ _JPEG_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
 _JPEG_OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _AFTER_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 """End of entropy-coded data: a marker that is neither a stuffed zero nor a restart."""
-_EXIF_PREFIX = b"Exif\0\0"
 _ICC_PREFIX = b"ICC_PROFILE\0"
 _METADATA_MARKERS = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 """APP1 to APP13, APP15 and comments; APP0 and APP14 decide how the components are to be read."""
@@ -170,6 +176,8 @@ class _JpegWalk:
         self.tables_in_use: dict[int, tuple[int, ...]] = {}
         self.exif: list[bytes] = []
         self.icc: list[bytes] = []
+        self.xmp: bytes | None = None
+        self.dropped: set[str] = set()
         self.has_jfif = False
         self.adobe_transform: int | None = None
         self.kept: list[bytes] = []
@@ -272,8 +280,15 @@ def _check_jpeg_scan(body: bytes, data: bytes, walk: _JpegWalk) -> None:
 def _jpeg_metadata(marker: int, body: bytes, walk: _JpegWalk) -> None:
     if marker == 0xE0 and body.startswith(b"JFIF\0"):
         walk.has_jfif = True
-    elif marker == 0xE1 and body.startswith(_EXIF_PREFIX):
-        walk.exif.append(body[len(_EXIF_PREFIX) :])
+    elif marker == 0xE1 and body.startswith(EXIF_PREFIX):
+        walk.exif.append(body[len(EXIF_PREFIX) :])
+    elif marker == 0xE1 and body.startswith(XMP_PREFIX):
+        walk.xmp = walk.xmp or body.removeprefix(XMP_PREFIX)
+        walk.dropped.add(XMP)
+    elif marker == 0xED and body.startswith(b"Photoshop 3.0\0"):
+        walk.dropped.add(IPTC)
+    elif marker == 0xFE:
+        walk.dropped.add(COMMENT)
     elif marker == 0xE2 and body.startswith(_ICC_PREFIX):
         walk.icc.append(body[len(_ICC_PREFIX) :])
     elif marker == 0xE2 and body.startswith(b"MPF\0"):
@@ -355,13 +370,16 @@ def _read_jpeg(data: bytes) -> Header:
     tables = tuple(walk.tables_in_use[name] for name in walk.ids)
     numbered = tuple(walk.tables[n] for n in itertools.takewhile(walk.tables.__contains__, range(4)))
     facts = JpegFacts(walk.sampling, tables, numbered, is_rgb)
-    exif = b"".join(walk.exif) or None
-    return Header("jpeg", walk.width, walk.height, b"".join(walk.kept), exif, icc, facts)
+    exif, dropped = b"".join(walk.exif) or None, tuple(sorted(walk.dropped))
+    pixel_data = b"".join(walk.kept)
+    return Header("jpeg", walk.width, walk.height, pixel_data, exif, icc, facts, xmp=walk.xmp, dropped=dropped)
 
 
 # ----------------------------------------------------------------------------------------------------------------- PNG
 
 _PNG_ALPHA_TYPES = (4, 6)
+_MAX_TEXT_BYTES = 1 << 24
+"""Of a compressed text that is looked into."""
 
 
 def _inflate(data: bytes, limit: int) -> bytes | None:
@@ -411,12 +429,75 @@ def _check_png_data(parts: list[bytes], ihdr: bytes, width: int, height: int) ->
         raise Refused(CORRUPT, "png", width, height) from None
 
 
+class _PngMetadata:
+    """What is beside the pixels, chunk by chunk."""
+
+    def __init__(self) -> None:
+        self.exif: bytes | None = None
+        self.icc: bytes | None = None
+        self.xmp: bytes | None = None
+        self.dropped: set[str] = set()
+        self._profiles: dict[bytes, bytes] = {}
+        """Of ImageMagick, by name."""
+        self._kinds: set[bytes] = set()
+
+    def take(self, kind: bytes, body: bytes) -> None:
+        self._kinds.add(kind)
+        if kind == b"eXIf":
+            self.exif = body.removeprefix(EXIF_PREFIX) or None
+        elif kind == b"iCCP":
+            self.icc = _inflate(body[body.find(b"\0") + 2 :], MAX_PROFILE_BYTES + 1) or None
+        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+            self._take_text(kind, body)
+
+    def close(self) -> None:
+        """Once all chunks are taken."""
+        profiles = self._profiles
+        app1 = profiles.get(b"app1", b"")
+        exif = profiles.get(b"exif") or (app1 if app1.startswith(EXIF_PREFIX) else b"")
+        self.exif = self.exif or exif.removeprefix(EXIF_PREFIX) or None
+        self.icc = self.icc or profiles.get(b"icc") or profiles.get(b"icm")
+        xmp = profiles.get(b"xmp") or (app1 if app1.startswith(XMP_PREFIX) else b"")
+        self.xmp = self.xmp or xmp.removeprefix(XMP_PREFIX) or None
+        if self.xmp:
+            self.dropped.add(XMP)
+        if b"gAMA" in self._kinds and not self._kinds & {b"sRGB", b"iCCP"}:
+            self.dropped.add(GAMMA)
+
+    def _take_text(self, kind: bytes, body: bytes) -> None:
+        keyword, _, rest = body.partition(b"\0")
+        name = keyword.lower()
+        if name == b"xml:com.adobe.xmp":
+            self.xmp = self.xmp or _png_text(kind, rest)
+            return
+        profile = name.removeprefix(b"raw profile type ")
+        if profile in (b"iptc", b"8bim"):
+            self.dropped.add(IPTC)
+        elif profile != name and profile not in self._profiles:
+            self._profiles[profile] = profile_in_text(_png_text(kind, rest) or b"") or b""
+        else:
+            self.dropped.add(COMMENT)
+
+
+def _png_text(kind: bytes, rest: bytes) -> bytes | None:
+    """The text after a keyword; None where it is damaged."""
+    is_compressed = kind == b"zTXt"
+    if kind == b"iTXt":
+        is_compressed = rest[:1] == b"\1"
+        # flag, method, language, translated keyword
+        rest = rest[1:2] + rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+    if not is_compressed:
+        return rest[1:] if kind == b"iTXt" else rest
+    return _inflate(rest[1:], _MAX_TEXT_BYTES)
+
+
 def _read_png(data: bytes) -> Header:
     at = 8
     width = height = depth = colour = 0
     ihdr = b""
     image_data: list[bytes] = []
-    exif = icc = None
+    metadata = _PngMetadata()
+    unless_opaque = None
     kept = [data[:8]]
     for _ in range(_MAX_PARTS):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -434,18 +515,19 @@ def _read_png(data: bytes) -> Header:
             width, height, depth, colour = struct.unpack_from(">IIBB", ihdr)
             _check_size("png", width, height)
             kept.append(data[at:end])
-        elif kind == b"tRNS":
-            raise Refused(TRANSPARENCY, "png", width, height)
         elif kind == b"acTL":
             raise Refused(ANIMATION, "png", width, height)
-        elif kind in (b"PLTE", b"IDAT", b"IEND"):
+        elif kind in (b"PLTE", b"IDAT", b"IEND", b"tRNS"):
             kept.append(data[at:end])
             if kind == b"IDAT":
                 image_data.append(body)
-        elif kind == b"eXIf":
-            exif = body.removeprefix(_EXIF_PREFIX) or None
-        elif kind == b"iCCP":
-            icc = _inflate(body[body.find(b"\0") + 2 :], MAX_PROFILE_BYTES + 1) or None
+            elif kind == b"tRNS":
+                unless_opaque = TRANSPARENCY
+                if colour == 0 and depth < 8:
+                    # decoders compare it with samples that they have scaled
+                    raise Refused(TRANSPARENCY, "png", width, height)
+        else:
+            metadata.take(kind, body)
         at = end
         if kind == b"IEND":
             break
@@ -454,13 +536,24 @@ def _read_png(data: bytes) -> Header:
     if depth == 16:
         raise Refused(DEEP, "png", width, height)
     if colour in _PNG_ALPHA_TYPES:
-        raise Refused(ALPHA, "png", width, height)
+        unless_opaque = ALPHA
     if depth == 1 and colour == 0:
         raise Refused(BILEVEL, "png", width, height)
     if not _is_padding(data[end:]):
         raise Refused(TRAILING, "png", width, height)
     _check_png_data(image_data, ihdr, width, height)
-    return Header("png", width, height, b"".join(kept), exif, icc)
+    metadata.close()
+    return Header(
+        "png",
+        width,
+        height,
+        b"".join(kept),
+        metadata.exif,
+        metadata.icc,
+        xmp=metadata.xmp,
+        dropped=tuple(sorted(metadata.dropped)),
+        unless_opaque=unless_opaque,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- WebP
@@ -486,7 +579,7 @@ def _read_webp(data: bytes) -> Header:
     if end > len(data):
         raise Refused(TRUNCATED, "webp")
     at, width, height = 12, 0, 0
-    exif = icc = None
+    exif = icc = xmp = unless_opaque = None
     for _ in range(_MAX_PARTS):
         if at + 8 > end:
             break
@@ -505,9 +598,11 @@ def _read_webp(data: bytes) -> Header:
             if kind == b"VP8X" and body[0] & 2:
                 raise Refused(ANIMATION, "webp", width, height)
             if has_alpha:
-                raise Refused(ALPHA, "webp", width, height)
+                unless_opaque = ALPHA
         elif kind == b"EXIF":
-            exif = body.removeprefix(_EXIF_PREFIX) or None
+            exif = body.removeprefix(EXIF_PREFIX) or None
+        elif kind == b"XMP ":
+            xmp = body or None
         elif kind == b"ICCP":
             icc = body or None
         at += 8 + length + (length & 1)
@@ -515,7 +610,8 @@ def _read_webp(data: bytes) -> Header:
         raise Refused(CORRUPT, "webp")
     if not _is_padding(data[end:]):
         raise Refused(TRAILING, "webp", width, height)
-    return Header("webp", width, height, data, exif, icc)
+    dropped = (XMP,) if xmp else ()
+    return Header("webp", width, height, data, exif, icc, xmp=xmp, dropped=dropped, unless_opaque=unless_opaque)
 
 
 # ----------------------------------------------------------------------------------------------------------------- BMP
@@ -534,9 +630,7 @@ def _read_bmp(data: bytes) -> Header:
     _check_size("bmp", width, height)
     if depth == 1:
         raise Refused(BILEVEL, "bmp", width, height)
-    if depth == 32:
-        raise Refused(ALPHA, "bmp", width, height)
-    if depth not in (4, 8, 16, 24) or compression not in (0, 1, 2, 3):
+    if depth not in (4, 8, 16, 24, 32) or compression not in (0, 1, 2, 3):
         raise Refused(CODING, "bmp", width, height)
     if header_size == 124 and data[70:74] in (b"LINK", b"DEBM", b"KNIL", b"MBED"):
         raise Refused(COLOUR, "bmp", width, height)
@@ -547,7 +641,11 @@ def _read_bmp(data: bytes) -> Header:
         (file_size,) = struct.unpack_from("<I", data, 2)
         if not _is_padding(data[max(end, file_size) :]):
             raise Refused(TRAILING, "bmp", width, height)
-    return Header("bmp", width, height, data)
+    # the fourth byte says nothing by the letter of the format, and some programs have alpha in it
+    spare = data[offset + 3 : offset + 4 * width * height : 4] if depth == 32 and compression == 0 else b""
+    if spare.strip(b"\0") and spare.strip(b"\xff"):
+        raise Refused(ALPHA, "bmp", width, height)
+    return Header("bmp", width, height, data, unless_opaque=ALPHA if depth == 32 else None)
 
 
 # ----------------------------------------------------------------------------------------------------------------- GIF
@@ -566,13 +664,20 @@ def _read_gif(data: bytes) -> Header:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     _check_size("gif", width, height)
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    images, has_transparency = 0, False
+    images, unless_opaque, xmp = 0, None, None
+    dropped: set[str] = set()
     for _ in range(_MAX_PARTS):
         introducer = data[at]
         if introducer == 0x21:
-            if data[at + 1] == 0xF9 and data[at + 2] >= 1 and data[at + 3] & 1:
-                has_transparency = True
-            at = _gif_blocks_end(data, at + 2)
+            start, at = at, _gif_blocks_end(data, at + 2)
+            if data[start + 1] == 0xF9 and data[start + 2] >= 1 and data[start + 3] & 1:
+                unless_opaque = TRANSPARENCY
+            elif data[start + 1] == 0xFE:
+                dropped.add(COMMENT)
+            elif data[start + 2 : start + 14] == b"\x0bXMP DataXMP":
+                # the packet stands there as it is, and what it takes for sub-blocks leads to the end
+                xmp = data[start + 14 : at]
+                dropped.add(XMP)
         elif introducer == 0x2C:
             images += 1
             left, top, image_width, image_height, image_flags = struct.unpack_from("<HHHHB", data, at + 1)
@@ -587,11 +692,10 @@ def _read_gif(data: bytes) -> Header:
             break
     if introducer != 0x3B or not images:
         raise Refused(CORRUPT, "gif", width, height)
-    if has_transparency:
-        raise Refused(TRANSPARENCY, "gif", width, height)
     if not _is_padding(data[at + 1 :]):
         raise Refused(TRAILING, "gif", width, height)
-    return Header("gif", width, height, data)
+    kinds = tuple(sorted(dropped))
+    return Header("gif", width, height, data, xmp=xmp, dropped=kinds, unless_opaque=unless_opaque)
 
 
 # ---------------------------------------------------------------------------------------------------------------- TIFF
@@ -600,7 +704,7 @@ _TIFF_TYPES = {1: "B", 3: "H", 4: "I"}
 _TIFF_RAW, _TIFF_LZW, _TIFF_DEFLATE, _TIFF_PACKBITS, _TIFF_OLD_DEFLATE = 1, 5, 8, 32773, 32946
 _TIFF_CODINGS = (_TIFF_RAW, _TIFF_LZW, _TIFF_DEFLATE, _TIFF_PACKBITS, _TIFF_OLD_DEFLATE)
 _TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-_TIFF_ORIENTATION, _TIFF_PRIVATE = 274, 65000
+_TIFF_ORIENTATION, _TIFF_EXTRA, _TIFF_XMP, _TIFF_PRIVATE = 274, 338, 700, 65000
 _TIFF_MAX_STRIPS = 1 << 16
 """Strips or tiles; 4096 rows of one band make 4096 strips."""
 
@@ -643,13 +747,14 @@ class _TiffTags:
     def integer(self, tag: int, default: int) -> int:
         return self.integers(tag, (default,))[0]
 
-    def without(self, tag: int) -> bytes:
-        """The file with one tag renamed to a private one that nothing reads."""
-        if tag not in self._entries:
-            return self._data
-        (at,) = struct.unpack_from(self._order + "I", self._data, 4)
-        entry_at = at + 2 + 12 * list(self._entries).index(tag)
-        return self._data[:entry_at] + struct.pack(self._order + "H", _TIFF_PRIVATE) + self._data[entry_at + 2 :]
+    def without(self, *tags: int) -> bytes:
+        """The file with these tags renamed to private ones that nothing reads."""
+        data = bytearray(self._data)
+        (at,) = struct.unpack_from(self._order + "I", data, 4)
+        for place, tag in enumerate(self._entries):
+            if tag in tags:
+                struct.pack_into(self._order + "H", data, at + 2 + 12 * place, _TIFF_PRIVATE + tags.index(tag))
+        return bytes(data)
 
     def blob(self, tag: int) -> bytes | None:
         if tag not in self._entries:
@@ -701,17 +806,32 @@ def _read_tiff(data: bytes) -> Header:
         raise Refused(BILEVEL, "tiff", width, height)
     if max(bits) > 8 or set(tags.integers(339, (1,))) != {1}:
         raise Refused(DEEP, "tiff", width, height)
-    if 338 in tags:
-        raise Refused(ALPHA, "tiff", width, height)
     # greyscale with black as 0 or as 255, RGB, palette; others (CMYK, LAB, YCbCr) need more than their numbers
     expected_samples = {0: 1, 1: 1, 2: 3, 3: 1}.get(photometric)
+    if _TIFF_EXTRA in tags:
+        # alpha, as it is or multiplied in; of other samples nothing is known
+        if tags.integers(_TIFF_EXTRA) not in ((1,), (2,)) or photometric not in (1, 2):
+            raise Refused(ALPHA, "tiff", width, height)
+        expected_samples = {1: 2, 2: 4}[photometric]
     if samples != expected_samples or set(bits) != {8} or tags.integer(266, 1) != 1:
         raise Refused(COLOUR, "tiff", width, height)
     if tags.integer(259, _TIFF_RAW) not in _TIFF_CODINGS:
         raise Refused(CODING, "tiff", width, height)
     _check_tiff_pixels(tags, data, width, height)
-    # decoders turn the pixels of a TIFF by this tag; here pixels stay as stored, and the tag goes into the EXIF data
-    return Header("tiff", width, height, tags.without(_TIFF_ORIENTATION), None, tags.blob(34675))
+    # decoders turn the pixels of a TIFF by these tags; here pixels stay as stored, and what they say goes into the EXIF
+    pixel_data = tags.without(_TIFF_ORIENTATION, _TIFF_XMP)
+    xmp = tags.blob(_TIFF_XMP)
+    dropped = [kind for kind, there in ((IPTC, 33723 in tags or 34377 in tags), (XMP, xmp)) if there]
+    return Header(
+        "tiff",
+        width,
+        height,
+        pixel_data,
+        icc=tags.blob(34675),
+        xmp=xmp,
+        dropped=tuple(dropped),
+        unless_opaque=ALPHA if _TIFF_EXTRA in tags else None,
+    )
 
 
 _READERS = {

@@ -121,10 +121,16 @@ class ArchiveJob:
         coders, pool = Coders.of(self.models, self.options.device, self.make_codec), OrderedThreadPool(threads)
 
         def work(unit: Shard | QuarantinedShard, tick: Tick) -> ShardDone:
-            started = time.monotonic()
-            rows = archive_shard(unit, self.source, self.options, coders, pool, tick)
+            started, done = time.monotonic(), Done()
+
+            def count(piece: Done) -> None:
+                nonlocal done
+                done += piece
+                tick(piece)
+
+            rows = archive_shard(unit, self.source, self.options, coders, pool, count)
             commit_part(self.parts / part_name(unit.index), rows, self.info, self.options.verify)
-            return ShardDone(unit.index, _done_of(rows), time.monotonic() - started)
+            return ShardDone(unit.index, done, time.monotonic() - started)
 
         return work
 
@@ -213,7 +219,7 @@ def _archive_shard(
             if row.raw_reason not in (None, SMALLER_REASON):
                 _forbid_raw(one.file, row.raw_reason, options)
         rows.update((one.place, row) for one, row in zip(batch, made, strict=True))
-        tick(_done_of(made))
+        tick(replace(_done_of(made), dropped=_dropped(batch, made)))
     return [rows[place] for place in range(len(shard.files))]
 
 
@@ -227,6 +233,12 @@ def _try_alone(batch: Sequence[Loaded], options: ArchiveOptions, coders: Coders,
 
 def _done_of(rows: Sequence[Row]) -> Done:
     return Done(len(rows), *sizes(rows))
+
+
+def _dropped(batch: Sequence[Loaded], made: Sequence[Row]) -> Counter[str]:
+    """Kinds of metadata that lossy rows leave out."""
+    lossy = [one.found for one, row in zip(batch, made, strict=True) if row.codec == "latent"]
+    return Counter(kind for found in lossy if isinstance(found, Picture) for kind in found.dropped)
 
 
 # ---- reading ----

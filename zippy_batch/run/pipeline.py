@@ -152,14 +152,22 @@ def _archive_shards(
     layout = clock.expect(work, len(todo), plan.options.device, run)
     job = ArchiveJob(source, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
     seconds: dict[int | None, float] = {}
+    worked = Done()
     if todo:
         for result in run_units(job, map(plan.shard, todo), layout, clock.tick):
             staging.require(result.index)
             seconds[result.index] = result.seconds
+            worked += result.done
             clock.shard_done()
     facts = clock.facts(plan.options.device, layout)
-    empty, notes = plan.listing.empty_directories, plan.listing.notes
-    return replace(facts, shards_resumed=len(done), empty_directories=empty, notes=notes), seconds
+    facts = replace(
+        facts,
+        shards_resumed=len(done),
+        empty_directories=plan.listing.empty_directories,
+        notes=plan.listing.notes,
+        dropped=worked.dropped,
+    )
+    return facts, seconds
 
 
 def _taken_over(staging: Staging, plan: ArchivePlan) -> set[int]:
