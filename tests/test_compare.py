@@ -279,6 +279,8 @@ def test_lepton_keeps_the_very_same_files_in_fewer_bytes(odd: Path) -> None:
     found = few(odd, SOURCE, "lepton", OWN_EXACT)
     source, lepton, mine = found.rows
     assert lepton.quality is None
+    assert lepton.loose_bytes
+    assert source.loose_bytes
     assert lepton.loose_bytes < source.loose_bytes
     assert found.exact_ratios["lepton"] == mine.stored_bytes / lepton.stored_bytes
     assert found.notes == ("lepton: 1 files cannot be kept so, and count as they are",)

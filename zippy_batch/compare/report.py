@@ -195,7 +195,7 @@ class Comparison:
                 one, digits = found.get(name), 1 if metric == "psnr_db" else 3
                 row += [f"{one.ratio:.3f}", f"{one.low:.{digits}f} and {one.high:.{digits}f}"] if one else ["-", "-"]
             rows.append(row)
-        said = "stored bytes of zippy-batch over others' at equal quality, mean where both have it:"
+        said = "bytes of zippy-batch over others' at equal quality, mean where both have it:"
         return ["", said, *table(head, rows, names=1)]
 
 
