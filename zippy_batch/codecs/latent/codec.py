@@ -130,7 +130,7 @@ class LatentCodec:
     def _latents(
         self, images: Sequence[Pixels], sizes: Sequence[Size], quality: NDArray[np.int64]
     ) -> tuple[Array, Array]:
-        """(N, h, w, M) float32 in sixteenths of a step, and the thresholds that they are to be rounded with."""
+        """(N, h, w, M) float32 in sixteenths of a step, and the thresholds to round them with."""
         blocks = _to_blocks(images, *grid(*images[0].shape[:2]))
         y = self._analysed(blocks, sizes, quality)
         threshold = self._threshold
