@@ -11,6 +11,7 @@ VENV ?= .venv
 JOBS ?= auto
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench train archive restore stats verify compare submit clean
 
@@ -22,31 +23,28 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "zippy-batch needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ..." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	$(PIP) -e .
 	@touch $@
 
-setup: $(STAMP)  ## build .venv with pinned versions
+# what a target needs beyond what the program runs with: .installed-test for the extra `test` of pyproject.toml
+$(STAMP)-%: $(STAMP)
+	$(PIP) -e '.[$*]'
+	@touch $@
 
-demo: $(STAMP)  ## archive, check and restore a directory of faces [FACES=dir]
-	@rm -rf demo && mkdir -p demo
-ifeq ($(strip $(FACES)),)
-	@$(BIN)/python benchmarks/synthetic_faces.py demo/faces 400
-	@echo "drew 400 faces in demo/faces"
-endif
-	$(BIN)/zippy-batch archive "$(or $(FACES),demo/faces)" demo/out.parquet $(ARGS)
-	$(BIN)/zippy-batch verify demo/out.parquet --against "$(or $(FACES),demo/faces)"
-	$(BIN)/zippy-batch restore demo/out.parquet demo/restored --reference "$(or $(FACES),demo/faces)"
-	@echo "archive: demo/out.parquet   restored: demo/restored"
+setup: $(STAMP)-test $(STAMP)-dev  ## build .venv with pinned versions, for everything here
 
-test: $(STAMP)  ## run the tests [ARGS="-k resume"]
+demo: $(STAMP)  ## archive, check and restore a directory of faces, and show them [FACES=dir]
+	@$(BIN)/python benchmarks/demo.py $(if $(strip $(FACES)),"$(FACES)") -- $(ARGS)
+
+test: $(STAMP)-test  ## run the tests [ARGS="-k resume"]
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
-lint: $(STAMP)  ## ruff (rules and format) and mypy
+lint: $(STAMP)-test $(STAMP)-dev  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)  ## rewrite the code in the house format
+format: $(STAMP)-dev  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -57,7 +55,8 @@ bench: $(STAMP)  ## size, speed and start-up beside AVIF and WebP [FACES=dir]
 
 train: $(STAMP)  ## fit a model to images; goes on where it stopped SRC=faces OUT=mine.safetensors [ARGS="--from faces"]
 	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make train SRC=faces OUT=mine.safetensors [ARGS="--from faces"]' >&2; exit 2; }
-	$(BIN)/zippy-batch train $(SRC) -o "$(OUT)" $(ARGS)
+	@if test -e "$(SRC)"; then set -- "$(SRC)"; else set -- $(SRC); fi; \
+	  $(BIN)/zippy-batch train "$$@" -o "$(OUT)" $(ARGS)
 	@echo "use it: zippy-batch archive ./faces out.parquet --model $(OUT)"
 
 archive: $(STAMP)  ## SRC=faces OUT=out.parquet [ARGS="--quality 80"]
@@ -76,13 +75,14 @@ verify: $(STAMP)  ## OUT=out.parquet [SRC=faces]
 	@test -n "$(OUT)" || { echo 'usage: make verify OUT=out.parquet [SRC=faces]' >&2; exit 2; }
 	$(BIN)/zippy-batch verify "$(OUT)" $(if $(SRC),--against "$(SRC)") $(ARGS)
 
-compare: $(STAMP)  ## beside JPEG, WebP, AVIF and others on your images FACES=dir [ARGS="--plot curves.png"]
+compare: $(STAMP)-compare  ## beside JPEG, WebP, AVIF and others on your images FACES=dir [ARGS="--plot curves.png"]
 	@test -n "$(FACES)" || { echo 'usage: make compare FACES=dir [ARGS="--plot curves.png --sheet faces.png"]' >&2; exit 2; }
 	$(BIN)/zippy-batch compare "$(FACES)" $(ARGS)
 
-submit: $(STAMP)  ## archive on a Ray cluster SRC=/mnt/faces OUT=/mnt/out ADDRESS=http://head:8265 [ARGS="--quality 80"]
+submit: $(STAMP)-submit  ## archive on a Ray cluster SRC=/mnt/faces OUT=/mnt/out ADDRESS=http://head:8265 [ARGS="--quality 80"]
 	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make submit SRC=/mnt/faces OUT=/mnt/out ADDRESS=http://head:8265 [ARGS="--quality 80"]' >&2; exit 2; }
 	$(BIN)/zippy-batch submit $(if $(ADDRESS),--address "$(ADDRESS)") -- archive "$(SRC)" "$(OUT)" $(ARGS)
 
-clean:  ## remove demo output and caches (not .venv)
-	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove what make demo made, and caches (not .venv)
+	@$(PYTHON) benchmarks/demo.py --remove
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

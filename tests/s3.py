@@ -109,6 +109,9 @@ class Proxy:
         """To the server; None for any number."""
         self.sent_bytes = self.received_bytes = 0
         """To the server, as long as it was allowed any number, and from it."""
+        self.flip: bytes | None = None
+        """Bytes that come from the server with another bit in the last of them."""
+        self.flips_left = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -136,6 +139,7 @@ class Proxy:
                         break
                 if not counted:
                     self.received_bytes += len(data)
+                    data = self._flipped(data)
                 elif self.allowed_bytes is None:
                     self.sent_bytes += len(data)
                 target.sendall(data)
@@ -143,6 +147,12 @@ class Proxy:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+    def _flipped(self, data: bytes) -> bytes:
+        if self.flip is None or self.flip not in data or not self.flips_left:
+            return data
+        self.flips_left -= 1
+        return data.replace(self.flip, self.flip[:-1] + bytes([self.flip[-1] ^ 1]))
 
 
 @pytest.fixture

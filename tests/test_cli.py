@@ -151,7 +151,15 @@ def test_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None
     (call,) = calls
     assert (call["source"], call["output"]) == (Path("in"), Path("out.parquet"))
     assert call["options"] == ArchiveOptions(
-        80, 30.0, True, True, "never", "m.safetensors", "e.safetensors", 10, 8, "cpu"
+        quality=80,
+        min_psnr=30.0,
+        strict=True,
+        exact="never",
+        model="m.safetensors",
+        exact_model="e.safetensors",
+        shard_size=10,
+        batch_size=8,
+        device="cpu",
     )
     assert call["run"] == RunOptions(3, "a:1", True)
 
@@ -503,3 +511,23 @@ def test_a_job_runs_from_any_directory_and_names_its_preset(root: Path, tmp_path
     )
     assert f"zippy-batch {job}" in done.stdout
     assert (root / "configs" / "cluster.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"exact": True}, r"exact must be str \(auto, always, never\), not bool \(True\)"),
+        ({"quality": "80"}, r"quality must be int, not str \('80'\)"),
+        ({"quality": True}, "quality must be int, not bool"),
+        ({"verify": 1}, "verify must be bool, not int"),
+        ({"device": None}, r"device must be str \(auto, cpu, cuda\), not NoneType"),
+    ],
+)
+def test_options_check_their_types_for_python(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        ArchiveOptions(**values)
+
+
+def test_a_number_of_dB_may_be_whole_and_a_reference_a_string() -> None:
+    assert ArchiveOptions(min_psnr=30).min_psnr == 30
+    assert RestoreOptions(reference="faces").reference == Path("faces")  # type: ignore[arg-type]

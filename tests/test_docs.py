@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from options import with_tables
 from typer.testing import CliRunner
 
 from zippy_batch.cli.app import app
@@ -56,6 +57,11 @@ def test_every_option_is_documented(command: str) -> None:
     assert options_of(command)
     assert not options_of(command) - documented
     assert not documented - options_of(command)
+
+
+def test_tables_of_options_are_what_the_commands_declare() -> None:
+    page = (ROOT / "docs" / "usage.md").read_text()
+    assert with_tables(page) == page, "make them anew: python docs/options.py"
 
 
 @pytest.mark.parametrize(("page", "line"), documented_lines())

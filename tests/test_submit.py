@@ -17,13 +17,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from tiny import tiny_model
 from typer.testing import CliRunner, Result
 
 from zippy_batch import __version__
 from zippy_batch.cli import job_client
-from zippy_batch.cli.app import app, parameters_of
-from zippy_batch.cli.job_client import CHECKED, Paths, check_cluster, follow, info_of, wait_until_checked
+from zippy_batch.cli.app import app
+from zippy_batch.cli.job_client import CHECKED, Paths, follow, info_of, parameters_of, wait_until_checked
+from zippy_batch.cli.job_entry import check_cluster
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import UsageError, WorkerError
 from zippy_batch.run.pipeline import archive
@@ -59,13 +61,17 @@ def test_a_wrong_command_line_is_refused_here_and_not_on_the_cluster() -> None:
     assert "No such option: --qualty" in result.stderr
 
 
+def parsed(line: list[str]) -> dict[str, Any]:
+    return parameters_of(typer.main.get_command(app), line)
+
+
 def test_paths_are_those_that_a_command_reads_and_writes() -> None:
     line = ["archive", "/faces", "/out", "--config", "/c.toml", "--model", "/m.safetensors", "--exact-model", "exact"]
-    assert Paths.of(parameters_of(line)) == Paths(("/faces", "/c.toml", "/m.safetensors"), ("/out",))
-    assert Paths.of(parameters_of(["archive", "s3://bucket/faces", "/out"])) == Paths((), ("/out",))
-    assert Paths.of(parameters_of(["restore", "/out", "/back"])) == Paths(("/out",), ("/back",))
-    assert Paths.of(parameters_of(["verify", "/out", "--against", "/faces"])) == Paths(("/out", "/faces"), ())
-    assert Paths.of(parameters_of(["train", "/a", "/b", "-o", "/m", "--from", "faces"])) == Paths(("/a", "/b"), ("/m",))
+    assert Paths.of(parsed(line)) == Paths(("/faces", "/c.toml", "/m.safetensors"), ("/out",))
+    assert Paths.of(parsed(["archive", "s3://bucket/faces", "/out"])) == Paths((), ("/out",))
+    assert Paths.of(parsed(["restore", "/out", "/back"])) == Paths(("/out",), ("/back",))
+    assert Paths.of(parsed(["verify", "/out", "--against", "/faces"])) == Paths(("/out", "/faces"), ())
+    assert Paths.of(parsed(["train", "/a", "/b", "-o", "/m", "--from", "faces"])) == Paths(("/a", "/b"), ("/m",))
 
 
 def free_port() -> int:
@@ -233,7 +239,7 @@ def test_the_job_joins_the_cluster_that_it_runs_on(line: str, sent: str, jobs: J
     import shlex
 
     assert run("--", *shlex.split(line)).exit_code == 0
-    assert jobs.sent == [f"python -m zippy_batch.cli.job_client {__version__} {sent}"]
+    assert jobs.sent == [f"python -m zippy_batch.cli.job_entry {__version__} {sent}"]
 
 
 def test_a_cluster_that_is_just_starting_is_waited_for(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
-"""Every knob, its unit and its default.
+"""Every option, its unit, its default and its help: written once, here.
 
 What changes the archive's bytes is in `ArchiveOptions` and is part of a run's fingerprint; what only changes how fast
-they are made is in `RunOptions` and is not. Presets are TOML files with one table for each of the classes below;
-a table or a key that none of them has is an error, so that a misspelt knob never goes unnoticed.
+they are made is in `RunOptions` and is not. A field's `Option` carries what the command line and docs/usage.md say of
+it; types, words and ranges are checked when an object is made, in Python as on the command line. Presets are TOML files
+with one table for each of the classes below. A table or a key that none of them has is an error, so that a misspelt
+option never goes unnoticed.
 """
 
 from __future__ import annotations
@@ -28,63 +30,144 @@ TRAINABLE_CODECS = ("latent", "exact")
 LOSSES = ("mse", "ssim", "mix")
 INPUTS = ("auto", "files", "list", "tar", "zip", "parquet", "recordio")
 LABELS = ("auto", "folders", "none")
-CHOICES = {
-    "device": DEVICES,
-    "format": FORMATS,
-    "exact": EXACT,
-    "codec": TRAINABLE_CODECS,
-    "loss": LOSSES,
-    "input": INPUTS,
-    "labels": LABELS,
-}
-"""Words that a knob may be, by its name."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """How an option is declared on the command line, and which values it may have."""
+
+    help: str
+    flags: tuple[str, ...] = ()
+    """None for --its-name; for a bool, --its-name or --its-name/--no-its-name."""
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    shown: str | None = None
+    """What help names as the default, where that is not the default's own text."""
+    words: Mapping[bool, str] | None = None
+    """For a flag that stands for words: what the option is with it, and with its --no- form."""
+    is_flag: bool = True
+    """False for an option that only Python and presets have."""
+
+
+def _option(default: Any, help: str, *flags: str, **more: Any) -> Any:
+    return field(default=default, metadata={"option": Option(help, flags, **more)})
+
+
+def option_of(of: Any) -> Option:
+    """The declaration of a field of one of the classes below."""
+    return typing.cast(Option, of.metadata["option"])
+
+
+def _device() -> Any:
+    return _option("auto", "Where the networks run.", choices=DEVICES)
+
+
+def _batch_size() -> Any:
+    return _option(64, "Images per pass through the networks.", metavar="N", low=1)
 
 
 @dataclass(frozen=True)
 class ArchiveOptions:
     """What decides the archive's bytes."""
 
-    quality: int = 75
-    """1..100; lambda of the lossy codec grows with it."""
-    min_psnr: float | None = None
-    """Floor in dB for every image in what restore writes by default; None for no floor."""
-    verify: bool = True
-    """Decode every payload again before it is committed, and fill the psnr and ssim columns."""
-    strict: bool = False
-    """Fail on what would be kept raw."""
-    exact: str = "auto"
-    """Which JPEG files are stored so that the very same files come back: auto takes those for which that costs no more
-    than the lossy codec, always takes every one and codes nothing else, never takes none."""
-    model: str = "faces"
-    """Of the lossy codec: name of a built-in model, or path of a .safetensors file."""
-    exact_model: str = "exact"
-    """Of the exact codec, likewise."""
-    shard_size: int = 0
-    """Images per shard; 0 chooses."""
-    batch_size: int = 64
-    """Images per batch through the networks."""
-    device: str = "auto"
-    """auto, cpu or cuda; auto is settled when the run is planned."""
-    input: str = "auto"
-    """What the source is; auto tells by its name, and takes a directory for a directory of files."""
-    labels: str = "auto"
-    """Where the column label comes from: auto takes what the source has as labels, folders the name of the directory
-    that a file is in, none makes no such column; anything else is the path of a table with a line for each picture."""
-    label_pattern: str | None = None
-    """Regular expression whose groups find the label in the name of each file."""
-    image_column: str | None = None
-    """Of a Parquet file; None takes the one that is known by its name, or the only one of a fitting type."""
-    name_column: str | None = None
-    """Of a Parquet file or of a table of labels: how a picture is called; None takes one that is known by its name."""
-    label_column: str | None = None
-    """Of a Parquet file or of a table of labels, likewise."""
-    encoding: str | None = None
-    """Of names in a zip that are not said to be UTF-8, and of labels that are not: a code page, as Python names it."""
-    leave_out: bool = False
-    """Leave out what an archive has no place for, and say so, instead of refusing it."""
+    quality: int = _option(75, "Higher is better and bigger.", "--quality", "-q", metavar="1..100", low=1, high=100)
+    min_psnr: float | None = _option(
+        None,
+        "Floor for every image, in the file that restore writes by default. Its quality is raised until it gets there; "
+        "an image that cannot is stored exactly or kept as it is.",
+        metavar="DB",
+    )
+    effort: int = _option(
+        0,
+        "How long to look for fewer bytes at the same quality, in gradient steps on each image that the lossy codec "
+        "stores: 0 takes none, 9 takes 300 and a thousand times as long.",
+        metavar="0..9",
+        low=0,
+        high=9,
+    )
+    verify: bool = _option(
+        True,
+        "Decode every image again before it counts as archived. Without that a run is faster, but the archive says "
+        "nothing about its quality, and a fault shows only on restore.",
+        "--verify/--no-verify",
+        shown="verify",
+    )
+    strict: bool = _option(
+        False,
+        "Fail on a file that would be kept as it is, unless it is only smaller so.",
+        "--strict/--lenient",
+        shown="lenient",
+    )
+    exact: str = _option(
+        "auto",
+        "Store JPEG files so that the very same files come back, and keep everything else as it is; --quality then has "
+        "no meaning. Without either, a JPEG is stored exactly where that takes no more bytes than lossy, or where the "
+        "lossy codec fails on it; with --no-exact, never.",
+        "--exact/--no-exact",
+        choices=EXACT,
+        words={True: "always", False: "never"},
+    )
+    model: str = _option(
+        "faces",
+        "Model of the lossy codec: a built-in one, or a .safetensors file, which is then embedded in the archive.",
+        metavar="NAME|FILE",
+    )
+    exact_model: str = _option("exact", "Model of the exact codec, likewise.", metavar="NAME|FILE")
+    input: str = _option(
+        "auto",
+        "What the source is; auto tells by its name. tar and others take a directory of such files, too.",
+        choices=INPUTS,
+    )
+    labels: str = _option(
+        "auto",
+        "Where the column label comes from: what the source itself has as labels, the name of the directory that a "
+        "file is in, nowhere, or a table (.csv, .tsv, .txt) with a line for each picture.",
+        metavar="|".join((*LABELS, "FILE")),
+    )
+    label_pattern: str | None = _option(
+        None,
+        "Take labels from the names of files: what is in parentheses, as in '^([0-9]+)_'.",
+        metavar="REGEX",
+    )
+    image_column: str | None = _option(
+        None,
+        "Column of images of a Parquet file.",
+        metavar="NAME",
+        shown="one that is known, or the only one of its type",
+    )
+    name_column: str | None = _option(
+        None,
+        "Column of a Parquet file, or of the table of --labels, that says how pictures are called.",
+        metavar="NAME",
+        shown="one that is known",
+    )
+    label_column: str | None = _option(None, "Likewise for labels.", metavar="NAME", shown="one that is known")
+    encoding: str | None = _option(
+        None,
+        "Code page, such as cp932 or gbk, of names in a zip and of labels that are not in UTF-8.",
+        metavar="NAME",
+    )
+    leave_out: bool = _option(
+        False,
+        "Leave out, and name, what an archive has no place for, as other columns of a Parquet file; it is an error "
+        "otherwise.",
+    )
+    shard_size: int = _option(
+        0,
+        "Images per shard, the unit of work and of loss; 0 chooses. Part of the archive's bytes.",
+        metavar="N",
+        low=0,
+        shown="chosen",
+    )
+    batch_size: int = _batch_size()
+    device: str = _device()
 
     def __post_init__(self) -> None:
-        _in_range("quality", self.quality, 1, 100)
+        _check(self)
+        check_labels(self.labels, self.label_pattern)
+        check_encoding(self.encoding)
         if self.min_psnr is not None and not (math.isfinite(self.min_psnr) and 0 < self.min_psnr < 99):
             raise OptionError(f"{{min_psnr}} must be between 0 and 99 dB, not {self.min_psnr}", "min_psnr")
         if self.min_psnr is not None and not self.verify:
@@ -93,97 +176,107 @@ class ArchiveOptions:
                 "min_psnr",
                 "no_verify",
             )
-        _one_of("exact", self.exact, EXACT)
-        _one_of("input", self.input, INPUTS)
-        check_labels(self.labels, self.label_pattern)
-        check_encoding(self.encoding)
-        _in_range("shard_size", self.shard_size, 0, None)
-        _in_range("batch_size", self.batch_size, 1, None)
-        _one_of("device", self.device, DEVICES)
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """What decides how the run goes, and nothing about the archive's bytes."""
 
-    workers: int = 0
-    """Worker processes; 0 chooses, 1 stays in this process without Ray."""
-    address: str | None = None
-    """Ray cluster to join, e.g. "auto" or "HOST:6379"; None starts Ray here when it pays."""
-    overwrite: bool = False
+    workers: int = _option(
+        0,
+        "Worker processes; 1 stays in this process, without Ray, and 0 chooses. Never changes the result.",
+        metavar="N",
+        low=0,
+        shown="chosen",
+    )
+    address: str | None = _option(
+        None, "Ray cluster to join; 'auto' finds the one this machine is part of.", metavar="HOST:PORT"
+    )
+    overwrite: bool = _option(False, "Replace what is already there.")
 
     def __post_init__(self) -> None:
-        _in_range("workers", self.workers, 0, None)
+        _check(self)
 
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    format: str = "jpeg"
-    """jpeg, png or webp."""
-    jpeg_quality: int | None = None
-    """1..100 for every file; None takes the source's own quantisation tables, or 95 where it had none."""
-    select: tuple[str, ...] = ()
-    """Globs over archived paths, of which one must match; none take all. One may be given as a string."""
-    where: str | None = None
-    """Condition on columns, e.g. "psnr < 30" (see `archives/where.py`); None takes all."""
-    keep_going: bool = False
-    """Restore what is whole, list what is damaged, exit 1."""
-    reference: Path | None = None
-    """Directory of originals to measure the restored files against."""
-    batch_size: int = 64
-    device: str = "auto"
-    sync: bool = True
-    """Have every file on disk, proof against a power cut, before the restore counts as done."""
+    format: str = _option("jpeg", "What images are restored as.", choices=FORMATS)
+    jpeg_quality: int | None = _option(
+        None,
+        "One quality for all JPEG files.",
+        metavar="1..100",
+        low=1,
+        high=100,
+        shown="each source's own quantisation tables",
+    )
+    select: tuple[str, ...] = _option(
+        (),
+        "Only the paths that match, e.g. 'id_0001/*.jpg'; given several times, those that any matches.",
+        metavar="GLOB",
+    )
+    where: str | None = _option(None, "Only the rows whose columns fulfil it, e.g. 'psnr < 30'.", metavar="CONDITION")
+    keep_going: bool = _option(False, "Restore what is whole, list what is damaged, exit 1.")
+    reference: Path | None = _option(None, "The originals, to measure the restored files against.", metavar="DIR")
+    sync: bool = _option(
+        True,
+        "Bring every file to disk, proof against a power cut, before the restore counts as done.",
+        "--sync/--no-sync",
+        shown="sync",
+    )
+    batch_size: int = _batch_size()
+    device: str = _device()
 
     def __post_init__(self) -> None:
         if isinstance(self.select, str):
             object.__setattr__(self, "select", (self.select,))
-        _one_of("format", self.format, FORMATS)
-        if self.jpeg_quality is not None:
-            _in_range("jpeg_quality", self.jpeg_quality, 1, 100)
-            if self.format != "jpeg":
-                raise OptionError(
-                    f"{{jpeg_quality}} is for JPEG files, but {{format}} is {self.format}; drop one of the two",
-                    "jpeg_quality",
-                    "format",
-                )
-        _in_range("batch_size", self.batch_size, 1, None)
-        _one_of("device", self.device, DEVICES)
+        if isinstance(self.reference, str):
+            object.__setattr__(self, "reference", Path(self.reference))
+        _check(self)
+        if self.jpeg_quality is not None and self.format != "jpeg":
+            raise OptionError(
+                f"{{jpeg_quality}} is for JPEG files, but {{format}} is {self.format}; drop one of the two",
+                "jpeg_quality",
+                "format",
+            )
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """What a model is trained for, and how."""
 
-    codec: str = "latent"
-    """latent (lossy) or exact."""
-    start: str | None = None
-    """Model to go on from: a name or a file; None starts from nothing."""
-    minutes: float = 60.0
-    """Of training, over all resumed parts of the run."""
-    sizes: str = "own"
-    """What it is trained for: own (the images as they are), WIDTHxHEIGHT to shrink them to, several of these with
-    commas between, or mixed, which the built-in models were trained on."""
-    loss: str = "mse"
-    """Distortion of the lossy codec: mse, ssim, or half of each (mix)."""
-    rate: float = 1.0
-    """Factor on the learning rates."""
-    mirror: bool = True
-    """Turn half of the images left to right, except JPEG files whose blocks that would move."""
-    seed: int = 0
-    name: str = ""
-    """In the model's card; the output's name where empty."""
-    notice: str = ""
-    """In the model's card: where the images come from, and what the model may be used for."""
-    device: str = "auto"
+    codec: str = _option("latent", "Lossy (latent), or exact for JPEG files.", choices=TRAINABLE_CODECS)
+    start: str | None = _option(
+        None,
+        "Model to adapt; that takes minutes, where a new one takes hours.",
+        "--from",
+        metavar="NAME|FILE",
+    )
+    minutes: float = _option(60.0, "Training time, interrupted parts included.", metavar="M")
+    sizes: str = _option(
+        "own",
+        "What for: the images as they are (own), shrunk to sizes in pixels, both, or the mix that the built-in models "
+        "were trained on.",
+        metavar="own,WxH,...|mixed",
+    )
+    loss: str = _option("mse", "Distortion of the lossy codec.", choices=LOSSES)
+    rate: float = _option(1.0, "Factor on the learning rates; lower it where training diverges.", metavar="X")
+    mirror: bool = _option(
+        True,
+        "Turn half of the images left to right, except JPEG files whose blocks that would move.",
+        "--mirror/--no-mirror",
+        shown="mirror",
+    )
+    seed: int = _option(0, "Random seed.", metavar="N", low=0)
+    name: str = _option("", "Name in the model's card; the output's name where empty.", is_flag=False)
+    notice: str = _option(
+        "", "For the model's card: its images' licence, what it may be used for.", metavar="TEXT", shown=""
+    )
+    device: str = _device()
 
     def __post_init__(self) -> None:
-        _one_of("codec", self.codec, TRAINABLE_CODECS)
-        _one_of("loss", self.loss, LOSSES)
-        _one_of("device", self.device, DEVICES)
+        _check(self)
         if not (math.isfinite(self.minutes) and self.minutes > 0):
             raise OptionError(f"{{minutes}} must be above 0, not {self.minutes}", "minutes")
-        _in_range("seed", self.seed, 0, None)
         if not 0 < self.rate <= 100:
             raise OptionError(f"{{rate}} must be above 0 and at most 100, not {self.rate}", "rate")
         if self.codec == "exact" and self.loss != "mse":
@@ -265,23 +358,68 @@ def combine(options: type[Options], preset: Mapping[str, Any], flags: Mapping[st
 
 
 def _checked(path: Path, table: str, key: str, value: object) -> object:
-    kinds = {f.name: typing.get_type_hints(TABLES[table])[f.name] for f in fields(TABLES[table])}
+    kinds = _kinds(TABLES[table])
     if key not in kinds:
         raise UsageError(f"{path}: unknown key {key!r} in [{table}]{_nearest(key, list(kinds))}")
-    allowed = typing.get_args(kinds[key]) if isinstance(kinds[key], types.UnionType) else (kinds[key],)
-    if allowed == (tuple[str, ...],):
-        if isinstance(value, list) and all(isinstance(one, str) for one in value):
-            return tuple(value)
-        allowed = (str,)
-    if type(value) in allowed:
+    allowed, choices = kinds[key], _declared(TABLES[table])[key].choices
+    if tuple in allowed and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return tuple(value)
+    if type(value) in allowed or (tuple in allowed and isinstance(value, str)):
         return value
     if float in allowed and type(value) is int:
         return float(value)
     if Path in allowed and isinstance(value, str):
         return Path(value)
-    wanted = " or ".join(kind.__name__ for kind in allowed if kind is not types.NoneType).replace("Path", "str")
-    wanted += f" ({', '.join(CHOICES[key])})" if key in CHOICES else ""
+    wanted = _kind_text(allowed).replace("Path", "str").replace("tuple", "str") + (
+        f" ({', '.join(choices)})" if choices else ""
+    )
     raise UsageError(f"{path}: {key!r} in [{table}] must be {wanted}, not {type(value).__name__} ({value!r})")
+
+
+def _kinds(options: type) -> dict[str, tuple[type, ...]]:
+    """The types that each option may have."""
+    hints = typing.get_type_hints(options)
+    found = {}
+    for name in (one.name for one in fields(options)):
+        kinds = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+        found[name] = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    return found
+
+
+def _declared(options: type) -> dict[str, Option]:
+    return {one.name: option_of(one) for one in fields(options)}
+
+
+def _kind_text(kinds: Sequence[type]) -> str:
+    return " or ".join(kind.__name__ for kind in kinds if kind is not types.NoneType)
+
+
+def _check(options: Any) -> None:
+    """Raises OptionError for a value of another type, outside its range, or that is none of its words."""
+    kinds = _kinds(type(options))
+    for name, option in _declared(type(options)).items():
+        value = getattr(options, name)
+        if not _is_one_of(value, kinds[name]):
+            wanted = _kind_text(kinds[name]) + (f" ({', '.join(option.choices)})" if option.choices else "")
+            raise OptionError(f"{{{name}}} must be {wanted}, not {type(value).__name__} ({value!r})", name)
+        if option.choices and value not in option.choices:
+            meant = _meant(str(value), option.choices)
+            raise OptionError(f"{{{name}}} must be one of {', '.join(option.choices)}, not {value!r}{meant}", name)
+        if value is not None and option.low is not None:
+            _check_range(name, value, option.low, option.high)
+
+
+def _is_one_of(value: object, kinds: Sequence[type]) -> bool:
+    """Whether Python takes it for one of these types; a bool is no number."""
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
+
+
+def _check_range(name: str, value: float, low: float, high: float | None) -> None:
+    if value < low or (high is not None and value > high):
+        wanted = f"{low} to {high}" if high is not None else f"{low} or more"
+        raise OptionError(f"{{{name}}} must be {wanted}, not {value}", name)
 
 
 def labels_kind(labels: str, label_pattern: str | None) -> str:
@@ -292,7 +430,9 @@ def labels_kind(labels: str, label_pattern: str | None) -> str:
 def check_labels(labels: str, label_pattern: str | None) -> None:
     """Raises UsageError."""
     if labels not in LABELS and not re.search(r"[./\\]", labels):
-        _one_of("labels", labels, (*LABELS, "the path of a table"))
+        meant = _meant(labels, LABELS)
+        wanted = f"{', '.join(LABELS)}, the path of a table"
+        raise OptionError(f"{{labels}} must be one of {wanted}, not {labels!r}{meant}", "labels")
     if label_pattern is None:
         return
     if labels != "auto":
@@ -324,16 +464,3 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def _meant(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _in_range(name: str, value: int, low: int, high: int | None) -> None:
-    if value < low or (high is not None and value > high):
-        wanted = f"{low} to {high}" if high is not None else f"{low} or more"
-        raise OptionError(f"{{{name}}} must be {wanted}, not {value}", name)
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise OptionError(
-            f"{{{name}}} must be one of {', '.join(known)}, not {value!r}{_meant(str(value), known)}", name
-        )

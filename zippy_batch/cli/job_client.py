@@ -1,11 +1,10 @@
-"""Send a command to a Ray cluster as a job, and follow it there.
+"""Sends a command to a Ray cluster as a job, and follows it there.
 
-    here      reach the job server -> submit -> print the job's log -> leave with its exit code
-    there     versions, and the paths as every machine sees them -> the command, with --address auto
+    here             reach the job server -> submit -> print the job's log -> leave with its exit code
+    on the cluster   `job_entry`: versions, and the paths as every machine sees them -> the command
 
-The part there is this module as a program (`python -m zippy_batch.cli.job_client VERSION COMMAND ...`), which
-zippy-batch must be installed for. Nothing is uploaded. A job that was submitted goes on when the one who follows it
-stops.
+zippy-batch must be installed on the cluster: nothing is uploaded. A job that was submitted goes on when the one who
+follows it stops.
 """
 
 from __future__ import annotations
@@ -21,13 +20,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from zippy_batch import __version__
 from zippy_batch.config import LABELS
-from zippy_batch.errors import UsageError, WorkerError, ZippyError
-from zippy_batch.run.executor import connected
+from zippy_batch.errors import UsageError, WorkerError
 from zippy_batch.stores.object_path import is_uri
 
 COMMANDS = ("archive", "restore", "verify", "train")
@@ -41,8 +38,6 @@ ANSWER_S = 15.0
 """For the job server."""
 AGENT_S = 60.0
 """For a cluster that has just started to have someone who takes jobs."""
-LOOK_S = 180.0
-"""For all machines of a cluster to say what they see; a worker has to start on each."""
 POLL_S = 0.5
 LOST_S = 60.0
 """Without a connection to the job server, before the log is given up."""
@@ -75,6 +70,17 @@ class Paths:
         return Paths(tuple(needed), tuple(made))
 
 
+def parameters_of(group: Any, arguments: Sequence[str]) -> dict[str, Any]:
+    """The parameters in a command line of zippy-batch, by name, for the group of its commands.
+
+    Raises what the command itself raises for a wrong one.
+    """
+    name, *rest = arguments
+    with group.make_context("zippy-batch", [name, *rest]) as ctx:
+        name, found, rest = group.resolve_command(ctx, [name, *rest])
+        return dict(found.make_context(name, rest, parent=ctx).params)
+
+
 def _listed(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [] if value is None else [value]
     return [str(one) for one in values if not is_uri(str(one))]
@@ -82,9 +88,6 @@ def _listed(value: Any) -> list[str]:
 
 def _is_model_file(name: str) -> bool:
     return name.endswith(".safetensors") or os.sep in name
-
-
-# ---- here ----
 
 
 def reach(address: str) -> Any:
@@ -104,7 +107,7 @@ def reach(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     if theirs not in (None, ray.__version__):
-        _say(f"note: Ray is {ray.__version__} here and {theirs} on the cluster, whose own counts")
+        say(f"note: Ray is {ray.__version__} here and {theirs} on the cluster, whose own counts")
     # it would tell, among the job's own lines, that the log has ended
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     # else the environment would win over the address that was asked for
@@ -146,8 +149,8 @@ def submit(client: Any, arguments: Sequence[str], joins: bool) -> str:
     """Id of a new job for a command line of zippy-batch, which `joins` a cluster of its own choice or gets this one."""
     name, *rest = arguments
     command = [name, *rest] if joins else [name, "--address", "auto", *rest]
-    _say(f"here: zippy-batch {__version__}, {_platform_text()}")
-    entrypoint = shlex.join(["python", "-m", "zippy_batch.cli.job_client", __version__, *command])
+    say(f"here: zippy-batch {__version__}, {platform_text()}")
+    entrypoint = shlex.join(["python", "-m", "zippy_batch.cli.job_entry", __version__, *command])
     until = time.monotonic() + AGENT_S
     while True:
         try:
@@ -249,109 +252,24 @@ def _ended(client: Any, job: str, checked: bool) -> int:
     if state == "SUCCEEDED":
         return 0
     if state == "STOPPED":
-        _say(f"the job {job} was stopped; submit the same again to go on where it stopped")
+        say(f"the job {job} was stopped; submit the same again to go on where it stopped")
         return 130
     code = info.driver_exit_code
     if not checked and code != UsageError.exit_code:
-        _say(
+        say(
             "the job ended before zippy-batch had begun; is it installed on the cluster, for the `python` that its "
             f"machines find first? {info.message or ''}"
         )
     elif code is None or code < 0:
-        _say(f"the job {job} did not end by itself: {info.message}; submit the same again to go on where it stopped")
+        say(f"the job {job} did not end by itself: {info.message}; submit the same again to go on where it stopped")
     return code if code is not None and code > 0 else 1
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _platform_text() -> str:
+def platform_text() -> str:
     import ray
 
     return f"Ray {ray.__version__}, Python {platform.python_version()}"
-
-
-# ---- there ----
-
-
-def check_cluster(version: str, paths: Paths) -> str:
-    """A line on the cluster that this process has joined, if every machine has this version and sees these paths.
-
-    Raises UsageError.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    if version != __version__:
-        raise UsageError(f"zippy-batch is {version} where the job comes from and {__version__} on the cluster; use one")
-    nodes = {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
-    look: Any = ray.remote(num_cpus=0)(_look)
-    asked = {
-        name: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            paths.needed, paths.made
-        )
-        for node, name in nodes.items()
-    }
-    problems: dict[str, list[str]] = {}
-    for machine, answer in asked.items():
-        for problem in _seen(answer, version):
-            problems.setdefault(problem, []).append(machine)
-    if problems:
-        said = "; ".join(f"{problem} (on {_some(machines, len(asked))})" for problem, machines in problems.items())
-        raise UsageError(f"{said}. Every machine must see the same paths and have the same version")
-    machines = f"{len(asked)} machine{'s' if len(asked) > 1 else ''}"
-    return f"{CHECKED} {machines}: zippy-batch {version}, {_platform_text()}"
-
-
-def _seen(answer: Any, version: str) -> list[str]:
-    """What is wrong on the machine that answers."""
-    import ray
-
-    try:
-        theirs, problems = ray.get(answer, timeout=LOOK_S)
-    except ray.exceptions.GetTimeoutError:
-        return [f"no answer within {LOOK_S:g} s"]
-    except ray.exceptions.RayError as error:
-        return [f"no worker starts: {str(error).splitlines()[0]}"]
-    return problems if theirs == version else [f"zippy-batch is {theirs or 'missing'}, not {version}", *problems]
-
-
-def _some(machines: Sequence[str], of: int) -> str:
-    shown = ", ".join(sorted(machines)[:3]) + (", ..." if len(machines) > 3 else "")
-    return f"{len(machines)} of {of} machines: {shown}"
-
-
-def _look(needed: Sequence[str], made: Sequence[str]) -> tuple[str | None, list[str]]:
-    """What a machine sees: version, and what is wrong with the paths."""
-    try:
-        from zippy_batch import __version__ as version
-    except ImportError:
-        return None, []
-    problems = [f"{path} is not there" for path in needed if not os.access(path, os.R_OK)]
-    for path in made:
-        parent = str(Path(path).parent)
-        if not os.path.isdir(parent):
-            problems.append(f"{path} cannot be made, there is no directory {parent}")
-        elif not os.access(parent, os.W_OK):
-            problems.append(f"{path} cannot be made, {parent} is not to be written to")
-    return version, problems
-
-
-def main() -> None:
-    """`python -m zippy_batch.cli.job_client VERSION COMMAND ...`, on the cluster."""
-    from zippy_batch.cli.app import app, parameters_of
-
-    version, *arguments = sys.argv[1:]
-    try:
-        paths = Paths.of(parameters_of(arguments))
-        with connected("auto", cpus=None):
-            _say(check_cluster(version, paths))
-            app(arguments, prog_name="zippy-batch")
-    except ZippyError as error:
-        _say(f"error: {error}")
-        sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

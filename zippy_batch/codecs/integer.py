@@ -256,3 +256,10 @@ def exact_products(device: torch.device) -> Iterator[None]:
     finally:
         if before != "highest":
             torch.set_float32_matmul_precision(before)
+
+
+def fast_type(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU and on processors with bfloat16 dot products, else float32."""
+    if device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16"):
+        return torch.bfloat16
+    return torch.float32

@@ -4,13 +4,12 @@
     Picture.pixels, Facts -> write_picture -> a JPEG, PNG or WebP file -> decode_written -> the pixels a viewer sees
 
 Pixels stay in the orientation in which they are stored; EXIF data, with its orientation tag, and ICC profiles are kept,
-so a viewer turns the restored file as it turned the source. Other metadata (XMP, IPTC, comments, gamma, resolution) is
-not.
+so a viewer turns the restored file as it turned the source. An orientation that only XMP knows becomes EXIF. Other
+metadata (XMP, IPTC, comments, gamma, resolution) is not kept; `Picture.dropped` says which there was.
 
-What is taken: greyscale and RGB of 8 bits per sample, palettes without transparency, CMYK without a profile (converted
-to RGB), one image per file. Everything else is `Unsuitable`, with a reason from `headers.REASONS`. Two limits: damage
-inside the scans of a progressive JPEG that its decoder repairs without a word is not noticed, so the file is archived
-as a viewer shows it; and libtiff may print a line of its own on stderr about damaged LZW or PackBits data.
+What is taken: greyscale and RGB of 8 bits per sample, with alpha that is opaque everywhere, palettes, CMYK without a
+profile (converted to RGB), one image per file. Everything else is `Unsuitable`, with a reason from `probe.REASONS`. One
+limit: libtiff may print a line of its own on stderr about damaged LZW or PackBits data.
 
 Shapes: H W pixels. Images are uint8, (H, W, 3) in RGB or (H, W) where red, green and blue are equal everywhere.
 """
@@ -31,7 +30,8 @@ from PIL import Image
 
 from zippy_batch.archives.schema import MAX_SIDE
 from zippy_batch.errors import ArchiveError
-from zippy_batch.images.probe import CORRUPT, TRUNCATED, Header, JpegFacts, Refused, read_header, sniff_format
+from zippy_batch.images.metadata import orientation_in_xmp, with_orientation
+from zippy_batch.images.probe import ALPHA, CORRUPT, TRUNCATED, Header, JpegFacts, Refused, read_header, sniff_format
 
 __all__ = [
     "DEFAULT_JPEG_QUALITY",
@@ -207,6 +207,8 @@ class Picture:
     pixels: NDArray[np.uint8]
     """(H, W, 3), or (H, W) where the mode is L or all pixels are grey."""
     facts: Facts
+    dropped: tuple[str, ...] = ()
+    """Kinds of metadata that the file has and `facts` have not, in the words of `metadata`."""
 
 
 @dataclass(frozen=True)
@@ -234,8 +236,11 @@ def read_picture(data: bytes) -> Picture | Unsuitable:
     try:
         mode, pixels = _decode(header)
         exif = _tiff_exif(data) if header.format == "tiff" else header.exif
+        exif = with_orientation(exif, orientation_in_xmp(header.xmp or b""))
     except MemoryError:
         raise
+    except _Transparent:
+        return Unsuitable(header.unless_opaque or ALPHA, header.format, header.width, header.height)
     except Exception as error:
         # decoders raise almost anything on damaged files
         reason = TRUNCATED if "truncated" in str(error).lower() else CORRUPT
@@ -252,27 +257,43 @@ def read_picture(data: bytes) -> Picture | Unsuitable:
         exif=exif,
         icc=header.icc,
     )
-    return Picture(_drop_equal_channels(pixels), facts)
+    return Picture(_drop_equal_channels(pixels), facts, header.dropped)
+
+
+class _Transparent(Exception):
+    pass
 
 
 def _decode(header: Header) -> tuple[str, NDArray[np.uint8]]:
     """Mode and pixels, (H, W) or (H, W, 3)."""
     if header.format != "tiff":
-        return _load(header.format, header.pixel_data)
+        return _load(header)
     with _TIFF_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _load(header.format, header.pixel_data)
+        return _load(header)
 
 
-def _load(format: str, data: bytes) -> tuple[str, NDArray[np.uint8]]:
-    with Image.open(io.BytesIO(data), formats=(_PILLOW_FORMATS[format],)) as image:
+def _load(header: Header) -> tuple[str, NDArray[np.uint8]]:
+    with Image.open(io.BytesIO(header.pixel_data), formats=(_PILLOW_FORMATS[header.format],)) as image:
         image.load()
-        mode = "L" if image.mode == "L" else "RGB"
+        mode = "L" if image.mode in ("L", "LA") else "RGB"
+        if header.unless_opaque is not None and image.mode in ("P", "PA", "RGB", "L", "RGBA", "LA"):
+            return mode, _opaque(image, mode)
         if image.mode in ("P", "CMYK"):
             return mode, np.array(image.convert("RGB"))
         if image.mode != mode:
             raise ValueError(f"pixel mode {image.mode}")
         return mode, np.array(image)
+
+
+def _opaque(image: Image.Image, mode: str) -> NDArray[np.uint8]:
+    """Raises _Transparent where any pixel is."""
+    if image.mode in ("P", "RGB", "L") and "transparency" not in image.info:
+        return np.array(image.convert(mode))
+    with_alpha = np.array(image.convert("LA" if mode == "L" else "RGBA"))
+    if (with_alpha[..., -1] != 255).any():
+        raise _Transparent
+    return np.ascontiguousarray(with_alpha[..., 0] if mode == "L" else with_alpha[..., :3])
 
 
 _TIFF_KEPT_TAGS = (270, 271, 272, 274, 305, 306, 315, 33432)

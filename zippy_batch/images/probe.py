@@ -12,21 +12,18 @@ Formats: JPEG (ITU-T T.81), PNG (ISO/IEC 15948), WebP (RFC 9649), BMP, TIFF 6.0,
 
 from __future__ import annotations
 
-import functools
-import itertools
-import re
 import struct
 import zlib
 from dataclasses import dataclass
 
 from zippy_batch.archives.schema import MAX_SIDE
-from zippy_batch.jpeg.probe import Scan, is_whole
+from zippy_batch.images.metadata import COMMENT, EXIF_PREFIX, GAMMA, IPTC, XMP, XMP_PREFIX, profile_in_text
+from zippy_batch.jpeg.faults import Fault, Malformed
+from zippy_batch.jpeg.markers import MAX_FILE_BYTES
+from zippy_batch.jpeg.probe import JpegProbe
 
-MAX_IMAGE_BYTES = 1 << 28
+MAX_IMAGE_BYTES = MAX_FILE_BYTES
 """Larger files are kept raw: uncompressed, the largest image has 50 MB."""
-
-MAX_SCANS = 100
-"""Scans of a progressive JPEG. Each costs a pass over all coefficients, however few bytes it has."""
 
 MAX_PROFILE_BYTES = 255 * 65519
 """Of an ICC profile: what the 255 numbered segments of a JPEG hold."""
@@ -84,6 +81,12 @@ class Header:
     """A TIFF structure as EXIF defines it, without the "Exif" prefix of JPEG."""
     icc: bytes | None = None
     jpeg: JpegFacts | None = None
+    xmp: bytes | None = None
+    dropped: tuple[str, ...] = ()
+    """Kinds of metadata besides, of `metadata`."""
+    unless_opaque: str | None = None
+    """Reason to keep the file raw if its pixels turn out to be transparent anywhere; None where nothing could make them
+    so."""
 
 
 class Refused(Exception):
@@ -145,223 +148,97 @@ def _is_padding(data: bytes) -> bool:
 
 # ---------------------------------------------------------------------------------------------------------------- JPEG
 
-_JPEG_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
-_JPEG_OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
-_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
-"""End of entropy-coded data: a marker that is neither a stuffed zero nor a restart."""
-_EXIF_PREFIX = b"Exif\0\0"
+_JPEG_REASONS = {
+    Fault.CORRUPT: CORRUPT,
+    Fault.TRUNCATED: TRUNCATED,
+    Fault.TOO_LARGE: TOO_LARGE,
+    Fault.UNSUPPORTED: CODING,
+    Fault.DEEP: DEEP,
+    Fault.COMPONENTS: COLOUR,
+    Fault.SEVERAL: ANIMATION,
+}
 _ICC_PREFIX = b"ICC_PROFILE\0"
-_METADATA_MARKERS = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
-"""APP1 to APP13, APP15 and comments; APP0 and APP14 decide how the components are to be read."""
 
 
-class _JpegWalk:
-    """State of one walk over the marker segments of a JPEG."""
+class _JpegMetadata:
+    """What is beside the pixels, segment by segment."""
 
     def __init__(self) -> None:
-        self.width = self.height = self.scans = 0
-        self.ids: tuple[int, ...] = ()
-        self.sampling: tuple[tuple[int, int], ...] = ()
-        self.table_numbers: tuple[int, ...] = ()
-        self.tables: dict[int, tuple[int, ...]] = {}
-        self.is_progressive = False
-        self.huffman: dict[int, bytes] = {}
-        self.restart_interval = 0
-        self.tables_in_use: dict[int, tuple[int, ...]] = {}
         self.exif: list[bytes] = []
-        self.icc: list[bytes] = []
-        self.has_jfif = False
+        self.xmp: bytes | None = None
+        self.dropped: set[str] = set()
+        self.has_jfif = self.has_more_pictures = False
         self.adobe_transform: int | None = None
-        self.kept: list[bytes] = []
+        self._icc: list[bytes] = []
 
+    def take(self, marker: int, body: bytes) -> None:
+        if marker == 0xE0 and body.startswith(b"JFIF\0"):
+            self.has_jfif = True
+        elif marker == 0xE1 and body.startswith(EXIF_PREFIX):
+            self.exif.append(body[len(EXIF_PREFIX) :])
+        elif marker == 0xE1 and body.startswith(XMP_PREFIX):
+            self.xmp = self.xmp or body.removeprefix(XMP_PREFIX)
+            self.dropped.add(XMP)
+        elif marker == 0xED and body.startswith(b"Photoshop 3.0\0"):
+            self.dropped.add(IPTC)
+        elif marker == 0xFE:
+            self.dropped.add(COMMENT)
+        elif marker == 0xE2 and body.startswith(_ICC_PREFIX):
+            self._icc.append(body[len(_ICC_PREFIX) :])
+        elif marker == 0xE2 and body.startswith(b"MPF\0"):
+            self.has_more_pictures = True
+        elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+            self.adobe_transform = body[11]
 
-def _jpeg_tables(body: bytes, tables: dict[int, tuple[int, ...]]) -> None:
-    at = 0
-    while at < len(body):
-        wide, number = body[at] >> 4, body[at] & 15
-        size = 128 if wide else 64
-        values = struct.unpack_from(">64H" if wide else ">64B", body, at + 1)
-        if wide > 1 or number > 3 or min(values) == 0:
-            raise Refused(CORRUPT, "jpeg")
-        tables[number] = values
-        at += 1 + size
+    def icc(self) -> bytes | None:
+        """The profile in its numbered segments; None when they do not make up a whole one, which no viewer would use
+        either."""
+        chunks = self._icc
+        if not chunks or any(len(chunk) < 2 for chunk in chunks):
+            return None
+        ordered = sorted(chunks, key=lambda chunk: chunk[0])
+        if [chunk[0] for chunk in ordered] != list(range(1, ordered[0][1] + 1)):
+            return None
+        return b"".join(chunk[2:] for chunk in ordered) or None
 
-
-def _jpeg_frame(marker: int, body: bytes, walk: _JpegWalk) -> None:
-    precision, height, width, count = struct.unpack_from(">BHHB", body)
-    if walk.ids:
-        raise Refused(ANIMATION if marker in _JPEG_FRAMES else CODING, "jpeg", walk.width, walk.height)
-    if width == 0 or len(body) < 6 + 3 * count:
-        raise Refused(CORRUPT, "jpeg")
-    if marker not in _JPEG_FRAMES or height == 0:
-        # lossless, hierarchical and arithmetic coding; a height that only follows after the first scan
-        raise Refused(CODING, "jpeg", width, height or None)
-    _check_size("jpeg", width, height)
-    if precision != 8:
-        raise Refused(DEEP, "jpeg", width, height)
-    if count not in (1, 3, 4):
-        raise Refused(COLOUR, "jpeg", width, height)
-    parts = [body[6 + 3 * i : 9 + 3 * i] for i in range(count)]
-    walk.width, walk.height = width, height
-    walk.is_progressive = _JPEG_FRAMES[marker] == "progressive"
-    walk.ids = tuple(part[0] for part in parts)
-    walk.sampling = tuple((part[1] >> 4, part[1] & 15) for part in parts)
-    walk.table_numbers = tuple(part[2] for part in parts)
-    if any(not (1 <= h <= 4 and 1 <= v <= 4) for h, v in walk.sampling) or len(set(walk.ids)) != count:
-        raise Refused(CORRUPT, "jpeg", width, height)
-
-
-def _jpeg_scan(body: bytes, walk: _JpegWalk) -> None:
-    """A component's table is the one in force when its first scan begins; later ones may reuse the number."""
-    walk.scans += 1
-    names = body[1 : 1 + 2 * body[0] : 2]
-    if not walk.ids or walk.scans > MAX_SCANS or not set(names) <= set(walk.ids):
-        raise Refused(CORRUPT, "jpeg", walk.width or None, walk.height or None)
-    for name in names:
-        number = walk.table_numbers[walk.ids.index(name)]
-        if number not in walk.tables:
-            raise Refused(CORRUPT, "jpeg", walk.width, walk.height)
-        walk.tables_in_use.setdefault(name, walk.tables[number])
-
-
-def _jpeg_huffman(body: bytes, tables: dict[int, bytes]) -> None:
-    at = 0
-    while at < len(body):
-        size = 16 + sum(body[at + 1 : at + 17])
-        if size > 16 + 256 or at + 1 + size > len(body):
-            raise Refused(CORRUPT, "jpeg")
-        tables[body[at]] = body[at + 1 : at + 1 + size]
-        at += 1 + size
-
-
-@functools.lru_cache(maxsize=256)
-def _jpeg_units(
-    width: int, height: int, sampling: tuple[tuple[int, int], ...], indices: tuple[int, ...]
-) -> tuple[int, tuple[int, ...]]:
-    """Number of coded units in a scan of these components, and for each block of a unit its place in `indices`."""
-    widest, tallest = (max(factors) for factors in zip(*sampling, strict=True))
-    if len(indices) > 1:
-        blocks = [place for place, index in enumerate(indices) for _ in range(sampling[index][0] * sampling[index][1])]
-        return -(-width // (8 * widest)) * -(-height // (8 * tallest)), tuple(blocks)
-    # a scan of one component has no units of several blocks, and codes no block outside the component
-    h, v = sampling[indices[0]]
-    return -(-width * h // (8 * widest)) * -(-height * v // (8 * tallest)), (0,)
-
-
-def _check_jpeg_scan(body: bytes, data: bytes, walk: _JpegWalk) -> None:
-    """Raise Refused if the codes of a sequential scan are damaged; decoders fill in what they cannot read."""
-    indices = tuple(walk.ids.index(name) for name in body[1 : 1 + 2 * body[0] : 2])
-    selectors = [body[2 + 2 * i] for i in range(body[0])]
-    keys = [key for selector in selectors for key in (selector >> 4, 0x10 | selector & 15)]
-    if not all(key in walk.huffman for key in keys):
-        # motion JPEG leaves out the standard tables
-        return
-    tables = list(dict.fromkeys(keys))
-    units, blocks = _jpeg_units(walk.width, walk.height, walk.sampling, indices)
-    scan = Scan(
-        data=data,
-        blocks=tuple((tables.index(keys[2 * place]), tables.index(keys[2 * place + 1])) for place in blocks),
-        tables=tuple(walk.huffman[key] for key in tables),
-        units=units,
-        restart_interval=walk.restart_interval,
-    )
-    if not is_whole(scan):
-        raise Refused(CORRUPT, "jpeg", walk.width, walk.height)
-
-
-def _jpeg_metadata(marker: int, body: bytes, walk: _JpegWalk) -> None:
-    if marker == 0xE0 and body.startswith(b"JFIF\0"):
-        walk.has_jfif = True
-    elif marker == 0xE1 and body.startswith(_EXIF_PREFIX):
-        walk.exif.append(body[len(_EXIF_PREFIX) :])
-    elif marker == 0xE2 and body.startswith(_ICC_PREFIX):
-        walk.icc.append(body[len(_ICC_PREFIX) :])
-    elif marker == 0xE2 and body.startswith(b"MPF\0"):
-        raise Refused(ANIMATION, "jpeg", walk.width or None, walk.height or None)
-    elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
-        walk.adobe_transform = body[11]
-
-
-def _jpeg_segments(data: bytes, walk: _JpegWalk) -> int:
-    """Walk all segments and scans; offset of the first byte after the end-of-image marker."""
-    at, kept_from = 2, 0
-    for _ in range(_MAX_PARTS):
-        start = data.find(b"\xff", at)
-        marker_at = start
-        while start >= 0 and data[marker_at : marker_at + 1] == b"\xff":
-            marker_at += 1
-        if start < 0 or marker_at >= len(data):
-            raise Refused(TRUNCATED, "jpeg", walk.width or None, walk.height or None)
-        marker = data[marker_at]
-        if marker == 0xD9:
-            walk.kept.append(data[kept_from : marker_at + 1])
-            return marker_at + 1
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
-            at = marker_at + 1
-            continue
-        (length,) = struct.unpack_from(">H", data, marker_at + 1)
-        end = marker_at + 1 + length
-        if length < 2 or end > len(data):
-            raise Refused(CORRUPT if length < 2 else TRUNCATED, "jpeg", walk.width or None, walk.height or None)
-        body = data[marker_at + 3 : end]
-        at = end
-        if marker in _METADATA_MARKERS:
-            walk.kept.append(data[kept_from:start])
-            kept_from = end
-        if marker == 0xDB:
-            _jpeg_tables(body, walk.tables)
-        elif marker == 0xC4:
-            _jpeg_huffman(body, walk.huffman)
-        elif marker == 0xDD:
-            (walk.restart_interval,) = struct.unpack_from(">H", body)
-        elif marker in _JPEG_FRAMES or marker in _JPEG_OTHER_FRAMES:
-            _jpeg_frame(marker, body, walk)
-        elif marker == 0xDA:
-            _jpeg_scan(body, walk)
-            found = _AFTER_SCAN.search(data, end)
-            if found is None:
-                raise Refused(TRUNCATED, "jpeg", walk.width, walk.height)
-            at = found.start()
-            if not walk.is_progressive:
-                _check_jpeg_scan(body, data[end:at], walk)
-        elif marker >= 0xE0:
-            _jpeg_metadata(marker, body, walk)
-    raise Refused(CORRUPT, "jpeg", walk.width or None, walk.height or None)
-
-
-def _jpeg_icc(chunks: list[bytes]) -> bytes | None:
-    """Profile from its numbered chunks; None when they do not make up a whole one, which no viewer would use either."""
-    if not chunks or any(len(chunk) < 2 for chunk in chunks):
-        return None
-    ordered = sorted(chunks, key=lambda chunk: chunk[0])
-    if [chunk[0] for chunk in ordered] != list(range(1, ordered[0][1] + 1)):
-        return None
-    return b"".join(chunk[2:] for chunk in ordered) or None
+    def is_rgb(self, ids: tuple[int, ...]) -> bool:
+        """Whether three components of these names are red, green and blue rather than Y, Cb and Cr: by the order of
+        precedence of libjpeg, JFIF, then Adobe, then the names."""
+        if len(ids) != 3 or self.has_jfif:
+            return False
+        return ids == (82, 71, 66) if self.adobe_transform is None else self.adobe_transform == 0
 
 
 def _read_jpeg(data: bytes) -> Header:
-    walk = _JpegWalk()
-    end = _jpeg_segments(data, walk)
-    if set(walk.tables_in_use) != set(walk.ids) or not walk.ids:
-        raise Refused(TRUNCATED, "jpeg", walk.width or None, walk.height or None)
+    probe = JpegProbe()
+    headers = probe.headers
+    try:
+        end = probe.read(data)
+    except Malformed as error:
+        raise Refused(_JPEG_REASONS[error.fault], "jpeg", headers.width or None, headers.height or None) from None
+    width, height = headers.width, headers.height
+    metadata = _JpegMetadata()
+    for marker, body in probe.metadata:
+        metadata.take(marker, body)
+    if metadata.has_more_pictures:
+        raise Refused(ANIMATION, "jpeg", width, height)
     if not _is_padding(data[end:]):
-        raise Refused(TRAILING, "jpeg", walk.width, walk.height)
-    icc = _jpeg_icc(walk.icc)
-    if len(walk.ids) == 4 and icc is not None:
-        raise Refused(CMYK_PROFILE, "jpeg", walk.width, walk.height)
-    # the order of precedence of libjpeg: JFIF, then Adobe, then the components' names
-    is_rgb = len(walk.ids) == 3 and not walk.has_jfif
-    is_rgb &= walk.ids == (82, 71, 66) if walk.adobe_transform is None else walk.adobe_transform == 0
-    tables = tuple(walk.tables_in_use[name] for name in walk.ids)
-    numbered = tuple(walk.tables[n] for n in itertools.takewhile(walk.tables.__contains__, range(4)))
-    facts = JpegFacts(walk.sampling, tables, numbered, is_rgb)
-    exif = b"".join(walk.exif) or None
-    return Header("jpeg", walk.width, walk.height, b"".join(walk.kept), exif, icc, facts)
+        raise Refused(TRAILING, "jpeg", width, height)
+    icc = metadata.icc()
+    if len(headers.parts) == 4 and icc is not None:
+        raise Refused(CMYK_PROFILE, "jpeg", width, height)
+    sampling = tuple((part.horizontal, part.vertical) for part in headers.parts)
+    is_rgb = metadata.is_rgb(tuple(part.id for part in headers.parts))
+    facts = JpegFacts(sampling, probe.tables(), probe.numbered_tables(), is_rgb)
+    exif, dropped = b"".join(metadata.exif) or None, tuple(sorted(metadata.dropped))
+    return Header("jpeg", width, height, probe.pixel_data, exif, icc, facts, xmp=metadata.xmp, dropped=dropped)
 
 
 # ----------------------------------------------------------------------------------------------------------------- PNG
 
 _PNG_ALPHA_TYPES = (4, 6)
+_MAX_TEXT_BYTES = 1 << 24
+"""Of a compressed text that is looked into."""
 
 
 def _inflate(data: bytes, limit: int) -> bytes | None:
@@ -411,12 +288,75 @@ def _check_png_data(parts: list[bytes], ihdr: bytes, width: int, height: int) ->
         raise Refused(CORRUPT, "png", width, height) from None
 
 
+class _PngMetadata:
+    """What is beside the pixels, chunk by chunk."""
+
+    def __init__(self) -> None:
+        self.exif: bytes | None = None
+        self.icc: bytes | None = None
+        self.xmp: bytes | None = None
+        self.dropped: set[str] = set()
+        self._profiles: dict[bytes, bytes] = {}
+        """Of ImageMagick, by name."""
+        self._kinds: set[bytes] = set()
+
+    def take(self, kind: bytes, body: bytes) -> None:
+        self._kinds.add(kind)
+        if kind == b"eXIf":
+            self.exif = body.removeprefix(EXIF_PREFIX) or None
+        elif kind == b"iCCP":
+            self.icc = _inflate(body[body.find(b"\0") + 2 :], MAX_PROFILE_BYTES + 1) or None
+        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+            self._take_text(kind, body)
+
+    def close(self) -> None:
+        """Once all chunks are taken."""
+        profiles = self._profiles
+        app1 = profiles.get(b"app1", b"")
+        exif = profiles.get(b"exif") or (app1 if app1.startswith(EXIF_PREFIX) else b"")
+        self.exif = self.exif or exif.removeprefix(EXIF_PREFIX) or None
+        self.icc = self.icc or profiles.get(b"icc") or profiles.get(b"icm")
+        xmp = profiles.get(b"xmp") or (app1 if app1.startswith(XMP_PREFIX) else b"")
+        self.xmp = self.xmp or xmp.removeprefix(XMP_PREFIX) or None
+        if self.xmp:
+            self.dropped.add(XMP)
+        if b"gAMA" in self._kinds and not self._kinds & {b"sRGB", b"iCCP"}:
+            self.dropped.add(GAMMA)
+
+    def _take_text(self, kind: bytes, body: bytes) -> None:
+        keyword, _, rest = body.partition(b"\0")
+        name = keyword.lower()
+        if name == b"xml:com.adobe.xmp":
+            self.xmp = self.xmp or _png_text(kind, rest)
+            return
+        profile = name.removeprefix(b"raw profile type ")
+        if profile in (b"iptc", b"8bim"):
+            self.dropped.add(IPTC)
+        elif profile != name and profile not in self._profiles:
+            self._profiles[profile] = profile_in_text(_png_text(kind, rest) or b"") or b""
+        else:
+            self.dropped.add(COMMENT)
+
+
+def _png_text(kind: bytes, rest: bytes) -> bytes | None:
+    """The text after a keyword; None where it is damaged."""
+    is_compressed = kind == b"zTXt"
+    if kind == b"iTXt":
+        is_compressed = rest[:1] == b"\1"
+        # flag, method, language, translated keyword
+        rest = rest[1:2] + rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+    if not is_compressed:
+        return rest[1:] if kind == b"iTXt" else rest
+    return _inflate(rest[1:], _MAX_TEXT_BYTES)
+
+
 def _read_png(data: bytes) -> Header:
     at = 8
     width = height = depth = colour = 0
     ihdr = b""
     image_data: list[bytes] = []
-    exif = icc = None
+    metadata = _PngMetadata()
+    unless_opaque = None
     kept = [data[:8]]
     for _ in range(_MAX_PARTS):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -434,18 +374,19 @@ def _read_png(data: bytes) -> Header:
             width, height, depth, colour = struct.unpack_from(">IIBB", ihdr)
             _check_size("png", width, height)
             kept.append(data[at:end])
-        elif kind == b"tRNS":
-            raise Refused(TRANSPARENCY, "png", width, height)
         elif kind == b"acTL":
             raise Refused(ANIMATION, "png", width, height)
-        elif kind in (b"PLTE", b"IDAT", b"IEND"):
+        elif kind in (b"PLTE", b"IDAT", b"IEND", b"tRNS"):
             kept.append(data[at:end])
             if kind == b"IDAT":
                 image_data.append(body)
-        elif kind == b"eXIf":
-            exif = body.removeprefix(_EXIF_PREFIX) or None
-        elif kind == b"iCCP":
-            icc = _inflate(body[body.find(b"\0") + 2 :], MAX_PROFILE_BYTES + 1) or None
+            elif kind == b"tRNS":
+                unless_opaque = TRANSPARENCY
+                if colour == 0 and depth < 8:
+                    # decoders compare it with samples that they have scaled
+                    raise Refused(TRANSPARENCY, "png", width, height)
+        else:
+            metadata.take(kind, body)
         at = end
         if kind == b"IEND":
             break
@@ -454,13 +395,24 @@ def _read_png(data: bytes) -> Header:
     if depth == 16:
         raise Refused(DEEP, "png", width, height)
     if colour in _PNG_ALPHA_TYPES:
-        raise Refused(ALPHA, "png", width, height)
+        unless_opaque = ALPHA
     if depth == 1 and colour == 0:
         raise Refused(BILEVEL, "png", width, height)
     if not _is_padding(data[end:]):
         raise Refused(TRAILING, "png", width, height)
     _check_png_data(image_data, ihdr, width, height)
-    return Header("png", width, height, b"".join(kept), exif, icc)
+    metadata.close()
+    return Header(
+        "png",
+        width,
+        height,
+        b"".join(kept),
+        metadata.exif,
+        metadata.icc,
+        xmp=metadata.xmp,
+        dropped=tuple(sorted(metadata.dropped)),
+        unless_opaque=unless_opaque,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- WebP
@@ -486,7 +438,7 @@ def _read_webp(data: bytes) -> Header:
     if end > len(data):
         raise Refused(TRUNCATED, "webp")
     at, width, height = 12, 0, 0
-    exif = icc = None
+    exif = icc = xmp = unless_opaque = None
     for _ in range(_MAX_PARTS):
         if at + 8 > end:
             break
@@ -505,9 +457,11 @@ def _read_webp(data: bytes) -> Header:
             if kind == b"VP8X" and body[0] & 2:
                 raise Refused(ANIMATION, "webp", width, height)
             if has_alpha:
-                raise Refused(ALPHA, "webp", width, height)
+                unless_opaque = ALPHA
         elif kind == b"EXIF":
-            exif = body.removeprefix(_EXIF_PREFIX) or None
+            exif = body.removeprefix(EXIF_PREFIX) or None
+        elif kind == b"XMP ":
+            xmp = body or None
         elif kind == b"ICCP":
             icc = body or None
         at += 8 + length + (length & 1)
@@ -515,7 +469,8 @@ def _read_webp(data: bytes) -> Header:
         raise Refused(CORRUPT, "webp")
     if not _is_padding(data[end:]):
         raise Refused(TRAILING, "webp", width, height)
-    return Header("webp", width, height, data, exif, icc)
+    dropped = (XMP,) if xmp else ()
+    return Header("webp", width, height, data, exif, icc, xmp=xmp, dropped=dropped, unless_opaque=unless_opaque)
 
 
 # ----------------------------------------------------------------------------------------------------------------- BMP
@@ -534,9 +489,7 @@ def _read_bmp(data: bytes) -> Header:
     _check_size("bmp", width, height)
     if depth == 1:
         raise Refused(BILEVEL, "bmp", width, height)
-    if depth == 32:
-        raise Refused(ALPHA, "bmp", width, height)
-    if depth not in (4, 8, 16, 24) or compression not in (0, 1, 2, 3):
+    if depth not in (4, 8, 16, 24, 32) or compression not in (0, 1, 2, 3):
         raise Refused(CODING, "bmp", width, height)
     if header_size == 124 and data[70:74] in (b"LINK", b"DEBM", b"KNIL", b"MBED"):
         raise Refused(COLOUR, "bmp", width, height)
@@ -547,7 +500,11 @@ def _read_bmp(data: bytes) -> Header:
         (file_size,) = struct.unpack_from("<I", data, 2)
         if not _is_padding(data[max(end, file_size) :]):
             raise Refused(TRAILING, "bmp", width, height)
-    return Header("bmp", width, height, data)
+    # the fourth byte says nothing by the letter of the format, and some programs have alpha in it
+    spare = data[offset + 3 : offset + 4 * width * height : 4] if depth == 32 and compression == 0 else b""
+    if spare.strip(b"\0") and spare.strip(b"\xff"):
+        raise Refused(ALPHA, "bmp", width, height)
+    return Header("bmp", width, height, data, unless_opaque=ALPHA if depth == 32 else None)
 
 
 # ----------------------------------------------------------------------------------------------------------------- GIF
@@ -566,13 +523,20 @@ def _read_gif(data: bytes) -> Header:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     _check_size("gif", width, height)
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    images, has_transparency = 0, False
+    images, unless_opaque, xmp = 0, None, None
+    dropped: set[str] = set()
     for _ in range(_MAX_PARTS):
         introducer = data[at]
         if introducer == 0x21:
-            if data[at + 1] == 0xF9 and data[at + 2] >= 1 and data[at + 3] & 1:
-                has_transparency = True
-            at = _gif_blocks_end(data, at + 2)
+            start, at = at, _gif_blocks_end(data, at + 2)
+            if data[start + 1] == 0xF9 and data[start + 2] >= 1 and data[start + 3] & 1:
+                unless_opaque = TRANSPARENCY
+            elif data[start + 1] == 0xFE:
+                dropped.add(COMMENT)
+            elif data[start + 2 : start + 14] == b"\x0bXMP DataXMP":
+                # the packet stands there as it is, and what it takes for sub-blocks leads to the end
+                xmp = data[start + 14 : at]
+                dropped.add(XMP)
         elif introducer == 0x2C:
             images += 1
             left, top, image_width, image_height, image_flags = struct.unpack_from("<HHHHB", data, at + 1)
@@ -587,11 +551,10 @@ def _read_gif(data: bytes) -> Header:
             break
     if introducer != 0x3B or not images:
         raise Refused(CORRUPT, "gif", width, height)
-    if has_transparency:
-        raise Refused(TRANSPARENCY, "gif", width, height)
     if not _is_padding(data[at + 1 :]):
         raise Refused(TRAILING, "gif", width, height)
-    return Header("gif", width, height, data)
+    kinds = tuple(sorted(dropped))
+    return Header("gif", width, height, data, xmp=xmp, dropped=kinds, unless_opaque=unless_opaque)
 
 
 # ---------------------------------------------------------------------------------------------------------------- TIFF
@@ -600,7 +563,7 @@ _TIFF_TYPES = {1: "B", 3: "H", 4: "I"}
 _TIFF_RAW, _TIFF_LZW, _TIFF_DEFLATE, _TIFF_PACKBITS, _TIFF_OLD_DEFLATE = 1, 5, 8, 32773, 32946
 _TIFF_CODINGS = (_TIFF_RAW, _TIFF_LZW, _TIFF_DEFLATE, _TIFF_PACKBITS, _TIFF_OLD_DEFLATE)
 _TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-_TIFF_ORIENTATION, _TIFF_PRIVATE = 274, 65000
+_TIFF_ORIENTATION, _TIFF_EXTRA, _TIFF_XMP, _TIFF_PRIVATE = 274, 338, 700, 65000
 _TIFF_MAX_STRIPS = 1 << 16
 """Strips or tiles; 4096 rows of one band make 4096 strips."""
 
@@ -643,13 +606,14 @@ class _TiffTags:
     def integer(self, tag: int, default: int) -> int:
         return self.integers(tag, (default,))[0]
 
-    def without(self, tag: int) -> bytes:
-        """The file with one tag renamed to a private one that nothing reads."""
-        if tag not in self._entries:
-            return self._data
-        (at,) = struct.unpack_from(self._order + "I", self._data, 4)
-        entry_at = at + 2 + 12 * list(self._entries).index(tag)
-        return self._data[:entry_at] + struct.pack(self._order + "H", _TIFF_PRIVATE) + self._data[entry_at + 2 :]
+    def without(self, *tags: int) -> bytes:
+        """The file with these tags renamed to private ones that nothing reads."""
+        data = bytearray(self._data)
+        (at,) = struct.unpack_from(self._order + "I", data, 4)
+        for place, tag in enumerate(self._entries):
+            if tag in tags:
+                struct.pack_into(self._order + "H", data, at + 2 + 12 * place, _TIFF_PRIVATE + tags.index(tag))
+        return bytes(data)
 
     def blob(self, tag: int) -> bytes | None:
         if tag not in self._entries:
@@ -701,17 +665,32 @@ def _read_tiff(data: bytes) -> Header:
         raise Refused(BILEVEL, "tiff", width, height)
     if max(bits) > 8 or set(tags.integers(339, (1,))) != {1}:
         raise Refused(DEEP, "tiff", width, height)
-    if 338 in tags:
-        raise Refused(ALPHA, "tiff", width, height)
     # greyscale with black as 0 or as 255, RGB, palette; others (CMYK, LAB, YCbCr) need more than their numbers
     expected_samples = {0: 1, 1: 1, 2: 3, 3: 1}.get(photometric)
+    if _TIFF_EXTRA in tags:
+        # alpha, as it is or multiplied in; of other samples nothing is known
+        if tags.integers(_TIFF_EXTRA) not in ((1,), (2,)) or photometric not in (1, 2):
+            raise Refused(ALPHA, "tiff", width, height)
+        expected_samples = {1: 2, 2: 4}[photometric]
     if samples != expected_samples or set(bits) != {8} or tags.integer(266, 1) != 1:
         raise Refused(COLOUR, "tiff", width, height)
     if tags.integer(259, _TIFF_RAW) not in _TIFF_CODINGS:
         raise Refused(CODING, "tiff", width, height)
     _check_tiff_pixels(tags, data, width, height)
-    # decoders turn the pixels of a TIFF by this tag; here pixels stay as stored, and the tag goes into the EXIF data
-    return Header("tiff", width, height, tags.without(_TIFF_ORIENTATION), None, tags.blob(34675))
+    # decoders turn the pixels of a TIFF by these tags; here pixels stay as stored, and what they say goes into the EXIF
+    pixel_data = tags.without(_TIFF_ORIENTATION, _TIFF_XMP)
+    xmp = tags.blob(_TIFF_XMP)
+    dropped = [kind for kind, there in ((IPTC, 33723 in tags or 34377 in tags), (XMP, xmp)) if there]
+    return Header(
+        "tiff",
+        width,
+        height,
+        pixel_data,
+        icc=tags.blob(34675),
+        xmp=xmp,
+        dropped=tuple(dropped),
+        unless_opaque=ALPHA if _TIFF_EXTRA in tags else None,
+    )
 
 
 _READERS = {

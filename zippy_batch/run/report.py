@@ -34,12 +34,15 @@ class Done:
     source_bytes: int = 0
     stored_bytes: int = 0
     """Payloads written (archive), or restored files (restore)."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Pictures whose metadata of a kind is not archived, by kind."""
 
     def __add__(self, other: Done) -> Done:
         return Done(
             self.images + other.images,
             self.source_bytes + other.source_bytes,
             self.stored_bytes + other.stored_bytes,
+            Counter(self.dropped) + Counter(other.dropped),
         )
 
 
@@ -258,6 +261,8 @@ class RunFacts:
     """Directories without a file in them, which an archive of files does not hold."""
     notes: tuple[str, ...] = ()
     """What of the source is not in the archive as one might expect."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Pictures whose metadata of a kind is not archived, by kind; only those that this run coded with loss."""
 
     @property
     def images_per_s(self) -> float:
@@ -274,6 +279,7 @@ class RunFacts:
             "shards_resumed": self.shards_resumed,
             "empty_directories": self.empty_directories,
             "notes": list(self.notes),
+            "dropped_metadata": dict(sorted(self.dropped.items())),
         }
 
 
@@ -639,6 +645,9 @@ def _run_lines(run: RunFacts, shards: int) -> list[str]:
         out.append(f"{run.shards_resumed} of {shards} shards were there from an earlier run")
     if run.empty_directories:
         out.append(f"{run.empty_directories} empty directories are not in the archive, which holds files")
+    if run.dropped:
+        counts = ", ".join(f"{kind} of {count}" for kind, count in sorted(run.dropped.items()))
+        out.append(f"metadata that is not archived, by the pictures that have it: {counts}")
     return [*out, *run.notes]
 
 

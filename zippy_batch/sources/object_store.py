@@ -2,7 +2,8 @@
 
     s3://bucket/faces -> list_objects -> SourceFile -> ObjectReader -> bytes
 
-Sizes and times are those of the listing, and an object that no longer has them when it is read has changed.
+Sizes and times are those of the listing, and an object that no longer has them when it is read has changed. What comes
+is compared with the store's checksum where it has one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, name_problem
 from zippy_batch.sources.clashes import clashes
 from zippy_batch.sources.directory import MAX_FILE_BYTES, Files, Listing, SourceFile, file_state, require_none_refused
-from zippy_batch.stores.object_path import REQUESTS, ObjectPath, asking, listed
+from zippy_batch.stores.object_path import REQUESTS, ObjectPath, listed, read_checked
 
 _AHEAD_FILES = 4 * REQUESTS
 _AHEAD_BYTES = 64 << 20
@@ -96,11 +97,10 @@ def read_object(root: ObjectPath, file: SourceFile) -> bytes:
     """Raises SourceError when it is gone or is not what was listed, and StorageError."""
     path, name = root / file.path.decode(), display_path(file.path)
     try:
-        with asking(path), path.filesystem().open_input_stream(path.key) as stream:
-            changed = (stream.metadata() or {}).get("Last-Modified")
-            data = stream.read()
+        data, said = read_checked(path)
     except FileNotFoundError as error:
         raise SourceError(f"{name}: cannot be read: there is no object {path} any more") from error
+    changed = said.get("Last-Modified")
     mtime_s = file.mtime_s if changed is None else int(datetime.fromisoformat(changed.decode()).timestamp())
     if (len(data), mtime_s) != (file.size_bytes, file.mtime_s):
         raise SourceError(

@@ -19,7 +19,7 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,8 +46,15 @@ TAIL_BYTES = 1 << 16
 """What a Parquet library reads of the end of a file at least."""
 COPY_LIMIT_BYTES = 5 * 1000**3
 """Of one object that S3 copies in one request; 5 GiB, less some room."""
+_MEBIBYTE = 1 << 20
 _BLOCK_BYTES = 8 << 20
-_S3_QUERY = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
+_S3_QUERY = ("region", "scheme", "endpoint_override", "tls_ca_file_path", "checksums")
+READ_ATTEMPTS = 3
+"""Of an object whose bytes are not those of its checksum, before that is an error."""
+_ETAG = re.compile(r'"?([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?"?')
+"""Of S3: the MD5 of an object; with a number of parts, the MD5 of the MD5s of the parts."""
+_MOST_PART_SIZES = 16
+"""That are tried for an object of several parts, whose ETag does not say how large they are."""
 
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _COLLAPSED = re.compile(r"(s3|gs|gcs|file):/[^/]")
@@ -204,6 +211,8 @@ def _open_s3(store: Store) -> pa_fs.FileSystem:
         raise UsageError(f"unknown in the query of an s3:// URI: {', '.join(unknown)}; it takes {', '.join(_S3_QUERY)}")
     credentials, _, bucket = store.authority.rpartition("@")
     user, _, password = credentials.partition(":")
+    if query.pop("checksums", "off") != "off":
+        raise UsageError("checksums in the query of an s3:// URI is off, or not there")
     endpoint = query.pop("endpoint_override", None) or os.environ.get("AWS_ENDPOINT_URL_S3")
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint is None and "region" not in query:
@@ -295,6 +304,59 @@ def _detail(text: str) -> str:
 
 
 # ---- reading ----
+
+
+def read_checked(path: ObjectPath) -> tuple[bytes, Mapping[str, bytes]]:
+    """An object, and what its store says of it. The bytes are compared with the ETag where that is a checksum, as it is
+    in S3 unless objects are encrypted with a key of their owner (`checksums=off` in the URI says so).
+
+    Raises FileNotFoundError, and StorageError where other bytes come again and again.
+    """
+    unproved: set[bytes] = set()
+    tag = ""
+    for _ in range(READ_ATTEMPTS):
+        with asking(path), path.filesystem().open_input_stream(path.key) as stream:
+            said = stream.metadata() or {}
+            data = stream.read()
+        tag = said.get("ETag", b"").decode("latin-1")
+        etag = _ETAG.fullmatch(tag) if _has_checksums(path) else None
+        if etag is None or _is_of(data, etag[1], int(etag[2] or 0)):
+            return data, said
+        # of parts of unknown size, two reads that agree must do
+        digest = hashlib.sha256(data).digest()
+        if etag[2] and digest in unproved:
+            return data, said
+        unproved.add(digest)
+    raise StorageError(
+        f"{path}: the bytes that came are not those of its checksum, {READ_ATTEMPTS} times (ETag {tag}); check the "
+        f"network, and run the same command again. Where objects are encrypted with a key (SSE-KMS, SSE-C), an ETag is "
+        f"no checksum: add ?checksums=off to the URI"
+    )
+
+
+def _has_checksums(path: ObjectPath) -> bool:
+    bucket = path.store.authority.rpartition("@")[2]
+    # a directory bucket of S3 Express, whose ETags are of no meaning, has such a name
+    is_s3 = path.store.scheme == "s3" and not bucket.endswith("--x-s3")
+    return is_s3 and "checksums" not in dict(parse_qsl(path.store.query, keep_blank_values=True))
+
+
+def _is_of(data: bytes, digest: str, parts: int) -> bool:
+    """Whether an object of these bytes can have this ETag, of so many parts; 0 for one that was written whole."""
+    if parts == 0:
+        return _md5(data).hexdigest() == digest
+    smallest = -(-len(data) // parts)
+    largest = len(data) if parts == 1 else -(-len(data) // (parts - 1)) - 1
+    steps = range(-(-smallest // _MEBIBYTE) * _MEBIBYTE, largest + 1, _MEBIBYTE)
+    for size in [largest] if parts == 1 else steps[:_MOST_PART_SIZES]:
+        cut = [data[start : start + size] for start in range(0, len(data), max(size, 1))] or [b""]
+        if _md5(b"".join(_md5(part).digest() for part in cut)).hexdigest() == digest:
+            return True
+    return False
+
+
+def _md5(data: bytes) -> Any:
+    return hashlib.md5(data, usedforsecurity=False)
 
 
 class ObjectFile(io.RawIOBase):

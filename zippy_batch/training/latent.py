@@ -37,6 +37,8 @@ from zippy_batch.training.run import Score
 
 POSITIONS = 3456
 """8x8 blocks per step; 96 thumbnails of 42x42."""
+ROUNDING_STRENGTH = 0.2
+"""How strongly the encoder's rounding trades error for bits (`export.threshold_array`)."""
 QUANTISED_FROM = 2 / 3
 """Share of a run after which it rounds weights and activations."""
 _MEASURED_BATCHES = 48
@@ -191,6 +193,8 @@ class LatentTask:
             return False
         if not self.network.has_units:
             self._measure()
+        strengths = threshold_array(entropy_arrays(), ROUNDING_STRENGTH)
+        self.network.threshold.copy_(torch.from_numpy(strengths))
         self.network.quantise()
         self._is_quantised = True
         return True
@@ -260,7 +264,7 @@ def export(
     specs: Sequence[PoolSpec],
     card: dict[str, Any],
     batches_of_samples: int = 160,
-    strength: float = 0.15,
+    strength: float = ROUNDING_STRENGTH,
 ) -> bytes:
     """A network -> the bytes of a model file, integer layers calibrated and tables counted on samples of its pools.
 

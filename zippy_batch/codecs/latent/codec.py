@@ -21,12 +21,14 @@ from torch import Tensor
 
 from zippy_batch.archives.schema import MAX_SIDE
 from zippy_batch.codecs.int8 import ProductKind
-from zippy_batch.codecs.integer import exact_products, fetch
+from zippy_batch.codecs.integer import exact_products, fast_type, fetch
 from zippy_batch.codecs.latent.backend import Array, backend_of
 from zippy_batch.codecs.latent.context import QUALITY_LEVELS, SIXTEENTHS, IntegerContext, Place
 from zippy_batch.codecs.latent.features import ONE, PATCH, grid_size, level_features, spatial_features
-from zippy_batch.codecs.latent.network import SCALE_LEVELS, Analysis, LatentArchitecture
+from zippy_batch.codecs.latent.float_network import fill_network
+from zippy_batch.codecs.latent.network import SCALE_LEVELS, Analysis, LatentArchitecture, LatentNetwork
 from zippy_batch.codecs.latent.order import visits
+from zippy_batch.codecs.latent.refine import can_refine, refined
 from zippy_batch.codecs.latent.static import Size
 from zippy_batch.codecs.latent.synthesis import IntegerSynthesis
 from zippy_batch.codecs.model_file import Model
@@ -63,8 +65,8 @@ class LatentCodec:
 
     What was written decodes to the same pixels on every device, at any batch size, thread count and `precision`, which
     is that of the analysis: by default bfloat16 where the device is fast at it. `products` names the arithmetic of the
-    integer networks, which changes no result; by default the faster one. Raises ModelError for a model that is not
-    whole or not exact.
+    integer networks, which changes no result; by default the faster one. With more `effort`, 0..9, `encode` takes
+    longer and finds smaller payloads (`refine.py`). Raises ModelError for a model that is not whole or not exact.
     """
 
     def __init__(
@@ -73,12 +75,13 @@ class LatentCodec:
         device: str = "cpu",
         precision: torch.dtype | None = None,
         products: ProductKind | None = None,
+        effort: int = 0,
     ) -> None:
         arrays = model.arrays
         self._architecture = a = _architecture(model)
-        self._device = torch.device(device)
+        self._device, self._effort = torch.device(device), effort
         self._backend = backend_of(self._device, products)
-        self._type = precision or _fast_type(self._device)
+        self._type = precision or fast_type(self._device)
         self._analysis = _analysis(a, arrays, self._device).to(self._type)
         self._context = IntegerContext(a, arrays, self._backend)
         self._synthesis = IntegerSynthesis(a, arrays, self._backend)
@@ -89,7 +92,9 @@ class LatentCodec:
             raise ModelError("model: gain.analysis and encoder.threshold must be finite")
         self._gain = torch.from_numpy(gain.copy()).to(self._device)
         self._threshold = self._backend.put(threshold)
+        self._nearest = self._backend.put(np.zeros_like(threshold))
         self.tables = _tables(arrays)
+        self._float_network = _float_network(a, arrays).to(self._device) if effort else None
 
     def encode(self, images: Sequence[Pixels], qualities: Sequence[int]) -> list[bytes]:
         """Images (H, W, 3) or (H, W) uint8 of one grid, quality 1..100 of each -> one payload each."""
@@ -110,11 +115,11 @@ class LatentCodec:
         quality = _quality_indices(qualities)
         backend, count = self._backend, len(images)
         with exact_products(self._device):
-            y = self._latents(images, sizes, quality, (h, w))
+            y, threshold = self._latents(images, sizes, quality)
 
             def code(place: Place, start: int, mean: Array, index: Array) -> Array:
                 r = backend.empty("int32", *mean.shape)
-                backend.passes.quantise(y, place.numbers(), start, mean, index, self._threshold, RESIDUAL_LIMIT, r)
+                backend.passes.quantise(y, place.numbers(), start, mean, index, threshold, RESIDUAL_LIMIT, r)
                 tables.append(backend.get(index).reshape(count, -1))
                 residuals.append(backend.get(r).reshape(count, -1))
                 return r
@@ -123,25 +128,36 @@ class LatentCodec:
         return np.concatenate(residuals, 1), np.concatenate(tables, 1)
 
     def _latents(
-        self, images: Sequence[Pixels], sizes: Sequence[Size], quality: NDArray[np.int64], grid: tuple[int, int]
-    ) -> Array:
-        """(N, h, w, M) float32 in sixteenths of a step."""
-        blocks = _to_blocks(images, *grid)
+        self, images: Sequence[Pixels], sizes: Sequence[Size], quality: NDArray[np.int64]
+    ) -> tuple[Array, Array]:
+        """(N, h, w, M) float32 in sixteenths of a step, and the thresholds to round them with."""
+        blocks = _to_blocks(images, *grid(*images[0].shape[:2]))
+        y = self._analysed(blocks, sizes, quality)
+        threshold = self._threshold
+        if self._float_network is not None and can_refine((y.shape[1], y.shape[2])):
+            # what is refined has its bits weighed against its error already
+            threshold = self._nearest
+            y = refined(self._float_network, y, blocks, sizes, self._level[quality], self._effort)
+        # NaN must not reach the integers
+        return self._backend.from_tensor(torch.nan_to_num(y * SIXTEENTHS).clamp_(-_FARTHEST, _FARTHEST)), threshold
+
+    def _analysed(self, blocks: Tensor, sizes: Sequence[Size], quality: NDArray[np.int64]) -> Tensor:
+        """(N, h, w, M) float32 in steps."""
+        count, h, w, _ = blocks.shape
         level = torch.from_numpy(level_features(self._level[quality])).float().div(ONE).to(self._device, self._type)
-        gain = self._gain[torch.from_numpy(quality).to(self._device)][:, None, None] * SIXTEENTHS
-        y = torch.empty(*blocks.shape[:3], self._architecture.latents, device=self._device)
+        gain = self._gain[torch.from_numpy(quality).to(self._device)][:, None, None]
+        y = torch.empty(count, h, w, self._architecture.latents, device=self._device)
         # a band of rows sees as many rows around it as the blocks of the analysis reach
         reach = self._architecture.blocks
-        height = max(1, _BAND_POSITIONS // (len(images) * grid[1]))
-        for top in range(0, grid[0], height):
-            above, below = max(0, top - reach), min(grid[0], top + height + reach)
+        height = max(1, _BAND_POSITIONS // (count * w))
+        for top in range(0, h, height):
+            above, below = max(0, top - reach), min(h, top + height + reach)
             x = blocks[:, above:below].to(self._device).float().mul_(1 / 255).sub_(0.5).to(self._type)
             band = [spatial_features(*size, slice(above, below)) for size in _sizes(sizes)]
             spatial = torch.from_numpy(np.stack(band)).float().div(ONE).to(self._device, self._type)
-            part = self._analysis(x, spatial, level)[:, top - above : top - above + height].float() * gain
-            # NaN must not reach the integers
-            y[:, top : top + height] = torch.nan_to_num(part).clamp_(-_FARTHEST, _FARTHEST)
-        return self._backend.from_tensor(y)
+            part = self._analysis(x, spatial, level)[:, top - above : top - above + height].float()
+            y[:, top : top + height] = part * gain
+        return y
 
     def decode(self, items: Sequence[LatentItem]) -> list[Pixels]:
         """Items of one grid -> their pixels; DamagedRow where a payload is not what this model wrote."""
@@ -240,13 +256,6 @@ def _architecture(model: Model) -> LatentArchitecture:
         raise ModelError(f"model {model.name!r}: architecture {card!r} is not understood: {error}") from error
 
 
-def _fast_type(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU and on processors with bfloat16 dot products, else float32."""
-    if device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16"):
-        return torch.bfloat16
-    return torch.float32
-
-
 def _analysis(a: LatentArchitecture, arrays: Mapping[str, NDArray], device: torch.device) -> Analysis:
     # before networks of these sizes take any memory, the file must have arrays of them
     for block in range(a.blocks):
@@ -261,6 +270,16 @@ def _analysis(a: LatentArchitecture, arrays: Mapping[str, NDArray], device: torc
         state[name] = torch.from_numpy(array.copy())
     module.load_state_dict(state)
     return module.to(device).eval().requires_grad_(False)
+
+
+def _float_network(a: LatentArchitecture, arrays: Mapping[str, NDArray]) -> LatentNetwork:
+    """What the integer networks compute, with gradients."""
+    network = LatentNetwork(a)
+    with torch.no_grad():
+        fill_network(network, arrays)
+        network.threshold.zero_()
+    network.quantise_activations()
+    return network.eval().requires_grad_(False)
 
 
 def _tables(arrays: Mapping[str, NDArray]) -> Tables:

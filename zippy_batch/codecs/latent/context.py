@@ -27,7 +27,7 @@ from zippy_batch.codecs.int8 import Arrays, Multiplier, Weight
 from zippy_batch.codecs.integer import fetch, fetch_within
 from zippy_batch.codecs.latent.backend import Array, Backend
 from zippy_batch.codecs.latent.features import LEVEL_MAX
-from zippy_batch.codecs.latent.network import SCALE_LEVELS, SIGNED_TOP, LatentArchitecture
+from zippy_batch.codecs.latent.network import SCALE_LEVELS, LatentArchitecture
 from zippy_batch.codecs.latent.order import DEPTHS, FAR, KINDS, NEAR, Visit, visits
 from zippy_batch.codecs.latent.static import CACHED_POSITIONS, IntegerStatic, Size
 from zippy_batch.errors import ModelError
@@ -160,7 +160,6 @@ class IntegerContext:
         self._to_sixteenths = Multiplier.load(arrays, "level.to_sixteenths", QUALITY_LEVELS, a.latents)
         self._to_canvas = Multiplier.load(arrays, "level.to_canvas", QUALITY_LEVELS, a.latents)
         self._scale_offset = fetch(arrays, "level.scale_offset", "int16", QUALITY_LEVELS, a.latents).astype(np.int32)
-        self._size_of = backend.put(size_table())
         self._nothing = backend.empty("int32", 0, a.context_width)
         self._static = lru_cache(maxsize=32)(self._static_of)
 
@@ -197,7 +196,7 @@ class IntegerContext:
                 residual = code(place, step.channels.start, mean, index)
                 backend.passes.absorb(
                     mean, residual, place.numbers(), step.channels.start,
-                    levels.to_canvas[:, step.channels], self._to_canvas.shift, self._size_of,
+                    levels.to_canvas[:, step.channels], self._to_canvas.shift,
                     y_hat, canvas, seen_sizes, own,
                 )  # fmt: skip
         return y_hat
@@ -250,18 +249,3 @@ class IntegerContext:
 
 _CACHED_POSITIONS = 4096
 """IntegerStatic parts of larger visits are computed anew, so that large images do not fill the memory."""
-
-
-def size_table() -> NDArray[np.int8]:
-    """(128,) companded magnitude of each magnitude 0..127: round(127 * sqrt(i / 127))."""
-    return np.array([_rounded_root(SIGNED_TOP * i) for i in range(SIGNED_TOP + 1)], np.int8)
-
-
-def _rounded_root(value: int) -> int:
-    """round(sqrt(value)), in integers."""
-    root = int(np.sqrt(value))
-    while root * root > value:
-        root -= 1
-    while (root + 1) * (root + 1) <= value:
-        root += 1
-    return root + (value - root * root > root)

@@ -19,7 +19,7 @@ rounded weights and activations.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
@@ -474,6 +474,11 @@ def gaussian_bits(residual: Tensor, sigma: Tensor) -> Tensor:
 class LatentNetwork(nn.Module):
     """The lossy codec as it is trained: transforms, gains and context in floats."""
 
+    threshold: Tensor
+    """(SCALE_LEVELS,) by how much more than half a step a magnitude must exceed an integer to be rounded up; 0 until
+    training rounds as the encoder does.
+    """
+
     def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
         self.architecture = a
@@ -487,11 +492,17 @@ class LatentNetwork(nn.Module):
         self.log_inverse_gain = nn.Parameter(log_step[:, None].repeat(1, a.latents))
         start = (torch.from_numpy(channel_units(a.latents)).float() / SIGMA_MIN).log() / SIGMA_STEP
         self.scale_offset = nn.Parameter(start)
+        self.register_buffer("threshold", torch.zeros(SCALE_LEVELS))
 
     def quantise(self, on: bool = True) -> None:
         """Round weights and activations of context and synthesis as the integer networks do, or no more."""
         for module in self._integer_parts():
             module.quantised = on
+
+    def quantise_activations(self) -> None:
+        """Round activations alone: for weights that are rounded already, as those of a model file."""
+        for activation in self._activations():
+            activation.quantised = True
 
     @property
     def has_units(self) -> bool:
@@ -518,12 +529,22 @@ class LatentNetwork(nn.Module):
         parts = [*self.context.modules(), *self.synthesis.modules()]
         return [module for module in parts if isinstance(module, GroupLayers | KindLayers | Block | Activation)]
 
-    def code(self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
-        """y (N, h, w, M) in steps -> y_hat in steps and bits (N,). With noise, the rate sees uniform noise."""
+    def code(
+        self,
+        y: Tensor,
+        gain: Tensor,
+        spatial: Tensor,
+        level: Tensor,
+        noise: bool = False,
+        soften: Soften | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """y (N, h, w, M) in steps -> y_hat in steps and bits (N,). With noise, the rate sees uniform noise. `soften`
+        takes the place of rounding.
+        """
         n, h, w, _ = y.shape
         context = self.context
         to_canvas = 1 / (gain * context.unit * context.top)
-        rate = _Rate(self, gain, noise)
+        rate = _Rate(self, gain, noise, soften)
         canvas = torch.zeros_like(y)
         y_hat = torch.zeros_like(y)
         bits = y.new_zeros(n)
@@ -557,13 +578,19 @@ class LatentNetwork(nn.Module):
         return shuffle(self.synthesis(y_hat * inverse, spatial, hats).float()) + 0.5, bits
 
 
+Soften = Callable[[Tensor], Tensor]
+"""Residuals in steps -> what stands for them in both rate and distortion."""
+
+
 class _Rate:
     """Rounds a group of latents around its predicted mean and counts the bits."""
 
-    def __init__(self, network: LatentNetwork, gain: Tensor, noise: bool) -> None:
+    def __init__(self, network: LatentNetwork, gain: Tensor, noise: bool, soften: Soften | None) -> None:
         self._from_unit = gain * network.context.unit
         self._log_gain = gain.log() / SIGMA_STEP + network.scale_offset
+        self._threshold = network.threshold
         self._noise = noise
+        self._soften = soften
 
     def __call__(self, y: Tensor, mean: Tensor, scale: Tensor, channels: slice) -> tuple[Tensor, Tensor]:
         """y (N, h', w', G) in steps, mean in unit deviations, scale -> y_hat in steps, bits (N,)."""
@@ -571,9 +598,23 @@ class _Rate:
         index = lower_bound(scale + self._log_gain[..., channels], 0.0).clamp(max=SCALE_LEVELS - 1.0)
         sigma = SIGMA_MIN * torch.exp(SIGMA_STEP * index)
         residual = y - mean
-        rounded = straight_through(residual, residual.round())
-        coded = residual + torch.rand_like(residual) - 0.5 if self._noise else rounded
+        if self._soften is not None:
+            soft = self._soften(residual)
+            return mean + soft, gaussian_bits(soft, sigma).sum((1, 2, 3))
+        threshold = self._threshold[index.detach().round().long()]
+        rounded = straight_through(residual, reluctantly_rounded(residual.detach(), threshold))
+        coded = rounded
+        if self._noise:
+            # what rounding takes away from a magnitude, and noise for what it makes of the rest
+            coded = residual - residual.detach().clamp(-threshold, threshold) + torch.rand_like(residual) - 0.5
         return mean + rounded, gaussian_bits(coded, sigma).sum((1, 2, 3))
+
+
+def reluctantly_rounded(residual: Tensor, threshold: Tensor) -> Tensor:
+    """Dead-zone rounding: magnitudes round up above 1/2 + threshold, and from 1.5 on above 1/2 + 0.4 * threshold."""
+    magnitude = residual.abs()
+    up = torch.where(magnitude < 1.5, threshold, 0.4 * threshold)
+    return (magnitude + 0.5 - up).floor() * residual.sign()
 
 
 def _filled(whole: Tensor, visit: Visit, part: Tensor) -> Tensor:

@@ -150,12 +150,11 @@ def quantise(y, place, start, mean, index, threshold, limit, out):
 
 
 @_compiled
-def absorb(mean, residual, place, start, to_canvas, shift, size_of, y_hat, canvas, sizes, own):
+def absorb(mean, residual, place, start, to_canvas, shift, y_hat, canvas, sizes, own):
     """A coded group -> the latents that it stands for, and what later steps see of them.
 
-    mean, residual (R, G); to_canvas (N, G) mantissa; size_of (128,) int8
-    -> y_hat (N, h, w, M) int32 in sixteenths, canvas, sizes (N, h, w, M) int8, own (R, 2M) int8: of each group its
-    values, then its sizes.
+    mean, residual (R, G); to_canvas (N, G) mantissa -> y_hat (N, h, w, M) int32 in sixteenths, canvas, sizes
+    (N, h, w, M) int8, own (R, 2M) int8: of each group its values, then its sizes.
     """
     n_images, size = to_canvas.shape
     row, column, stride, _, rows, columns = place
@@ -165,14 +164,17 @@ def absorb(mean, residual, place, start, to_canvas, shift, size_of, y_hat, canva
             for c in range(columns):
                 at = (n * rows + r) * columns + c
                 y, x = row + r * stride, column + c * stride
+                values, seen = y_hat[n, y, x, start : start + size], canvas[n, y, x, start : start + size]
                 for i in range(size):
                     value = mean[at, i] + 16 * residual[at, i]
-                    y_hat[n, y, x, start + i] = value
-                    seen = min(max((np.int64(value) * to_canvas[n, i] + half) >> shift, -127), 127)
-                    canvas[n, y, x, start + i] = seen
-                    sizes[n, y, x, start + i] = size_of[abs(seen)]
-                    own[at, 2 * start + i] = seen
-                    own[at, 2 * start + size + i] = size_of[abs(seen)]
+                    values[i] = value
+                    seen[i] = min(max((np.int64(value) * to_canvas[n, i] + half) >> shift, -127), 127)
+                companded = sizes[n, y, x, start : start + size]
+                for i in range(size):
+                    # a correctly rounded root lies far enough from a half for the result to be round(sqrt(127 * v))
+                    companded[i] = np.int8(np.sqrt(np.float32(127 * abs(np.int32(seen[i])))) + np.float32(0.5))
+                own[at, 2 * start : 2 * start + size] = seen
+                own[at, 2 * start + size : 2 * start + 2 * size] = companded
 
 
 @_compiled
@@ -269,13 +271,18 @@ def to_colour(high, low, first, bias, mantissa, shift, grid, out):
     """
     h, w = grid
     half = np.int64(1) << (shift - 1)
+    levels = np.empty(192, np.uint8)
     for r in range(high.shape[0]):
         n, y, x = (first + r) // (h * w), (first + r) // w % h * 8, (first + r) % w * 8
         for i in range(192):
             outer = np.int64(high[r, i]) * 128 + high[r, 192 + i]
             inner = np.int64(low[r, i]) * 128 + low[r, 192 + i]
             v = (((outer << 8) + inner + bias[i]) * mantissa[i] + half) >> shift
-            out[n, y + i % 64 // 8, x + i % 8, i // 64] = min(max((v + 8) >> 4, 0), 255)
+            levels[i] = min(max((v + 8) >> 4, 0), 255)
+        for i in range(8):
+            for j in range(8):
+                for k in range(3):
+                    out[n, y + i, x + j, k] = levels[64 * k + 8 * i + j]
 
 
 @_compiled

@@ -1,0 +1,102 @@
+"""How a command ends: its report on standard output, one message on standard error, an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING
+
+import typer
+
+from zippy_batch.errors import OptionError, WriteError, ZippyError
+
+if TYPE_CHECKING:
+    from zippy_batch.run.report import Report
+    from zippy_batch.training.session import TrainReport
+
+INTERRUPTED = 130
+
+
+@contextmanager
+def outcome(ctx: typer.Context, when_interrupted: str, flags: Mapping[str, str]) -> Iterator[None]:
+    """Turns what is raised inside into one message on standard error and an exit code.
+
+    `flags` are those of options whose flag is not --their-name, for messages that name them.
+    """
+    try:
+        yield
+    except (typer.Exit, typer.TyperException):
+        raise
+    except KeyboardInterrupt:
+        _show_traceback(ctx)
+        typer.echo(f"interrupted; {when_interrupted}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except ZippyError as error:
+        _show_traceback(ctx)
+        said = error.as_flags(flags) if isinstance(error, OptionError) else error
+        typer.echo(f"error: {said}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        # the machine said no: no space left, no permission, a path that is too long
+        _show_traceback(ctx)
+        where = f": {error.filename}" if error.filename else ""
+        typer.echo(f"error: {error.strerror or error}{where}", err=True)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        _show_traceback(ctx)
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        typer.echo(f"error: {what}", err=True)
+        if not ctx.obj:
+            again = f"zippy-batch --traceback {ctx.info_name} ..."
+            typer.echo(f"unexpected error; for a traceback run: {again}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _show_traceback(ctx: typer.Context) -> None:
+    if ctx.obj:
+        traceback.print_exc()
+
+
+@contextmanager
+def reserved_stdout() -> Iterator[None]:
+    """Keeps standard output free for the report: Ray prints there when a worker or a node dies, and has no switch."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def print_report(report: Report | TrainReport, as_json: bool) -> None:
+    if as_json:
+        print_text(json_text(report.to_dict()))
+    else:
+        print_text("\n".join(report.lines()))
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
+
+
+def json_text(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def print_text(text: str) -> None:
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        # the reader has seen enough, as in `zippy-batch stats ARCHIVE | head`, which says nothing about the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise WriteError(f"the report cannot be written to standard output: {error.strerror}") from error
+
+
+def hint(text: str) -> None:
+    """A line for people, who watch a terminal."""
+    if sys.stderr.isatty():
+        typer.echo(text, err=True)
+
+
+def quoted(path: object) -> str:
+    return shlex.quote(str(path))
