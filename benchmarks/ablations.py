@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zippy_batch.codecs.latent import network as lossy
 from zippy_batch.codecs.latent.features import SPATIAL_FEATURES
 from zippy_batch.codecs.latent.network import GroupLayers, LatentArchitecture, LatentNetwork
-from zippy_batch.codecs.latent.order import KINDS, Visit
+from zippy_batch.codecs.latent.order import VISIT_KINDS, Visit
 from zippy_batch.codecs.model_file import load_model
 from zippy_batch.compare.curves import Point, mean_ratio
 from zippy_batch.sources.directory import list_files
@@ -94,7 +94,7 @@ class WithHyperprior(LatentNetwork):
         self.spread = nn.Linear(self.CHANNELS, a.context_width)
         self.log_sigma = nn.Parameter(torch.zeros(self.CHANNELS))
         self._side: Tensor | None = None
-        for name in KINDS:
+        for name in VISIT_KINDS:
             kind = self.context.kind(name)
             kind.shared = partial(self._with_side, kind.shared)  # type: ignore[method-assign]
 
@@ -104,7 +104,15 @@ class WithHyperprior(LatentNetwork):
         assert self._side is not None
         return shared(visit, canvas, spatial, level) + self._side[:, visit.rows, visit.columns]
 
-    def code(self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+    def code(
+        self,
+        y: Tensor,
+        gain: Tensor,
+        spatial: Tensor,
+        level: Tensor,
+        noise: bool = False,
+        soften: lossy.Soften | None = None,
+    ) -> tuple[Tensor, Tensor]:
         h, w = y.shape[1:3]
         natural = (y / (gain * self.context.unit)).permute(0, 3, 1, 2)
         pooled = F.avg_pool2d(F.pad(natural, (0, w % 2, 0, h % 2), mode="replicate"), 2).permute(0, 2, 3, 1)
@@ -114,7 +122,7 @@ class WithHyperprior(LatentNetwork):
         known = z + (z.round() - z).detach()
         side = self.spread(known).repeat_interleave(2, 1).repeat_interleave(2, 2)
         self._side = side[:, :h, :w]
-        y_hat, more = super().code(y, gain, spatial, level, noise)
+        y_hat, more = super().code(y, gain, spatial, level, noise, soften)
         return y_hat, bits + more
 
 
@@ -125,7 +133,7 @@ class WithMixtures(LatentNetwork):
         super().__init__(a)
         self.more = nn.ModuleList()
         self._second: Tensor | None = None
-        for name in KINDS:
+        for name in VISIT_KINDS:
             for step, size in zip(self.context.kind(name).steps, a.groups, strict=True):
                 assert isinstance(step, GroupLayers)
                 layer = nn.Linear(a.context_width, 3 * size)
@@ -156,9 +164,17 @@ class WithMixtures(LatentNetwork):
         finally:
             lossy.gaussian_bits = one
 
-    def code(self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+    def code(
+        self,
+        y: Tensor,
+        gain: Tensor,
+        spatial: Tensor,
+        level: Tensor,
+        noise: bool = False,
+        soften: lossy.Soften | None = None,
+    ) -> tuple[Tensor, Tensor]:
         with self._bits_of_two():
-            return super().code(y, gain, spatial, level, noise)
+            return super().code(y, gain, spatial, level, noise, soften)
 
 
 class WithoutNeighbours(LatentNetwork):
@@ -166,7 +182,7 @@ class WithoutNeighbours(LatentNetwork):
 
     def __init__(self, a: LatentArchitecture) -> None:
         super().__init__(a)
-        for name in KINDS:
+        for name in VISIT_KINDS:
             kind = self.context.kind(name)
             kind.shared = partial(self._alone, kind.shared)  # type: ignore[method-assign]
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class SpecModel:
         assert array.dtype.kind in "iu", name
         return array.astype(np.int64)
 
-    def scaled(self, name: str, values: Ints, at: object = ...) -> Ints:
+    def scaled(self, name: str, values: Ints, at: Any = ...) -> Ints:
         """The values times the multiplier of that name."""
         shift = int(self.arrays[f"{name}.shift"][0])
         return (values * self.ints(f"{name}.mantissa")[at] + 2 ** (shift - 1)) >> shift

@@ -28,7 +28,7 @@ from zippy_batch.codecs.integer import fetch, fetch_within
 from zippy_batch.codecs.latent.backend import Array, Backend
 from zippy_batch.codecs.latent.features import LEVEL_MAX
 from zippy_batch.codecs.latent.network import SCALE_LEVELS, LatentArchitecture
-from zippy_batch.codecs.latent.order import DEPTHS, FAR, KINDS, NEAR, Visit, visits
+from zippy_batch.codecs.latent.order import DEPTHS, FAR, NEAR, VISIT_KINDS, Visit, visits
 from zippy_batch.codecs.latent.static import CACHED_POSITIONS, IntegerStatic, Size
 from zippy_batch.errors import ModelError
 
@@ -131,7 +131,7 @@ class _Kind:
 
     def __init__(self, arrays: Arrays, kind: str, a: LatentArchitecture, level: NDArray[Any], backend: Backend) -> None:
         name = f"context.{kind}"
-        self.parity = KINDS.index(kind) if kind.startswith("coarse") else max(0, KINDS.index(kind) - 3)
+        self.parity = VISIT_KINDS.index(kind) if kind.startswith("coarse") else max(0, VISIT_KINDS.index(kind) - 3)
         width = a.context_width
         self.static = IntegerStatic(arrays, f"{name}.static", width)
         self.levels = self.static.levels(level)
@@ -156,7 +156,7 @@ class IntegerContext:
         level = fetch(arrays, "quality.level", "int16", QUALITY_LEVELS)
         if not 0 <= level.min() <= level.max() <= LEVEL_MAX:
             raise ModelError(f"model: quality.level must be 0..{LEVEL_MAX}")
-        self._kinds = {kind: _Kind(arrays, kind, a, level, backend) for kind in KINDS}
+        self._kinds = {kind: _Kind(arrays, kind, a, level, backend) for kind in VISIT_KINDS}
         self._to_sixteenths = Multiplier.load(arrays, "level.to_sixteenths", QUALITY_LEVELS, a.latents)
         self._to_canvas = Multiplier.load(arrays, "level.to_canvas", QUALITY_LEVELS, a.latents)
         self._scale_offset = fetch(arrays, "level.scale_offset", "int16", QUALITY_LEVELS, a.latents).astype(np.int32)
@@ -245,7 +245,3 @@ class IntegerContext:
             (MEAN_TOP, VALUE_TOP, SCALE_LEVELS - 1), mean, index,
         )  # fmt: skip
         return mean, index
-
-
-_CACHED_POSITIONS = 4096
-"""IntegerStatic parts of larger visits are computed anew, so that large images do not fill the memory."""

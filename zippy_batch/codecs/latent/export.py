@@ -44,7 +44,7 @@ from zippy_batch.codecs.latent.network import (
     to_input,
     unshuffle,
 )
-from zippy_batch.codecs.latent.order import DEPTHS, KINDS
+from zippy_batch.codecs.latent.order import DEPTHS, VISIT_KINDS
 from zippy_batch.codecs.latent.static import STATIC_BITS
 from zippy_batch.codecs.latent.synthesis import EDGE_MANTISSA_TOP, GATE_BITS, PIXEL_BITS, STREAM_BITS, STREAM_TOP
 from zippy_batch.codecs.rans import TOTAL
@@ -127,7 +127,7 @@ def _step_arrays(step: GroupLayers, name: str, starts: Sequence[int]) -> Arrays:
 def _context_arrays(network: LatentNetwork) -> Arrays:
     out: Arrays = {}
     starts = network.architecture.starts
-    for name in KINDS:
+    for name in VISIT_KINDS:
         kind = network.context.kind(name)
         out |= _kind_arrays(kind, f"context.{name}")
         for g, step in enumerate(kind.steps):

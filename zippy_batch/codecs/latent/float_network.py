@@ -30,7 +30,7 @@ from zippy_batch.codecs.latent.network import (
     Static,
     Synthesis,
 )
-from zippy_batch.codecs.latent.order import KINDS
+from zippy_batch.codecs.latent.order import VISIT_KINDS
 from zippy_batch.codecs.latent.static import STATIC_BITS
 from zippy_batch.codecs.latent.synthesis import GATE_BITS, PIXEL_BITS, STREAM_BITS
 
@@ -61,7 +61,7 @@ def fill_network(network: LatentNetwork, arrays: Arrays) -> None:
     top = SIGNED_TOP / (_factor(arrays, "level.to_canvas") * SIXTEENTHS * gain * unit)
     _set(network.context.top, top.mean(0))
     network.threshold.copy_(torch.from_numpy(arrays["encoder.threshold"].copy()))
-    for kind in KINDS:
+    for kind in VISIT_KINDS:
         _fill_kind(network.context.kind(kind), f"context.{kind}", arrays, network.architecture)
     _fill_synthesis(network.synthesis, arrays)
 

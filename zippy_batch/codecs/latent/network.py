@@ -38,7 +38,7 @@ from zippy_batch.codecs.latent.features import (
     SPATIAL_FEATURES,
     grid_size,
 )
-from zippy_batch.codecs.latent.order import DEPTHS, FAR, KINDS, NEAR, PARITIES, Visit, visits
+from zippy_batch.codecs.latent.order import DEPTHS, FAR, NEAR, PARITIES, VISIT_KINDS, Visit, visits
 
 SCALE_LEVELS = 64
 SIGMA_MIN = 0.11
@@ -370,7 +370,7 @@ _REACH = 3
 
 
 class KindLayers(nn.Module):
-    """The layers of one kind of positions (`order.KINDS`)."""
+    """The layers of one kind of positions (`order.VISIT_KINDS`)."""
 
     def __init__(self, a: LatentArchitecture, kind: str) -> None:
         super().__init__()
@@ -436,7 +436,7 @@ class Context(nn.Module):
 
     def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
-        self.kinds = nn.ModuleDict({kind.replace(".", "_"): KindLayers(a, kind) for kind in KINDS})
+        self.kinds = nn.ModuleDict({kind.replace(".", "_"): KindLayers(a, kind) for kind in VISIT_KINDS})
         self.register_buffer("unit", torch.from_numpy(channel_units(a.latents)).float())
         self.register_buffer("top", torch.full((a.latents,), 8.0))
 

@@ -39,7 +39,7 @@ FAR: tuple[tuple[tuple[int, int], ...], ...] = (
 )
 """Offsets of coded positions further away, of which the first channels are seen."""
 
-KINDS = ("blind", "coarse.1", "coarse.2", "coarse.3", "fine.1", "fine.2", "fine.3")
+VISIT_KINDS = ("blind", "coarse.1", "coarse.2", "coarse.3", "fine.1", "fine.2", "fine.3")
 """Sets of layers: of the coarsest level, of the parities of all levels above 0, and of level 0."""
 
 DEPTHS = 4

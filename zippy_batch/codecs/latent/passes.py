@@ -15,10 +15,10 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-_compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
-@_compiled
+@_jit
 def gather(canvas, sizes, place, near, far, far_latents, out):
     """The neighbours of a visit's positions: what the shared layer sees.
 
@@ -54,7 +54,7 @@ def gather(canvas, sizes, place, near, far, far_latents, out):
                         out[at, start + k * far_latents + i] = canvas[n, y, x, i] if inside else 0
 
 
-@_compiled
+@_jit
 def share(sums, mantissa, shift, static, level, out):
     """sums (R, C) int32 (or (0, C) where nothing is seen), static (N or 1, P, C), level (N, C) int32
     -> out (R, C) int32.
@@ -75,7 +75,7 @@ def share(sums, mantissa, shift, static, level, out):
                     out[at, i] = static[of_size, p, i] + level[n, i]
 
 
-@_compiled
+@_jit
 def rectify(shared, bias, own, own_mantissa, own_shift, mantissa, shift, out):
     """shared (R, C) int32 plus bias (C,) int32 plus, where own has rows, own sums (R, C) int32
     -> out (R, C) int8: 0..255, less 128.
@@ -92,7 +92,7 @@ def rectify(shared, bias, own, own_mantissa, own_shift, mantissa, shift, out):
                 out[r, i] = min(max((z * mantissa[i] + half) >> shift, 0), 255) - 128
 
 
-@_compiled
+@_jit
 def rectify_sums(sums, bias, mantissa, shift, out):
     """sums (R, C) int32, bias (C,) int32 -> out (R, C) int8: 0..255, less 128."""
     half = np.int64(1) << (shift - 1)
@@ -102,7 +102,7 @@ def rectify_sums(sums, bias, mantissa, shift, out):
             out[r, i] = min(max((z * mantissa[i] + half) >> shift, 0), 255) - 128
 
 
-@_compiled
+@_jit
 def predict(sums, bias, unit, level_mantissa, level_shift, offset, limits, mean, index):
     """What the coder needs of a group: sums (R, 2G) int32, bias (2G,), unit: mantissa (2G,) and shift
     -> mean (R, G) int32 in sixteenths of a step, index (R, G) uint8 of the table.
@@ -127,7 +127,7 @@ def predict(sums, bias, unit, level_mantissa, level_shift, offset, limits, mean,
                 index[r, i] = min(max((s + offset[n, i] + 8) >> 4, 0), top)
 
 
-@_compiled
+@_jit
 def quantise(y, place, start, mean, index, threshold, limit, out):
     """y (N, h, w, M) float32 in sixteenths of a step -> out (R, G) int32: residuals that trade a little error for
     fewer bits. Magnitudes round up only above 1/2 + threshold, (tables,) float32; a certain 0 is 0.
@@ -149,7 +149,7 @@ def quantise(y, place, start, mean, index, threshold, limit, out):
                     out[at, i] = 0 if k == 0 else (whole if distance >= 0 else -whole)
 
 
-@_compiled
+@_jit
 def absorb(mean, residual, place, start, to_canvas, shift, y_hat, canvas, sizes, own):
     """A coded group -> the latents that it stands for, and what later steps see of them.
 
@@ -177,7 +177,7 @@ def absorb(mean, residual, place, start, to_canvas, shift, y_hat, canvas, sizes,
                 own[at, 2 * start + size : 2 * start + 2 * size] = companded
 
 
-@_compiled
+@_jit
 def split_latents(y_hat, mantissa, shift, limit, high, low):
     """y_hat (N, P, M) int32 in sixteenths, mantissa (N, M) -> high, low (R, M) int8: 256 * high + low is the input of
     the synthesis."""
@@ -192,7 +192,7 @@ def split_latents(y_hat, mantissa, shift, limit, high, low):
                 low[n * positions + p, i] = v - (top << 8)
 
 
-@_compiled
+@_jit
 def split_stream(x, limit, high, low):
     """x (R, C) int16, clamped to +-limit -> high, low (R, C) int8 with x = 256 * high + low."""
     for r in range(x.shape[0]):
@@ -203,7 +203,7 @@ def split_stream(x, limit, high, low):
             low[r, i] = v - (top << 8)
 
 
-@_compiled
+@_jit
 def begin_stream(high, low, first, mantissa, shift, static, level, limit, out):
     """Sums of both halves of the input with both halves of the weights, (rows, 2C) int32 each, for the rows from first
     on; static (N or 1, P, C), level (N, C) int32 -> out (rows, C) int16.
@@ -221,7 +221,7 @@ def begin_stream(high, low, first, mantissa, shift, static, level, limit, out):
             out[r, i] = min(max(v + static[of_size, p, i] + level[n, i], -limit), limit)
 
 
-@_compiled
+@_jit
 def depthwise(x, taps, bias, mantissa, shift, out):
     """x (N, h, w, C) int16, taps (9, C) int16, row by row -> out (N, h, w, C) int8, zeros around the grid."""
     n_images, h, w, width = x.shape
@@ -241,7 +241,7 @@ def depthwise(x, taps, bias, mantissa, shift, out):
                     out[n, r, c, i] = min(max((np.int64(total[i]) * mantissa[i] + half) >> shift, -127), 127)
 
 
-@_compiled
+@_jit
 def gate(sums, bias, mantissa, shift, limit, gate_mantissa, gate_shift, out):
     """sums (R, 2C) int32, bias (2C,) -> a, b within +-limit -> max(a, 0) * b -> out (R, C) int8."""
     width = out.shape[1]
@@ -254,7 +254,7 @@ def gate(sums, bias, mantissa, shift, limit, gate_mantissa, gate_shift, out):
             out[r, i] = min(max((a * b * gate_mantissa[i] + gate_half) >> gate_shift, -127), 127)
 
 
-@_compiled
+@_jit
 def add_to_stream(sums, bias, mantissa, shift, limit, x):
     """sums (R, C) int32, bias (C,) are added to x (R, C) int16."""
     half = np.int64(1) << (shift - 1)
@@ -264,7 +264,7 @@ def add_to_stream(sums, bias, mantissa, shift, limit, x):
             x[r, i] = min(max(v, -limit), limit)
 
 
-@_compiled
+@_jit
 def to_colour(high, low, first, bias, mantissa, shift, grid, out):
     """Sums as of `begin_stream` for 192 outputs, in the order colour, row, column: the blocks from first on of
     out (N, 8h, 8w, 3) uint8.
@@ -285,7 +285,7 @@ def to_colour(high, low, first, bias, mantissa, shift, grid, out):
                     out[n, y + i, x + j, k] = levels[64 * k + 8 * i + j]
 
 
-@_compiled
+@_jit
 def to_grey(high, low, first, bias, mantissa, shift, grid, out):
     """As `to_colour`, the mean of the three colours: blocks of out (N, 8h, 8w) uint8."""
     h, w = grid
