@@ -6,12 +6,14 @@ Each DIRECTORY holds JPEG files; without one, faces of 42x42 and of 178x218 are 
 that has to be kept:
 
     files              the JPEG files, by themselves
-    parquet + zstd     one Parquet file with a column of names and one of files, zstd level 19
+    parquet            the smallest Parquet file that a careful user would write, with a column of names and one of
+                       files: no statistics, no dictionary, delta-coded names, zstd level 19, one page
     xz                 one xz, at its best setting, of all files behind one another
-    jpeg xl            Pillow's plugin transcodes each file without loss (effort 9), into a Parquet column as above;
-                       where the plugin is not installed (`pip install 'zippy-batch[bench]'`), it is left out
+    jpeg xl            Pillow's plugin transcodes each file without loss (effort 9), into a Parquet file as above
+    lepton             lepton_jpeg_python codes each file in one piece, into a Parquet file as above
     zippy-batch        the archive that `zippy-batch archive --exact` writes
 
+Either of the last two is left out, with a note, where its package is missing (`pip install 'zippy-batch[compare]'`).
 Every file of the archive is restored and compared with its source. Speeds are those of whole shards in one process on
 all cores, reading files, decoding every payload again, rebuilding and comparing every file included; a first small run
 has loaded the model and compiled the coder. Peak memory is that of the command, from the operating system.
@@ -25,14 +27,15 @@ import lzma
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from startup import timed
 from throughput import drawn, linked, size_of
 
-from zippy_batch.compare.codecs import TRANSCODE, missing, transcoded
-from zippy_batch.compare.measure import parquet_bytes
+from zippy_batch.compare.codecs import LEPTON, RECODERS, TRANSCODE, Recoder, missing
+from zippy_batch.compare.stored import parquet_bytes
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.run.pipeline import archive, restore
 
@@ -48,9 +51,10 @@ class Sizes:
     size: str
     files: int
     source: float
-    parquet_zstd: float
+    parquet: float
     xz: float
     jpeg_xl: float | None
+    lepton: float | None
     zippy: float
     payload: float
     exact_files: int
@@ -58,9 +62,10 @@ class Sizes:
     def lines(self) -> list[str]:
         rivals = {
             "files": self.source,
-            "parquet + zstd": self.parquet_zstd,
+            "parquet": self.parquet,
             "xz": self.xz,
             "jpeg xl": self.jpeg_xl,
+            "lepton": self.lepton,
             "zippy-batch": self.zippy,
         }
         shown = [
@@ -96,7 +101,7 @@ def sizes_of(source: Path) -> Sizes:
     files = sorted(path for path in source.rglob("*") if path.is_file())
     blobs = [path.read_bytes() for path in files]
     names = [os.fsencode(path.name) for path in files]
-    jxl = None if missing(TRANSCODE) else [transcoded(blob) for blob in blobs]
+    recoded = {name: recoded_bytes(name, names, blobs) for name in RECODERS}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out.parquet"
         report = archive(source, output, OPTIONS, IN_PROCESS)
@@ -111,13 +116,32 @@ def sizes_of(source: Path) -> Sizes:
             size=size_of(source),
             files=n,
             source=sum(map(len, blobs)) / n,
-            parquet_zstd=parquet_bytes(names, blobs) / n,
+            parquet=parquet_bytes(names, blobs) / n,
             xz=len(lzma.compress(b"".join(blobs), preset=9 | lzma.PRESET_EXTREME)) / n,
-            jpeg_xl=None if jxl is None else parquet_bytes(names, jxl) / n,
+            jpeg_xl=recoded[TRANSCODE],
+            lepton=recoded[LEPTON],
             zippy=output.stat().st_size / n,
             payload=total.exact_bytes / n,
             exact_files=total.exact_images,
         )
+
+
+def recoded_bytes(name: str, names: Sequence[bytes], jpegs: Sequence[bytes]) -> float | None:
+    """Per file, in Parquet; what does not come back is kept as it is. None without the package."""
+    why = missing(name)
+    if why:
+        print(f"{name}: {why}", file=sys.stderr)
+        return None
+    return parquet_bytes(names, [smallest(RECODERS[name], jpeg) for jpeg in jpegs]) / len(jpegs)
+
+
+def smallest(recoder: Recoder, jpeg: bytes) -> bytes:
+    try:
+        data = recoder.encode(jpeg)
+        return data if recoder.decode(data) == jpeg else jpeg
+    except Exception:
+        # they raise almost anything on what they do not take
+        return jpeg
 
 
 def speeds_of(source: Path, seconds: float) -> Speeds:

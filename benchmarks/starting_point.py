@@ -48,8 +48,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from zippy_batch.compare.curves import Point, log_bytes_at
-from zippy_batch.compare.measure import CompareOptions, compare, parquet_bytes
+from zippy_batch.compare.measure import CompareOptions, compare
 from zippy_batch.compare.report import OWN_LOSSY, ComparisonRow
+from zippy_batch.compare.stored import parquet_bytes
 from zippy_batch.images.metrics import mean_squared_error, psnr_db
 
 FLOATS = 56
@@ -190,9 +191,9 @@ def points_of(rows: Sequence[ComparisonRow]) -> list[Point]:
 def bytes_text(points: Sequence[Point], at_db: float) -> str:
     if not points:
         return "-"
-    lowest = min(points, key=lambda point: point.psnr_db)
-    if at_db < lowest.psnr_db:
-        return f"< {lowest.bytes_per_image:.0f} (has {lowest.psnr_db:.1f} dB)"
+    lowest = min(points, key=lambda point: point.quality)
+    if at_db < lowest.quality:
+        return f"< {lowest.bytes_per_image:.0f} (has {lowest.quality:.1f} dB)"
     log_bytes = log_bytes_at(points, [at_db])[0]
     return "-" if np.isnan(log_bytes) else f"{math.exp(log_bytes):.0f}"
 
@@ -202,7 +203,7 @@ def psnr_text(points: Sequence[Point], at_bytes: float) -> str:
     known = [point.bytes_per_image for point in ordered]
     if not known or not known[0] <= at_bytes <= known[-1]:
         return "-"
-    return f"{np.interp(math.log(at_bytes), np.log(known), [point.psnr_db for point in ordered]):.1f}"
+    return f"{np.interp(math.log(at_bytes), np.log(known), [point.quality for point in ordered]):.1f}"
 
 
 def split(directory: Path, size: int, limit: int, seed: int) -> Faces:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from synthetic_faces import draw_faces
@@ -19,9 +21,10 @@ from typer.testing import CliRunner, Result
 
 from zippy_batch.cli.app import app
 from zippy_batch.compare import charts, codecs, measure
-from zippy_batch.compare.curves import Point, level_for, mean_ratio, ratio_at
+from zippy_batch.compare.curves import Point, level_for, log_bytes_at, mean_ratio, ratio_at, unbeaten
 from zippy_batch.compare.measure import CompareOptions, compare
 from zippy_batch.compare.report import CONTENDERS, OWN_EXACT, OWN_LOSSY, SOURCE, Comparison
+from zippy_batch.compare.stored import FILE_ENCODINGS, _written, parquet_bytes, parquet_file
 from zippy_batch.errors import UsageError
 from zippy_batch.run.plan import spread
 from zippy_batch.run.report import Progress
@@ -64,7 +67,7 @@ def test_ratio_at_equal_psnr_is_that_of_the_curves() -> None:
     found = mean_ratio(half, whole)
     assert found
     assert found.ratio == pytest.approx(0.5)
-    assert (found.low_db, found.high_db) == (26, 31)
+    assert (found.low, found.high) == (26, 31)
     assert ratio_at(half[1], whole) == pytest.approx(0.5)
 
 
@@ -80,6 +83,43 @@ def test_level_for_a_size_lies_between_the_levels_measured() -> None:
     assert level_for(1, (10, 50), (100, 200)) == 10
 
 
+def test_of_two_ways_to_code_the_better_one_counts_at_each_quality() -> None:
+    """One is better below 28 dB, the other one above."""
+    low, high = curve(1.0, [22, 25, 27]), [Point(300, 26), Point(130, 28), Point(140, 31)]
+    longer = [*low, Point(200, 29)]
+    assert unbeaten([longer, high]) == [[True, True, True, False], [False, True, True]]
+    assert unbeaten([low, low]) == [[True, True, True], [False, False, False]]
+    assert unbeaten([low]) == [[True, True, True]]
+
+
+# what files take in Parquet
+
+
+def test_rivals_are_stored_as_a_careful_user_would() -> None:
+    """The least and the greatest of files, in statistics or a dictionary, would be charged as files of their own."""
+    files = [np.random.default_rng(i).bytes(3000) for i in range(8)]
+    names = [b"%06d.jpg" % i for i in range(8)]
+    data = parquet_file(names, files)
+    assert pq.read_table(io.BytesIO(data)).to_pydict() == {"path": [name.decode() for name in names], "image": files}
+    group = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0)
+    columns = [group.column(i) for i in range(2)]
+    assert all(column.statistics is None and not column.has_dictionary_page for column in columns)
+    assert "DELTA_BYTE_ARRAY" in columns[0].encodings
+    by_default = io.BytesIO()
+    pq.write_table(pa.table({"path": names, "image": files}), by_default, compression="zstd", compression_level=19)
+    assert len(data) == parquet_bytes(names, files) < sum(map(len, files)) + 600 < by_default.tell() - 5000
+
+
+def test_files_are_laid_out_in_whichever_way_is_smaller() -> None:
+    draw = np.random.default_rng(1)
+    # lengths that look like noise, and lengths that are said by what follows them
+    for sizes in (draw.integers(100, 300, 500), np.full(500, 200)):
+        table = pa.table({"path": ["a"] * 500, "image": [bytes([size % 251]) + draw.bytes(size) for size in sizes]})
+        by_encoding = [len(_written(table, encoding)) for encoding in FILE_ENCODINGS]
+        files = table["image"].to_pylist()
+        assert parquet_bytes([b"a"] * 500, files) == min(by_encoding) < max(by_encoding)
+
+
 # measuring
 
 
@@ -87,7 +127,7 @@ def test_each_contender_has_a_row_for_each_setting(compared: Comparison) -> None
     count = {name: sum(row.contender == name for row in compared.rows) for name in CONTENDERS}
     assert count[SOURCE] == count[OWN_EXACT] == 1
     assert count[OWN_LOSSY] == 2
-    assert all(count[name] == len(codecs.IMAGE_CODECS[name].ladder) for name in FORMATS)
+    assert all(count[name] == len(codecs.IMAGE_CODECS[name].settings) for name in FORMATS)
     assert (compared.images, compared.files, compared.sizes, compared.notes) == (12, 12, "42x42", ())
 
 
@@ -121,7 +161,7 @@ def test_json_holds_every_figure(compared: Comparison) -> None:
     found = json.loads(json.dumps(compared.to_dict(), allow_nan=False))
     assert len(found["rows"]) == len(compared.rows)
     assert set(found["equal_psnr"]) <= set(FORMATS)
-    assert found["equal_psnr"]["webp"]["ratio"] == round(compared.equal_psnr["webp"].ratio, 4)
+    assert found["equal_psnr"]["webp"]["ratio"] == round(compared.equal("psnr_db")["webp"].ratio, 4)
     exact = [row["contender"] for row in found["rows"] if row["exact"]]
     assert exact == [SOURCE, OWN_EXACT]
 
@@ -129,8 +169,9 @@ def test_json_holds_every_figure(compared: Comparison) -> None:
 def test_the_table_says_what_it_comes_to(compared: Comparison) -> None:
     text = "\n".join(compared.lines())
     assert "12 of 12 files, 42x42" in text
-    assert "of webp " in text
+    assert "at equal quality" in text
     assert "the very same files back" in text
+    assert max(map(len, compared.lines())) <= 80
 
 
 def test_processes_measure_what_one_measures(faces: Path, compared: Comparison) -> None:
@@ -143,7 +184,7 @@ def test_progress_comes_to_its_total(faces: Path) -> None:
     seen: list[Progress] = []
     options = CompareOptions(only=("webp", OWN_LOSSY), qualities=(60,), device="cpu", cores=1)
     compare(faces, options, seen.append)
-    assert seen[-1].images == seen[-1].images_total == 12 * (len(codecs.IMAGE_CODECS["webp"].ladder) + 1)
+    assert seen[-1].images == seen[-1].images_total == 12 * (len(codecs.IMAGE_CODECS["webp"].settings) + 1)
 
 
 def test_a_limit_spreads_over_the_directory(faces: Path) -> None:
@@ -189,14 +230,15 @@ def test_a_directory_without_images_is_an_error(tmp_path: Path) -> None:
 def test_contenders_that_are_missing_are_named_in_a_line_each(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "pillow_jxl", None)
-    found = few(faces, "mogrify", "jpeg-xl", "jpeg-xl-transcode", "jpeg", limit=2)
-    assert [note.split(":")[0] for note in found.notes] == ["mogrify", "jpeg-xl", "jpeg-xl-transcode"]
+    monkeypatch.setitem(sys.modules, "lepton_jpeg_python", None)
+    found = few(faces, "mogrify", "jpeg-xl", "jpeg-xl-transcode", "lepton", "jpeg", limit=2)
+    assert [note.split(":")[0] for note in found.notes] == ["mogrify", "jpeg-xl", "jpeg-xl-transcode", "lepton"]
     assert set(found.notes) <= set(found.lines())
     assert {row.contender for row in found.rows} == {"jpeg"}
 
 
 def test_a_codec_that_fails_is_left_out(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str, level: int, pixels: object) -> bytes:
+    def refuse(name: str, setting: codecs.Setting, pixels: object) -> bytes:
         raise ValueError("no such luck")
 
     monkeypatch.setattr(codecs, "warm_up", lambda: None)
@@ -218,7 +260,7 @@ def test_mogrify_is_given_every_file(faces: Path, tmp_path: Path, monkeypatch: p
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(codecs, "FILES_PER_CALL", 5)
-    monkeypatch.setitem(codecs.IMAGE_CODECS, "mogrify", codecs.Codec("JPEG", (20, 80), lambda level, mode: {}))
+    monkeypatch.setitem(codecs.IMAGE_CODECS, "mogrify", codecs.Codec("JPEG", (20, 80), lambda setting, mode: {}))
     found = few(faces, "mogrify")
     assert [row.jpeg_quality for row in found.rows] == [20, 80]
     script.write_text("#!/bin/sh\necho 'out of ink' >&2\nexit 1\n")
@@ -230,6 +272,38 @@ def test_jpeg_xl_keeps_the_very_same_files(faces: Path) -> None:
     found = few(faces, "jpeg-xl-transcode", limit=3)
     assert found.rows[0].quality is None
     assert found.notes == ()
+
+
+def test_lepton_keeps_the_very_same_files_in_fewer_bytes(odd: Path) -> None:
+    pytest.importorskip("lepton_jpeg_python")
+    found = few(odd, SOURCE, "lepton", OWN_EXACT)
+    source, lepton, mine = found.rows
+    assert lepton.quality is None
+    assert lepton.loose_bytes
+    assert source.loose_bytes
+    assert lepton.loose_bytes < source.loose_bytes
+    assert found.exact_ratios["lepton"] == mine.stored_bytes / lepton.stored_bytes
+    assert found.notes == ("lepton: 1 files cannot be kept so, and count as they are",)
+
+
+def test_avif_has_the_better_subsampling_at_each_quality(compared: Comparison) -> None:
+    rows = [row for row in compared.rows if row.contender == "avif"]
+    assert {row.variant for row in rows} == {"4:2:0", "4:4:4"}
+    kept = compared.points("avif")
+    for variant in ("4:2:0", "4:4:4"):
+        alone = [Point(row.stored_bytes, row.psnr_db or 0.0) for row in rows if row.variant == variant]
+        at = [point.quality for point in alone[1:-1]]
+        assert np.all(log_bytes_at(kept, at) <= log_bytes_at(alone, at) + 0.01)
+    shown = [line for line in compared.lines() if "4:2:0" in line or "4:4:4" in line]
+    assert len(shown) == len(compared.curve("avif")) < len(rows)
+
+
+def test_avif_tuned_for_the_eye_is_another_contender(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codecs, "_has_tune_iq", lambda: False)
+    assert few(faces, "jpeg", "avif-iq", limit=1).notes == ("avif-iq: this build of Pillow's AVIF has no tune=iq",)
+    tuned = [codecs.IMAGE_CODECS[name].options(codecs.Setting(30, "4:4:4"), "RGB") for name in ("avif", "avif-iq")]
+    assert [options["advanced"] for options in tuned] == [{"tune": "psnr"}, {"tune": "iq"}]
+    assert all(options["subsampling"] == "4:4:4" for options in tuned)
 
 
 # drawing

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from zippy_batch.compare.codecs import TRANSCODE
+from zippy_batch.compare.codecs import LEPTON, TRANSCODE
 from zippy_batch.compare.report import CONTENDERS, OWN_EXACT, OWN_LOSSY, SOURCE, Comparison, Panel
 from zippy_batch.errors import UsageError
 from zippy_batch.images.metrics import mean_squared_error, psnr_db
@@ -25,8 +25,10 @@ _COLOURS = {
     "webp": "#2ca02c",
     "jpeg-xl": "#e377c2",
     "avif": "#1f77b4",
+    "avif-iq": "#aec7e8",
     "avif-speed0": "#17becf",
     TRANSCODE: "#e377c2",
+    LEPTON: "#ff7f0e",
     OWN_LOSSY: "#d62728",
     OWN_EXACT: "#d62728",
 }
@@ -73,12 +75,12 @@ def plot(comparison: Comparison) -> bytes:
 
 def _draw_curves(axes: Any, comparison: Comparison, what: str) -> None:
     for name in CONTENDERS:
-        rows, curve = [row for row in comparison.rows if row.contender == name], comparison.curve(name)
+        rows, curve = [row for row in comparison.rows if row.contender == name], comparison.curve(name, what)
         if curve:
             sizes, values = [row.stored_bytes for row in curve], [getattr(row, what) for row in curve]
             axes.plot(sizes, values, marker="o", markersize=4, color=_COLOURS[name], label=name, **_line(name))
         elif rows:
-            label, dashes = f"{name} (no loss)", ":" if name == TRANSCODE else "--"
+            label, dashes = f"{name} (no loss)", "--" if name == OWN_EXACT else ":"
             axes.axvline(rows[0].stored_bytes, linestyle=dashes, color=_COLOURS[name], label=label)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(_round_sizes())

@@ -1,7 +1,7 @@
-"""What else keeps pictures small: the codecs that Pillow has, and ImageMagick's mogrify.
+"""What else keeps pictures small: the codecs that Pillow has, ImageMagick's mogrify, and recoders of JPEG files.
 
     path -> source_pixels -> encode -> a file -> decode -> the pixels a viewer sees
-    path -> transcode -> a JPEG XL file that holds a JPEG file without loss
+    path -> recode -> a JPEG XL or Lepton file that holds a JPEG file without loss
 
 Codecs get pixels alone: EXIF data and ICC profiles, which an archive keeps, cost them nothing. Each uses one thread, so
 that as many processes as there are cores can measure at the same time. Plugins are loaded where they are first used.
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,49 +35,69 @@ FILES_PER_CALL = 500
 """That mogrify is given at once: a command line has its limits."""
 
 
+class Setting(NamedTuple):
+    """One way to use a codec."""
+
+    level: int
+    variant: str = ""
+    """Of the codec's `variants`."""
+
+
 @dataclass(frozen=True)
 class Codec:
     form: str
     """Pillow's name of the format."""
     ladder: tuple[int, ...]
     """Levels from coarse to fine, over the qualities at which faces are kept."""
-    options: Callable[[int, str], dict[str, Any]]
-    """What Pillow is told for a level and an image's mode, "RGB" or "L"."""
+    options: Callable[[Setting, str], dict[str, Any]]
+    """What Pillow is told for a setting and an image's mode, "RGB" or "L"."""
     unit: str = "q"
     """Of the levels: q for the codec's own scale of 1..100, dB for the PSNR that it aims at."""
+    variants: tuple[str, ...] = ("",)
+    """Of which a careful user takes the better one at each quality; every level is measured with each."""
 
-    def setting(self, level: int) -> str:
-        return f"q{level}" if self.unit == "q" else f"{level} {self.unit}"
+    @property
+    def settings(self) -> list[Setting]:
+        return [Setting(level, variant) for variant in self.variants for level in self.ladder]
+
+    def text(self, setting: Setting) -> str:
+        level = f"q{setting.level}" if self.unit == "q" else f"{setting.level} {self.unit}"
+        return f"{level} {setting.variant}".rstrip()
 
 
-def _avif(speed: int) -> Codec:
-    # the default tune is for the eye, and costs AVIF 10 to 20 % more bytes at equal PSNR
-    common = {"speed": speed, "max_threads": 1, "advanced": {"tune": "psnr"}}
-    return Codec("AVIF", (3, 8, 14, 22, 32, 44, 58, 70), lambda level, mode: {"quality": level, **common})
+def _avif(speed: int, tune: str) -> Codec:
+    def options(setting: Setting, mode: str) -> dict[str, Any]:
+        colour = {"subsampling": setting.variant} if mode == "RGB" else {}
+        common = {"speed": speed, "max_threads": 1, "advanced": {"tune": tune}}
+        return {"quality": setting.level, **common, **colour}
+
+    return Codec("AVIF", (3, 8, 14, 22, 32, 44, 58, 70), options, variants=("4:2:0", "4:4:4"))
 
 
-def _jpeg2000(level: int, mode: str) -> dict[str, Any]:
+def _jpeg2000(setting: Setting, mode: str) -> dict[str, Any]:
     # Pillow leaves out the colour transform unless told, which doubles the bytes; the bare codestream has no boxes
     colour = {"mct": 1} if mode == "RGB" else {}
-    return {"quality_mode": "dB", "quality_layers": [level], "irreversible": True, "no_jp2": True, **colour}
+    return {"quality_mode": "dB", "quality_layers": [setting.level], "irreversible": True, "no_jp2": True, **colour}
 
 
 _JPEG_LADDER = (3, 8, 15, 25, 40, 55, 70, 80, 90)
 
 IMAGE_CODECS = {
-    "mogrify": Codec("JPEG", _JPEG_LADDER, lambda level, mode: {}),
-    "jpeg": Codec("JPEG", _JPEG_LADDER, lambda level, mode: {"quality": level, "optimize": True}),
+    "mogrify": Codec("JPEG", _JPEG_LADDER, lambda setting, mode: {}),
+    "jpeg": Codec("JPEG", _JPEG_LADDER, lambda setting, mode: {"quality": setting.level, "optimize": True}),
     "jpeg2000": Codec("JPEG2000", (21, 23, 25, 27, 29, 31, 33, 36), _jpeg2000, "dB"),
-    "webp": Codec("WEBP", (2, 10, 25, 45, 65, 80, 90), lambda level, mode: {"quality": level, "method": 6}),
+    "webp": Codec("WEBP", (2, 10, 25, 45, 65, 80, 90), lambda setting, mode: {"quality": setting.level, "method": 6}),
     "jpeg-xl": Codec(
-        "JXL", (1, 15, 30, 45, 60, 75, 85), lambda level, mode: {"quality": level, "effort": 7, "num_threads": 0}
+        "JXL",
+        (1, 15, 30, 45, 60, 75, 85),
+        lambda setting, mode: {"quality": setting.level, "effort": 7, "num_threads": 0},
     ),
-    "avif": _avif(6),
-    "avif-speed0": _avif(0),
+    # tuned for PSNR, without which it takes 10 to 20 % more bytes at equal PSNR, and for the eye
+    "avif": _avif(6, "psnr"),
+    "avif-iq": _avif(6, "iq"),
+    "avif-speed0": _avif(0, "psnr"),
 }
 """By name. mogrify is told on a command line, and the format is the one that it writes."""
-
-TRANSCODE = "jpeg-xl-transcode"
 
 
 @dataclass(frozen=True)
@@ -100,13 +120,17 @@ class Failed:
 
 def missing(name: str) -> str | None:
     """Why a contender cannot be had on this machine, and what to do about it; None where it can."""
-    form = "JXL" if name == TRANSCODE else IMAGE_CODECS[name].form
+    if name in RECODERS:
+        return None if RECODERS[name].is_here() else NOT_INSTALLED
+    form = IMAGE_CODECS[name].form
     if name == "mogrify" and not mogrify_command():
         return "no ImageMagick on this machine (neither magick nor mogrify is on PATH)"
     if form == "JXL" and not _has_jpeg_xl():
-        return "not installed; pip install 'zippy-batch[bench]'"
+        return NOT_INSTALLED
     feature = {"AVIF": "avif", "WEBP": "webp", "JPEG2000": "jpg_2000"}.get(form)
-    return f"this build of Pillow has no {form}" if feature and not features.check(feature) else None
+    if feature and not features.check(feature):
+        return f"this build of Pillow has no {form}"
+    return "this build of Pillow's AVIF has no tune=iq" if name == "avif-iq" and not _has_tune_iq() else None
 
 
 def mogrify_command() -> list[str]:
@@ -121,7 +145,7 @@ def warm_up() -> None:
     blank = np.zeros((8, 8, 3), np.uint8)
     for name in IMAGE_CODECS:
         if name != "mogrify" and missing(name) is None:
-            decode(encode(name, IMAGE_CODECS[name].ladder[0], blank))
+            decode(encode(name, IMAGE_CODECS[name].settings[0], blank))
     ssim(blank, blank)
     mean_squared_error(blank, blank)
 
@@ -139,12 +163,12 @@ def in_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
-def encode(name: str, level: int, pixels: NDArray[np.uint8]) -> bytes:
+def encode(name: str, setting: Setting, pixels: NDArray[np.uint8]) -> bytes:
     """The file of a codec of Pillow's; whatever Pillow raises."""
     codec, image, out = IMAGE_CODECS[name], Image.fromarray(pixels), io.BytesIO()
     if codec.form == "JXL":
         _load_jpeg_xl()
-    image.save(out, codec.form, **codec.options(level, image.mode))
+    image.save(out, codec.form, **codec.options(setting, image.mode))
     return out.getvalue()
 
 
@@ -157,13 +181,13 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         return np.array(image.convert("RGB"))
 
 
-def code(task: tuple[str, int, Path]) -> Coded | Failed:
-    """One file with the codec of a name at a level, and what came of it. Never raises on bad data."""
-    name, level, path = task
+def code(task: tuple[str, Setting, Path]) -> Coded | Failed:
+    """One file with the codec of a name at a setting, and what came of it. Never raises on bad data."""
+    name, setting, path = task
     try:
         pixels = source_pixels(path)
         begun = time.perf_counter()
-        data = encode(name, level, pixels)
+        data = encode(name, setting, pixels)
         return _measured(data, in_rgb(pixels), time.perf_counter() - begun)
     except Exception as error:
         # encoders raise almost anything
@@ -179,23 +203,23 @@ def measure(task: tuple[bytes, Path, float]) -> Coded | Failed:
         return Failed(f"{path.name}: {error}")
 
 
-def transcode(path: Path) -> Coded:
-    """A JPEG file as JPEG XL that decodes to the very same file; what cannot be kept so is kept as it is."""
-    source = path.read_bytes()
+def recode(task: tuple[str, Path]) -> Coded:
+    """A JPEG file by a recoder, from which it comes back byte for byte; what cannot be kept so is kept as it is."""
+    name, path = task
+    recoder, source = RECODERS[name], path.read_bytes()
     begun = time.perf_counter()
     try:
-        data = transcoded(source)
+        data = recoder.encode(source)
         encoded = time.perf_counter()
-        is_same = _load_jpeg_xl().Decoder(num_threads=0)(data)[2] == source
+        is_same = recoder.decode(data) == source
     except Exception:
-        # the plugin raises almost anything on what it does not take
+        # they raise almost anything on what they do not take
         data, encoded, is_same = source, time.perf_counter(), False
     decode_s = time.perf_counter() - encoded
     return Coded(data if is_same else source, PSNR_CAP_DB, 1.0, None, encoded - begun, decode_s)
 
 
-def transcoded(jpeg: bytes) -> bytes:
-    """The JPEG XL file that holds a JPEG file; whatever the plugin raises."""
+def _to_jpeg_xl(jpeg: bytes) -> bytes:
     _load_jpeg_xl()
     out = io.BytesIO()
     with tempfile.TemporaryDirectory(prefix="zippy-batch-") as folder:
@@ -205,6 +229,26 @@ def transcoded(jpeg: bytes) -> bytes:
         with Image.open(copy, formats=("JPEG",)) as image:
             image.save(out, "JXL", lossless_jpeg=True, effort=9, num_threads=0)
     return out.getvalue()
+
+
+def _from_jpeg_xl(data: bytes) -> bytes:
+    found: bytes = _load_jpeg_xl().Decoder(num_threads=0)(data)[2]
+    return found
+
+
+def _to_lepton(jpeg: bytes) -> bytes:
+    from lepton_jpeg_python import compress_bytes
+
+    # in one piece: smaller than in several, which as many threads would code
+    data: bytes = compress_bytes(jpeg, {"max_partitions": 1})
+    return data
+
+
+def _from_lepton(data: bytes) -> bytes:
+    from lepton_jpeg_python import decompress_bytes
+
+    jpeg: bytes = decompress_bytes(data)
+    return jpeg
 
 
 def mogrify(paths: Sequence[Path], level: int) -> tuple[list[bytes], float] | Failed:
@@ -251,6 +295,14 @@ def estimated_jpeg_quality(data: bytes) -> int | None:
     return found.facts.jpeg_quality if isinstance(found, Picture) else None
 
 
+def _has_tune_iq() -> bool:
+    try:
+        encode("avif-iq", IMAGE_CODECS["avif-iq"].settings[0], np.zeros((8, 8, 3), np.uint8))
+    except ValueError:
+        return False
+    return True
+
+
 def _has_jpeg_xl() -> bool:
     try:
         _load_jpeg_xl()
@@ -266,3 +318,31 @@ def _load_jpeg_xl() -> Any:
 
     JpegXLImagePlugin.DECODE_THREADS = 0
     return pillow_jxl
+
+
+def _has_lepton() -> bool:
+    try:
+        import lepton_jpeg_python  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Recoder:
+    """Keeps a JPEG file in fewer bytes, so that it comes back byte for byte."""
+
+    text: str
+    """How it is set."""
+    is_here: Callable[[], bool]
+    encode: Callable[[bytes], bytes]
+    """Raises whatever its package raises; so does `decode`."""
+    decode: Callable[[bytes], bytes]
+
+
+TRANSCODE, LEPTON = "jpeg-xl-transcode", "lepton"
+RECODERS = {
+    TRANSCODE: Recoder("effort 9", _has_jpeg_xl, _to_jpeg_xl, _from_jpeg_xl),
+    LEPTON: Recoder("1 piece", _has_lepton, _to_lepton, _from_lepton),
+}
+NOT_INSTALLED = "not installed; pip install 'zippy-batch[compare]'"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import io
+import math
 import multiprocessing
 import os
 import signal
@@ -24,15 +24,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from zippy_batch.codecs.model_file import load_model
 from zippy_batch.compare import codecs
-from zippy_batch.compare.codecs import IMAGE_CODECS, TRANSCODE, Coded, Failed
+from zippy_batch.compare.codecs import IMAGE_CODECS, RECODERS, Coded, Failed, Setting
 from zippy_batch.compare.curves import level_for
-from zippy_batch.compare.report import CONTENDERS, OWN_EXACT, OWN_LOSSY, SOURCE, Comparison, ComparisonRow, Panel
+from zippy_batch.compare.report import (
+    CONTENDERS,
+    OWN_EXACT,
+    OWN_LOSSY,
+    SOURCE,
+    Comparison,
+    ComparisonRow,
+    Panel,
+    better_of,
+)
+from zippy_batch.compare.stored import parquet_bytes
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.images.metrics import mean_squared_error, psnr_db, ssim
@@ -156,14 +164,6 @@ def compare(
         )
 
 
-def parquet_bytes(names: Sequence[bytes], blobs: Sequence[bytes]) -> int:
-    """Size of a Parquet file with a column of names and one of files, under zstd level 19."""
-    sink = io.BytesIO()
-    columns = {"path": pa.array(map(display_path, names), pa.string()), "image": pa.array(blobs, pa.binary())}
-    pq.write_table(pa.table(columns), sink, compression="zstd", compression_level=19)
-    return sink.tell()
-
-
 def _take(source: Path, files: Sequence[Any], folder: Path, skipped: Counter[str]) -> _Sample:
     """Copies those of the files that are images; counts the others by reason."""
     names, sizes = [], []
@@ -248,13 +248,9 @@ class _Bench:
         if why:
             self.notes.append(f"{name}: {why}")
             return []
-        if name == TRANSCODE:
-            coded = list(self._each(codecs.transcode, self._paths))
-            kept = sum(one.data == path.read_bytes() for one, path in zip(coded, self._paths, strict=True))
-            if kept:
-                self.notes.append(f"{name}: {kept} files cannot be kept so, and count as they are")
-            return [self._row(name, "effort 9", None, coded, is_exact=True)]
-        made = [self._coded(name, level) for level in IMAGE_CODECS[name].ladder]
+        if name in RECODERS:
+            return [self._recoded(name)]
+        made = [self._coded(name, setting) for setting in IMAGE_CODECS[name].settings]
         return [row for row, _ in filter(None, made)]
 
     def panels(self, rows: Sequence[ComparisonRow]) -> list[Panel]:
@@ -278,8 +274,7 @@ class _Bench:
                 pixels = self._archived[anchor.level or 0]
                 out.append(Panel(name, anchor.setting, anchor.stored_bytes, anchor.psnr_db, pixels))
             elif curve:
-                sizes = [row.stored_bytes for row in curve]
-                made = self._coded(name, level_for(anchor.stored_bytes, [row.level or 0 for row in curve], sizes))
+                made = self._coded(name, _setting_for(anchor.stored_bytes, better_of(curve, "psnr_db")))
                 if made:
                     row, blobs = made
                     pixels = tuple(codecs.decode(blobs[i]) for i in self._shown)
@@ -298,23 +293,30 @@ class _Bench:
             jpeg_quality=_median(map(codecs.estimated_jpeg_quality, blobs)),
         )
 
-    def _coded(self, name: str, level: int) -> tuple[ComparisonRow, list[bytes]] | None:
-        """A codec's row at one level, and its files; None where it fails, and a note."""
-        setting = IMAGE_CODECS[name].setting(level)
+    def _recoded(self, name: str) -> ComparisonRow:
+        coded = list(self._each(codecs.recode, [(name, path) for path in self._paths]))
+        kept = sum(one.data == path.read_bytes() for one, path in zip(coded, self._paths, strict=True))
+        if kept:
+            self.notes.append(f"{name}: {kept} files cannot be kept so, and count as they are")
+        return self._row(name, RECODERS[name].text, None, coded, is_exact=True)
+
+    def _coded(self, name: str, setting: Setting) -> tuple[ComparisonRow, list[bytes]] | None:
+        """A codec's row at one setting, and its files; None where it fails, and a note."""
+        text = IMAGE_CODECS[name].text(setting)
         if name == "mogrify":
-            files = codecs.mogrify(self._paths, level)
+            files = codecs.mogrify(self._paths, setting.level)
             if isinstance(files, Failed):
-                self.notes.append(f"{name} {setting}: left out: {files.reason}")
+                self.notes.append(f"{name} {text}: left out: {files.reason}")
                 return None
             blobs, seconds = files
             # one process did the work of all
             each_s = seconds * self._cores / len(blobs)
             tasks = [(blob, path, each_s) for blob, path in zip(blobs, self._paths, strict=True)]
-            coded = self._accepted(f"{name} {setting}", self._each(codecs.measure, tasks))
+            coded = self._accepted(f"{name} {text}", self._each(codecs.measure, tasks))
         else:
-            settings = [(name, level, path) for path in self._paths]
-            coded = self._accepted(f"{name} {setting}", self._each(codecs.code, settings))
-        return (self._row(name, setting, level, coded), [one.data for one in coded]) if coded else None
+            images = [(name, setting, path) for path in self._paths]
+            coded = self._accepted(f"{name} {text}", self._each(codecs.code, images))
+        return (self._row(name, text, setting, coded), [one.data for one in coded]) if coded else None
 
     def _each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         results = self._pool.map(work, items, chunksize=4) if self._pool else map(work, items)
@@ -333,14 +335,15 @@ class _Bench:
         return good
 
     def _row(
-        self, name: str, setting: str, level: int | None, coded: Sequence[Coded], is_exact: bool = False
+        self, name: str, text: str, setting: Setting | None, coded: Sequence[Coded], is_exact: bool = False
     ) -> ComparisonRow:
         n = len(coded)
         blobs = [one.data for one in coded]
         return ComparisonRow(
             contender=name,
-            setting=setting,
-            level=level,
+            setting=text,
+            level=setting.level if setting else None,
+            variant=setting.variant if setting else "",
             loose_bytes=sum(map(len, blobs)) / n,
             stored_bytes=parquet_bytes(self._sample.names, blobs) / n,
             quality=None if is_exact else Quality.of((one.psnr_db, one.ssim) for one in coded),
@@ -387,7 +390,7 @@ class _Bench:
             return
         asked = self._options.contenders
         settings = sum(
-            len(IMAGE_CODECS[name].ladder)
+            len(IMAGE_CODECS[name].settings)
             if name in IMAGE_CODECS
             else len(self._options.qualities)
             if name == OWN_LOSSY
@@ -409,6 +412,14 @@ class _Bench:
                 seconds=time.monotonic() - self._started,
             )
         )
+
+
+def _setting_for(stored_bytes: float, curve: Sequence[ComparisonRow]) -> Setting:
+    """Of the variant that is the better one there, the level that takes about so many bytes."""
+    variant = min(curve, key=lambda row: abs(math.log(row.stored_bytes / stored_bytes))).variant
+    rows = [row for row in curve if row.variant == variant]
+    levels, sizes = [row.level or 0 for row in rows], [row.stored_bytes for row in rows]
+    return Setting(level_for(stored_bytes, levels, sizes), variant)
 
 
 def _restored(source: Path, same: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a comparison found: a row for each contender at each setting, and bytes at equal PSNR.
+"""What a comparison found: a row for each contender at each setting, and bytes at equal quality.
 
 `Comparison` has `to_dict()` for JSON and `lines()` for people.
 """
@@ -7,22 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zippy_batch.compare.codecs import IMAGE_CODECS, TRANSCODE
-from zippy_batch.compare.curves import EqualPsnr, Point, mean_ratio
+from zippy_batch.compare.codecs import IMAGE_CODECS, LEPTON, RECODERS, TRANSCODE
+from zippy_batch.compare.curves import EqualQuality, Point, mean_ratio, unbeaten
 from zippy_batch.run.report import Quality, rounded, table
 
 SOURCE = "source"
 OWN_LOSSY = "zippy-batch"
 OWN_EXACT = "zippy-batch-exact"
-CONTENDERS = (SOURCE, *IMAGE_CODECS, TRANSCODE, OWN_LOSSY, OWN_EXACT)
+CONTENDERS = (SOURCE, *IMAGE_CODECS, *RECODERS, OWN_LOSSY, OWN_EXACT)
 """In the order of the table."""
 
-_HEAD = ("", "", "loose B", "stored B", "of source", "PSNR dB", "SSIM", "JPEG q", "encode/s", "decode/s")
+METRICS = {"psnr_db": "PSNR", "ssim": "SSIM"}
+"""By the name of the attribute of a row."""
+
+_HEAD = ("", "loose B", "stored B", "of source", "PSNR dB", "SSIM", "encode/s", "decode/s")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class ComparisonRow:
     encode_per_s: float | None = None
     """Images per second on all cores."""
     decode_per_s: float | None = None
+    variant: str = ""
+    """Of a codec with several, of which the better one counts at each quality."""
 
     @property
     def psnr_db(self) -> float | None:
@@ -57,6 +63,7 @@ class ComparisonRow:
         return {
             "contender": self.contender,
             "setting": self.setting,
+            "variant": self.variant or None,
             "loose_bytes_per_image": rounded(self.loose_bytes, 2),
             "stored_bytes_per_image": round(self.stored_bytes, 2),
             "exact": self.quality is None,
@@ -102,17 +109,17 @@ class Comparison:
     cores: int
     panels: tuple[Panel, ...] = field(default=(), repr=False)
 
-    def curve(self, contender: str) -> list[ComparisonRow]:
-        """Its rows that lose something, in order of their level."""
-        return [row for row in self.rows if row.contender == contender and row.psnr_db is not None]
+    def curve(self, contender: str, metric: str = "psnr_db") -> list[ComparisonRow]:
+        """Its rows that lose something and are the better ones by a metric, in order of their bytes."""
+        return better_of([row for row in self.rows if row.contender == contender and row.psnr_db is not None], metric)
 
-    def points(self, contender: str) -> list[Point]:
-        return [Point(row.stored_bytes, row.psnr_db or 0.0) for row in self.curve(contender)]
+    def points(self, contender: str, metric: str = "psnr_db") -> list[Point]:
+        return _points(self.curve(contender, metric), metric)
 
-    @property
-    def equal_psnr(self) -> dict[str, EqualPsnr]:
-        """Bytes of zippy-batch over each codec's at the same PSNR, in Parquet, where both have a curve in common."""
-        found = {name: mean_ratio(self.points(OWN_LOSSY), self.points(name)) for name in IMAGE_CODECS}
+    def equal(self, metric: str) -> dict[str, EqualQuality]:
+        """Bytes of zippy-batch over each codec's at the same quality, in Parquet, where both curves have it."""
+        mine = self.points(OWN_LOSSY, metric)
+        found = {name: mean_ratio(mine, self.points(name, metric)) for name in IMAGE_CODECS}
         return {name: ratio for name, ratio in found.items() if ratio}
 
     @property
@@ -133,52 +140,98 @@ class Comparison:
             "device": self.device,
             "cores": self.cores,
             "rows": [row.to_dict() for row in self.rows],
-            "equal_psnr": {
-                name: {"ratio": round(one.ratio, 4), "low_db": round(one.low_db, 3), "high_db": round(one.high_db, 3)}
-                for name, one in self.equal_psnr.items()
-            },
+            "equal_psnr": {name: _equal_dict(one, "_db") for name, one in self.equal("psnr_db").items()},
+            "equal_ssim": {name: _equal_dict(one) for name, one in self.equal("ssim").items()},
             "exact_ratios": {name: round(ratio, 4) for name, ratio in self.exact_ratios.items()},
             "notes": list(self.notes),
         }
 
     def lines(self) -> list[str]:
-        """The table, what is missing in it, and what it comes to."""
+        """The table in 80 columns, what is missing in it, and what it comes to."""
         out = [
-            f"{self.images} of {self.files} files, {self.sizes}, {self.source_bytes:.0f} B each; "
-            f"sizes per image, speeds in images/s on {self.cores} cores"
+            f"{self.images} of {self.files} files, {self.sizes}, {self.source_bytes:.0f} B each; sizes per image,",
+            f"speeds in images/s on {self.cores} cores",
         ]
-        out += table(_HEAD, [self._cells(i) for i in range(len(self.rows))], names=2)
+        out += self._table()
         out += [f"skipped: {count} {reason}" for reason, count in sorted(self.skipped.items())]
         out += self.notes
-        if self.equal_psnr:
-            out += ["", "stored bytes of zippy-batch at equal PSNR, mean over the range that both cover:"]
-            width = max(map(len, self.equal_psnr))
-            out += [
-                f"  {one.ratio:.2f} of {name:{width}}  {one.low_db:.1f} to {one.high_db:.1f} dB"
-                for name, one in self.equal_psnr.items()
-            ]
+        out += self._equal_lines()
         if self.exact_ratios:
-            said = ", ".join(f"{ratio:.2f} of {_IN_WORDS[name]}" for name, ratio in self.exact_ratios.items())
-            out += ["", f"the very same files back: {said}"]
+            out += ["", "the very same files back, bytes of zippy-batch beside others:"]
+            out += [f"  {ratio:.3f} of {_IN_WORDS[name]}" for name, ratio in self.exact_ratios.items()]
         return out
 
-    def _cells(self, index: int) -> Sequence[str]:
-        row, before = self.rows[index], self.rows[index - 1] if index else None
+    def _table(self) -> list[str]:
+        """The contenders' names above their rows."""
+        groups = {name: self.curve(name) or [row for row in self.rows if row.contender == name] for name in CONTENDERS}
+        head, *lines = table(_HEAD, [self._cells(row) for rows in groups.values() for row in rows], names=1)
+        out, rest = [head], iter(lines)
+        for name, rows in groups.items():
+            out += [name, *islice(rest, len(rows))] if rows else []
+        return out
+
+    def _cells(self, row: ComparisonRow) -> Sequence[str]:
         return [
-            "" if before and before.contender == row.contender else row.contender,
-            row.setting,
+            f"  {_setting_text(row)}",
             _number(row.loose_bytes, 0),
             _number(row.stored_bytes, 0),
             _number(row.stored_bytes / self.source_bytes, 2),
             "exact" if row.quality is None else _number(row.psnr_db, 2),
             _number(row.ssim, 4),
-            _number(row.jpeg_quality, 0),
             _number(row.encode_per_s, 0),
             _number(row.decode_per_s, 0),
         ]
 
+    def _equal_lines(self) -> list[str]:
+        by_metric = {metric: self.equal(metric) for metric in METRICS}
+        names = [name for name in IMAGE_CODECS if any(name in found for found in by_metric.values())]
+        if not names:
+            return []
+        head = ["", *(cell for metric in METRICS.values() for cell in (metric, "between"))]
+        rows = []
+        for name in names:
+            row = [f"  {name}"]
+            for metric, found in by_metric.items():
+                one, digits = found.get(name), 1 if metric == "psnr_db" else 3
+                row += [f"{one.ratio:.3f}", f"{one.low:.{digits}f} and {one.high:.{digits}f}"] if one else ["-", "-"]
+            rows.append(row)
+        said = "bytes of zippy-batch over others' at equal quality, mean where both have it:"
+        return ["", said, *table(head, rows, names=1)]
 
-_IN_WORDS = {SOURCE: "the files in Parquet + zstd", TRANSCODE: "JPEG XL in Parquet + zstd"}
+
+def better_of(rows: Sequence[ComparisonRow], metric: str) -> list[ComparisonRow]:
+    """Of a contender's rows those that no other variant of it beats: what a careful user takes at each quality."""
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    curves = [[row for row in rows if row.variant == variant] for variant in variants]
+    kept = unbeaten([_points(curve, metric) for curve in curves])
+    flags = dict(zip(map(id, chain(*curves)), chain(*kept), strict=True))
+    return sorted((row for row in rows if flags[id(row)]), key=lambda row: row.stored_bytes)
+
+
+def _points(rows: Sequence[ComparisonRow], metric: str) -> list[Point]:
+    return [Point(row.stored_bytes, getattr(row, metric) or 0.0) for row in rows]
+
+
+def _equal_dict(one: EqualQuality, unit: str = "") -> dict[str, float]:
+    digits = 3 if unit else 5
+    return {
+        "ratio": round(one.ratio, 4),
+        f"low{unit}": round(one.low, digits),
+        f"high{unit}": round(one.high, digits),
+    }
+
+
+def _setting_text(row: ComparisonRow) -> str:
+    if row.contender == SOURCE and row.jpeg_quality is not None:
+        return f"JPEG q{row.jpeg_quality:.0f}"
+    return row.setting
+
+
+_IN_WORDS = {
+    SOURCE: "the files in Parquet",
+    TRANSCODE: "JPEG XL files in Parquet",
+    LEPTON: "Lepton files in Parquet",
+}
 
 
 def _number(value: float | None, digits: int) -> str:

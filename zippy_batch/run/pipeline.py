@@ -91,7 +91,8 @@ def archive(
     origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
     with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
-        facts, seconds = _archive_shards(origin, plan, staging, models, run, codecs, clock)
+        job = ArchiveJob(origin, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
+        facts, seconds = _archive_shards(job, plan, staging, run, clock)
         if not staging.is_published():
             _publish(plan, staging, models)
         report = stats(output)
@@ -141,20 +142,13 @@ def _is_single_file(output: Place) -> bool:
 
 
 def _archive_shards(
-    source: Source,
-    plan: ArchivePlan,
-    staging: Staging,
-    models: Mapping[str, Model],
-    run: RunOptions,
-    codecs: Codecs,
-    clock: _Clock,
+    job: ArchiveJob, plan: ArchivePlan, staging: Staging, run: RunOptions, clock: _Clock
 ) -> tuple[RunFacts, dict[int | None, float]]:
-    """Work off the shards that are not committed; seconds of work by shard."""
+    """Archive the shards that are not committed; returns the seconds of work on each."""
     done = _taken_over(staging, plan)
     todo = [index for index in range(len(plan)) if index not in done]
     work = Done(sum(plan.rows[index] for index in todo), sum(map(plan.source_bytes, todo)))
     layout = clock.expect(work, len(todo), plan.options.device, run)
-    job = ArchiveJob(source, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
     seconds: dict[int | None, float] = {}
     worked = Done()
     if todo:

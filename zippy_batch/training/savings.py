@@ -60,7 +60,7 @@ def _lossy(before: Model, after: Model, held_out: Sequence[Path]) -> Gain | None
     ratio = ratio_at(here, old)
     if ratio is None:
         return None
-    return Gain(len(pictures), here.bytes_per_image / ratio, here.bytes_per_image, here.psnr_db)
+    return Gain(len(pictures), here.bytes_per_image / ratio, here.bytes_per_image, here.quality)
 
 
 def _decoded(paths: Sequence[Path]) -> Iterator[Pixels]:
