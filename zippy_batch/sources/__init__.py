@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from zippy_batch.archives.info import MANIFEST_NAME
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
 from zippy_batch.sources import labels, listfile, parquet, recordio, tar, zip_file
@@ -100,10 +101,16 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     if kind not in ("files", "list"):
         source, listing = _list_containers(path, kind, wanted)
         return source, _labelled(listing, wanted)
+    if wanted.input == "auto" and path.is_dir() and _is_archive(path):
+        raise UsageError(parquet.archive_as_source(display_path(os.fsencode(path))))
     listing, refused = find_files(path) if kind == "files" else listfile.find(path)
     require_none_refused(path, refused)
     root = path.absolute()
     return Source(kind, root if kind == "files" else root.parent), _labelled(listing, wanted)
+
+
+def _is_archive(directory: Path) -> bool:
+    return (directory / MANIFEST_NAME).is_file() and next(directory.glob("part-*.parquet"), None) is not None
 
 
 def _labelled(listing: Listing, wanted: Wanted) -> Listing:
