@@ -152,12 +152,12 @@ def _archive_shards(
     seconds: dict[int | None, float] = {}
     worked = Done()
     if todo:
-        for result in run_units(job, map(plan.shard, todo), layout, clock.tick):
+        for result in run_units(job, map(plan.shard, todo), layout, clock.tick, clock.settle):
             staging.require(result.index)
             seconds[result.index] = result.seconds
             worked += result.done
             clock.shard_done()
-    facts = clock.facts(plan.options.device, layout)
+    facts = clock.facts(plan.options.device)
     facts = replace(
         facts,
         shards_resumed=len(done),
@@ -274,11 +274,11 @@ def restore(
             job = RestoreJob(
                 archive_path.absolute(), destination.absolute(), temporary.absolute(), options, models, codecs.make
             )
-            for result in run_units(job, planned.units, layout, clock.tick):
+            for result in run_units(job, planned.units, layout, clock.tick, clock.settle):
                 lines.append(result.line)
                 clock.shard_done()
     lines.sort(key=lambda line: line.shard or 0)
-    facts = clock.facts(options.device, layout)
+    facts = clock.facts(options.device)
     return RestoreReport(
         path=_shown(archive_path),
         destination=_shown(destination),
@@ -315,7 +315,7 @@ def verify(
         source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
         layout = clock.expect(Done(opened.row_count, source_bytes), len(matched.units), device, run)
         job = VerifyJob(archive_path.absolute(), matched.source, deep, device, models, codecs.make, matched.with_labels)
-        for result in run_units(job, matched.units, layout, clock.tick):
+        for result in run_units(job, matched.units, layout, clock.tick, clock.settle):
             results.append(result)
             clock.shard_done()
         problems = opened.check_files()
@@ -331,7 +331,7 @@ def verify(
         extra=tuple(matched.extra),
         differing=tuple(finding for result in results for finding in result.differing),
         unpromised=sum(result.unpromised for result in results),
-        run=clock.facts(device, layout),
+        run=clock.facts(device),
     )
 
 
@@ -454,11 +454,17 @@ class _Clock:
     def __init__(self, watch: Watch | None) -> None:
         self._watch, self._started = watch, time.monotonic()
         self._total, self._done, self._shards_total, self._shards = Done(), Done(), 0, 0
+        self._layout = WorkerLayout(1, 1, on_ray=False)
 
     def expect(self, work: Done, shards: int, device: str, run: RunOptions) -> WorkerLayout:
         """Says what is to be done, and who will do it."""
         self._total, self._shards_total = work, shards
-        return choose_layout(shards, work.images, work.source_bytes, device, run)
+        self._layout = choose_layout(shards, work.images, work.source_bytes, device, run)
+        return self._layout
+
+    def settle(self, layout: WorkerLayout) -> None:
+        """How many workers a cluster has been found to have."""
+        self._layout = layout
 
     def tick(self, done: Done) -> None:
         self._done += done
@@ -468,9 +474,11 @@ class _Clock:
         self._shards += 1
         self._tell()
 
-    def facts(self, device: str, layout: WorkerLayout) -> RunFacts:
-        seconds = time.monotonic() - self._started
-        return RunFacts(seconds, self._done.images, self._done.source_bytes, device, layout.workers)
+    def facts(self, device: str) -> RunFacts:
+        seconds, layout = time.monotonic() - self._started, self._layout
+        return RunFacts(
+            seconds, self._done.images, self._done.source_bytes, device, layout.workers, on_ray=layout.on_ray
+        )
 
     def _tell(self) -> None:
         if self._watch is None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from zippy_batch.archives.info import MANIFEST_NAME
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
 from zippy_batch.sources import labels, listfile, parquet, recordio, tar, zip_file
@@ -102,6 +103,8 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     if kind not in ("files", "list"):
         source, listing = _list_containers(path, kind, wanted, selection)
         return source, _finished(listing, wanted, selection)
+    if wanted.input == "auto" and path.is_dir() and _is_archive(path):
+        raise UsageError(parquet.archive_as_source(display_path(os.fsencode(path))))
     listing, refused = find_files(path, selection) if kind == "files" else listfile.find(path, selection)
     require_none_refused(path, refused)
     root = path.absolute()
@@ -113,6 +116,10 @@ def _finished(listing: Listing, wanted: Wanted, selection: Selection) -> Listing
     listing = _labelled(listing, wanted)
     notes = (*listing.notes, *selection.notes(), *left_by_systems(file.path for file in listing.files))
     return replace(listing, notes=notes)
+
+
+def _is_archive(directory: Path) -> bool:
+    return (directory / MANIFEST_NAME).is_file() and next(directory.glob("part-*.parquet"), None) is not None
 
 
 def _labelled(listing: Listing, wanted: Wanted) -> Listing:
