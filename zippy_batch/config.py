@@ -149,6 +149,23 @@ class ArchiveOptions:
         "Code page, such as cp932 or gbk, of names in a zip and of labels that are not in UTF-8.",
         metavar="NAME",
     )
+    include: tuple[str, ...] = _option(
+        (),
+        "Archive only the files that match, or that are in a folder that does, e.g. '*.jpg'; given several times, "
+        "those that any matches.",
+        metavar="GLOB",
+        shown="",
+    )
+    exclude: tuple[str, ...] = _option(
+        (),
+        "Leave out the files that match, and folders with all that is in them, e.g. __MACOSX; may be given several "
+        "times.",
+        metavar="GLOB",
+        shown="",
+    )
+    exclude_from: Path | None = _option(
+        None, "Leave out what any line of this file matches; # begins a comment.", metavar="FILE"
+    )
     leave_out: bool = _option(
         False,
         "Leave out, and name, what an archive has no place for, as other columns of a Parquet file; it is an error "
@@ -165,6 +182,11 @@ class ArchiveOptions:
     device: str = _device()
 
     def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, (getattr(self, name),))
+        if isinstance(self.exclude_from, str):
+            object.__setattr__(self, "exclude_from", Path(self.exclude_from))
         _check(self)
         check_labels(self.labels, self.label_pattern)
         check_encoding(self.encoding)
