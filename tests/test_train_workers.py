@@ -20,7 +20,8 @@ from zippy_batch.run.executor import WorkerLayout
 from zippy_batch.training import ray_workers
 from zippy_batch.training.ray_workers import STATUS_FILE, Report, Reporter, work_on_ray
 from zippy_batch.training.run import Score, TrainingStatus
-from zippy_batch.training.session import TrainJob, train
+from zippy_batch.training.session import train
+from zippy_batch.training.train_job import TrainJob
 
 
 @pytest.fixture

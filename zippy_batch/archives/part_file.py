@@ -23,9 +23,9 @@ from zippy_batch.archives.schema import (
     FORMATS_READ,
     GROUP_BYTES,
     MAX_GROUPS,
-    MAX_PATH_BYTES,
     MAX_ROWS_PER_GROUP,
     MAX_STORED_BYTES,
+    MAX_STORED_PATH_BYTES,
     METADATA_KEY,
     Value,
 )
@@ -356,8 +356,8 @@ def _read_paths(parquet: pq.ParquetFile, group: int, batch_rows: int) -> list[Va
     values: list[Value] = []
     for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=["path"], use_threads=False):
         some = _values(batch.column(0))
-        if any(len(_bytes(path)) > MAX_PATH_BYTES for path in some):
-            raise ValueError(f"a path of more than {MAX_PATH_BYTES} bytes")
+        if any(len(_bytes(path)) > MAX_STORED_PATH_BYTES for path in some):
+            raise ValueError(f"a path of more than {MAX_STORED_PATH_BYTES} bytes")
         values += some
     return values
 

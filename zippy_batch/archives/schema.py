@@ -36,7 +36,7 @@ MAX_SIDE = 4096
 PSNR_CAP_DB = 99.0
 """PSNR of identical images, and the most that any image is given."""
 
-MAX_PATH_BYTES = 1 << 16
+MAX_STORED_PATH_BYTES = 1 << 16
 MAX_LABEL_BYTES = 1 << 16
 MAX_STORED_BYTES = 1 << 30
 """Of one payload or kept file; none larger is archived."""
@@ -195,7 +195,7 @@ def problem_of(row: Row) -> str | None:
     """What keeps a row from being stored or believed, whatever its checksum says."""
     if row.codec not in CODECS:
         return f"unknown codec {row.codec!r}"
-    if not 0 < len(row.path) <= MAX_PATH_BYTES:
+    if not 0 < len(row.path) <= MAX_STORED_PATH_BYTES:
         return f"path of {len(row.path)} bytes"
     if row.payload is None or len(row.payload) > MAX_STORED_BYTES:
         return "no payload" if row.payload is None else f"payload of {len(row.payload)} bytes"

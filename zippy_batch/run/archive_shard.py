@@ -175,52 +175,54 @@ def archive_shard(
     Raises SourceError for a file that cannot be read or has changed since it was listed and, with `options.strict`,
     for one that would have to be kept raw.
     """
-    if isinstance(unit, QuarantinedShard):
-        with open_journal(unit) as journal:
-            return _archive_shard(unit.shard, source, options, coders, OrderedThreadPool(1), tick, journal)
-    return _archive_shard(unit, source, options, coders, pool, tick, StepJournal())
+    with open_journal(unit) as journal:
+        shard, pool = (unit.shard, OrderedThreadPool(1)) if isinstance(unit, QuarantinedShard) else (unit, pool)
+        return _ShardArchiver(source, options, coders, journal).rows(shard, pool, tick)
 
 
-def _archive_shard(
-    shard: Shard,
-    source: Source,
-    options: ArchiveOptions,
-    coders: Coders,
-    pool: OrderedThreadPool,
-    tick: Tick,
-    journal: StepJournal,
-) -> list[Row]:
-    rows: dict[int, Row] = {}
+@dataclass(frozen=True)
+class _ShardArchiver:
+    """One shard at work."""
 
-    def loaded() -> Iterator[Loaded]:
-        for place, (file, data, found) in enumerate(_read_all(shard.files, source, options, pool, journal)):
-            if not isinstance(found, Unsuitable | PoisonFile):
-                yield Loaded(place, file, data, found)
-                continue
-            _forbid_raw(file, found.reason, options)
-            rows[place] = _raw_row(file, data, found.reason, found.format, found.width, found.height)
-            tick(_done_of([rows[place]]))
-            if isinstance(found, PoisonFile) and found.empty is not None:
-                yield Loaded(place, file, b"", found.empty, stands_in=True)
+    source: Source
+    options: ArchiveOptions
+    coders: Coders
+    journal: StepJournal
 
-    def archive_batch(batch: Sequence[Loaded]) -> tuple[list[Loaded], list[Row]]:
-        if all(one.stands_in for one in batch):
-            return [], []
-        if journal.careful:
-            _try_alone(batch, options, coders, journal)
-        made = zip(batch, _archive_batch(batch, options, coders), strict=True)
-        kept = [(one, row) for one, row in made if not one.stands_in]
-        return [one for one, _ in kept], [row for _, row in kept]
+    def rows(self, shard: Shard, pool: OrderedThreadPool, tick: Tick) -> list[Row]:
+        rows: dict[int, Row] = {}
 
-    limits = {"latent": BatchLimit(options.batch_size), "exact": EXACT_BATCH}
-    batches = cut_batches(loaded(), _key, _samples, lambda key: limits[key[0]])
-    for batch, made in pool.in_order(archive_batch, batches):
-        for one, row in zip(batch, made, strict=True):
-            if row.raw_reason not in (None, SMALLER_REASON):
-                _forbid_raw(one.file, row.raw_reason, options)
-        rows.update((one.place, row) for one, row in zip(batch, made, strict=True))
-        tick(replace(_done_of(made), dropped=_dropped(batch, made)))
-    return [rows[place] for place in range(len(shard.files))]
+        def loaded() -> Iterator[Loaded]:
+            for place, (file, data, found) in enumerate(
+                _read_all(shard.files, self.source, self.options, pool, self.journal)
+            ):
+                if not isinstance(found, Unsuitable | PoisonFile):
+                    yield Loaded(place, file, data, found)
+                    continue
+                _forbid_raw(file, found.reason, self.options)
+                rows[place] = _raw_row(file, data, found.reason, found.format, found.width, found.height)
+                tick(_done_of([rows[place]]))
+                if isinstance(found, PoisonFile) and found.empty is not None:
+                    yield Loaded(place, file, b"", found.empty, stands_in=True)
+
+        def archive_batch(batch: Sequence[Loaded]) -> tuple[list[Loaded], list[Row]]:
+            if all(one.stands_in for one in batch):
+                return [], []
+            if self.journal.careful:
+                _try_alone(batch, self.options, self.coders, self.journal)
+            made = zip(batch, _archive_batch(batch, self.options, self.coders), strict=True)
+            kept = [(one, row) for one, row in made if not one.stands_in]
+            return [one for one, _ in kept], [row for _, row in kept]
+
+        limits = {"latent": BatchLimit(self.options.batch_size), "exact": EXACT_BATCH}
+        batches = cut_batches(loaded(), _key, _samples, lambda key: limits[key[0]])
+        for batch, made in pool.in_order(archive_batch, batches):
+            for one, row in zip(batch, made, strict=True):
+                if row.raw_reason not in (None, SMALLER_REASON):
+                    _forbid_raw(one.file, row.raw_reason, self.options)
+            rows.update((one.place, row) for one, row in zip(batch, made, strict=True))
+            tick(replace(_done_of(made), dropped=_dropped(batch, made)))
+        return [rows[place] for place in range(len(shard.files))]
 
 
 def _try_alone(batch: Sequence[Loaded], options: ArchiveOptions, coders: Coders, journal: StepJournal) -> None:

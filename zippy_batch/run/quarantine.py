@@ -106,7 +106,11 @@ class StepJournal:
 
 
 @contextmanager
-def open_journal(unit: QuarantinedShard) -> Iterator[StepJournal]:
+def open_journal(unit: Shard | QuarantinedShard) -> Iterator[StepJournal]:
+    """The journal of a shard in quarantine; for any other one that notes nothing."""
+    if isinstance(unit, Shard):
+        yield StepJournal()
+        return
     journal = unit.journal
     if isinstance(journal, ObjectPath):
         yield StepJournal(lambda record: put_bytes(record, journal), unit.poison)

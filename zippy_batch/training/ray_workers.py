@@ -21,7 +21,7 @@ from zippy_batch.errors import WorkerError, ZippyError
 from zippy_batch.run.executor import WAIT_NOTICE_S, WorkerLayout, connected
 from zippy_batch.training.process_group import ProcessGroup
 from zippy_batch.training.run import Score, TrainingStatus
-from zippy_batch.training.session import TrainJob
+from zippy_batch.training.train_job import TrainJob
 
 STATUS_FILE = "status.jsonl"
 STOP = "stop"

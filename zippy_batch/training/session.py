@@ -15,31 +15,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from zippy_batch.codecs.exact.codec import ExactCodec
-from zippy_batch.codecs.integer import FLOAT32_EXACT, recording_bounds
-from zippy_batch.codecs.latent.codec import LatentCodec
-from zippy_batch.codecs.model_file import Model, load_model, model_from_bytes, serialise
+from zippy_batch.codecs.model_file import Model, load_model, model_from_bytes
 from zippy_batch.config import RunOptions, TrainOptions
 from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageError
-from zippy_batch.run.executor import choose_training_layout, settle_device, usable_cpus
-from zippy_batch.training import exact, latent
-from zippy_batch.training.coefficients import CoefficientPool, CoefficientSpecs
-from zippy_batch.training.coefficients import cached_pools as cached_coefficients
-from zippy_batch.training.coefficients import chosen_specs as chosen_coefficients
-from zippy_batch.training.coefficients import default_specs as mixed_coefficients
-from zippy_batch.training.pictures import Pool, PoolSpec, cached_pools, chosen_specs, default_specs
-from zippy_batch.training.process_group import SINGLE_PROCESS, ProcessGroup
-from zippy_batch.training.run import CHECKPOINT, Schedule, Task, TrainingStatus, fit, load_checkpoint, replace_file
+from zippy_batch.run.executor import choose_training_layout, settle_device
+from zippy_batch.training.ray_workers import work_on_ray
+from zippy_batch.training.run import TrainingStatus, replace_file
 from zippy_batch.training.savings import Gain, measure_gain
 from zippy_batch.training.sources import RESTORED, Sources, gather
-from zippy_batch.training.warm_start import exact_network, latent_network
+from zippy_batch.training.train_job import TrainJob
 
 _STAMP = "run.json"
 _BUILT_IN = {"latent": "faces", "exact": "exact"}
@@ -47,9 +34,6 @@ _EARLY_SHARE = 0.2
 """Of the run's minutes between two early exports,"""
 _LEAST_EARLY_MINUTES = 5.0
 """or so many, because an export takes most of a minute."""
-_CHECKPOINT_MINUTES = (0.5, 5.0)
-"""Between two checkpoints: a tenth of the run, within these."""
-_NOTICE = "Trained by a user of zippy-batch on images of their own; it may be used as those images may."
 
 
 @dataclass(frozen=True)
@@ -82,7 +66,8 @@ class TrainReport:
     def _pays_from(self) -> int | None:
         return self.gain.pays_from(self.model_bytes - self.against_bytes) if self.gain else None
 
-    def lines(self) -> list[str]:
+    def lines(self, columns: int | None = None) -> list[str]:
+        """For people; nothing in it depends on the columns of a terminal."""
         out = [
             f"{self.model}: {self.codec} codec, {self.model_bytes / 1e6:.1f} MB, {self.model_id}",
             f"trained for {self.minutes:.1f} minutes, {self.steps} steps, on {self.images} images "
@@ -104,109 +89,6 @@ class TrainReport:
         return [*out, f"an archive carries the model{likewise}; it pays from {pays:,} images on"]
 
 
-@dataclass(frozen=True)
-class TrainJob:
-    """What every worker of a run needs; pickles."""
-
-    options: TrainOptions
-    run: Path
-    paths: tuple[Path, ...]
-    """To train on."""
-    sizes: dict[tuple[int, int], int]
-    digest: str
-    """Of the files that the run began with."""
-    start: Model | None
-    device: str
-
-    def work(
-        self,
-        task: Task,
-        watch: Callable[[TrainingStatus], None],
-        is_stopped: Callable[[], bool],
-        group: ProcessGroup = SINGLE_PROCESS,
-    ) -> None:
-        """Train until the minutes are used up, or go on; the checkpoint holds the outcome."""
-        o = self.options
-        task.network.to(self.device)
-        schedule = Schedule(
-            minutes=o.minutes,
-            positions=latent.POSITIONS if o.codec == "latent" else exact.EXACT_POSITIONS,
-            # what a trained network has learnt is lost at the rate that a new one begins with
-            rate_adam=1e-3 * o.rate * (0.6 if self.start else 1.0),
-            rate_muon=0.004 * o.rate * (0.6 if self.start else 1.0),
-            decay_from=0.25 if self.start else 0.4,
-            bfloat16=o.codec == "latent" and _is_fast_in_bfloat16(self.device),
-            checkpoint_minutes=float(np.clip(o.minutes / 10, *_CHECKPOINT_MINUTES)),
-            seed=o.seed,
-        )
-        fit(task, self.run, schedule, watch, is_stopped, group)
-
-    def task(self) -> Task:
-        """The network before the first step, and what it is trained on, from the run's cache once it is there. Raises
-        UsageError where there is too little."""
-        torch.manual_seed(self.options.seed)
-        if self.options.codec == "exact":
-            pools = self.coefficients()
-            coefficients = exact_network(self.start) if self.start else exact.new_network(pools)
-            return exact.ExactTask(coefficients, pools)
-        specs, pictures = self.pictures()
-        fast = self.options.fast
-        network = latent_network(self.start, fast) if self.start else latent.new_network(fast)
-        return latent.LatentTask(network, pictures, specs, loss=self.options.loss)
-
-    def pictures(self) -> tuple[list[PoolSpec], list[Pool]]:
-        o = self.options
-        specs = default_specs() if o.is_mixed() else chosen_specs(self.sizes, o.takes_own(), o.shrunk_sizes())
-        specs = [replace(spec, mirror=o.mirror) for spec in specs]
-        return specs, cached_pools(self.paths, specs, self.run / "pools", usable_cpus(), self.digest)
-
-    def coefficients(self) -> list[CoefficientPool]:
-        o = self.options
-        specs: CoefficientSpecs = (
-            mixed_coefficients()
-            if o.is_mixed()
-            else chosen_coefficients(o.takes_own(), o.shrunk_sizes(), sum(self.sizes.values()))
-        )
-        thumbnails = tuple(replace(spec, mirror=o.mirror) for spec in specs.thumbnails)
-        specs = replace(specs, thumbnails=thumbnails)
-        return cached_coefficients(self.paths, specs, self.run / "pools", usable_cpus(), self.digest)
-
-    def export(self, sources: Sequence[str]) -> bytes:
-        """The best weights of the run's checkpoint -> the bytes of a model file."""
-        o, state = self.options, load_checkpoint(self.run / CHECKPOINT)
-        card = {
-            "name": o.name,
-            "training": {
-                "steps": state["step"],
-                "minutes": round(state["seconds"] / 60, 1),
-                "images": len(self.paths),
-                "sizes": o.sizes,
-                "loss": o.loss,
-                "from": self.start.id if self.start else None,
-                "version": metadata.version("zippy-batch"),
-            },
-            "sources": list(sources),
-            "notice": o.notice or _NOTICE,
-        }
-        if o.codec == "exact":
-            coefficients = exact.build(state["card"])
-            coefficients.load_state_dict(state["best"])
-            return with_proof(exact.export(coefficients.eval(), card))
-        network = latent.build(state["card"])
-        network.load_state_dict(state["best"])
-        specs, pools = self.pictures()
-        return with_proof(latent.export(network.eval(), pools, specs, card))
-
-
-def with_proof(data: bytes) -> bytes:
-    """A model file with what loading it proves in its card: no sum of its integer layers can reach 2^24."""
-    model = model_from_bytes(data)
-    with recording_bounds() as bounds:
-        ExactCodec(model) if model.codec == "exact" else LatentCodec(model)
-    proof = {"layers": len(bounds), "largest_sum": max(bounds.values()), "limit": FLOAT32_EXACT}
-    return serialise(model.arrays, {**model.card, "exactness": proof})
-
-
 def train(
     roots: Sequence[Path],
     output: Path,
@@ -224,22 +106,10 @@ def train(
     options, run_options = options or TrainOptions(), run_options or RunOptions()
     # workers on Ray have other current directories
     roots, output = [root.resolve() for root in roots], output.resolve()
-    if output.suffix != ".safetensors":
-        raise UsageError(f"{output}: the name of a model file ends in .safetensors")
-    if not output.parent.is_dir():
-        raise UsageError(f"{output.parent}: no such directory; make it first")
     options = replace(options, name=options.name or output.stem)
     start = load_model(options.start) if options.start else None
     run = output.with_suffix(".training")
-    is_run = (run / _STAMP).is_file()
-    if run.exists() and not is_run and not _is_empty(run):
-        raise UsageError(f"{run} is in the way, and no run of this program; choose another name for {output}")
-    if output.is_dir() or (output.exists() and not is_run and not run_options.overwrite):
-        raise OutputExists(f"{output} is there already; --overwrite replaces it if it is a file")
-    if start and start.codec != options.codec:
-        raise UsageError(f"model {start.name!r} is of the codec {start.codec}, not {options.codec}")
-    if start and options.start and output.exists() and Path(options.start).resolve() == output:
-        raise UsageError(f"{output} cannot be both what to start from and what to write")
+    _refuse_unsuitable(output, run, options, start, run_options.overwrite)
     sources = gather(roots, run)
     if restart:
         _forget(run)
@@ -247,39 +117,65 @@ def train(
     device = settle_device(options.device, run_options.address)
     layout = choose_training_layout(device, run_options)
     job = TrainJob(options, run, sources.training, dict(sources.sizes), sources.digest, start, device)
-    names = [root.name for root in roots]
     watch(
         f"{len(sources.training)} images to train on, {len(sources.held_out)} held out, {sources.skipped} skipped; "
         f"{options.codec} codec from {start.name if start else 'nothing'}, on {job.device}"
     )
     task = job.task()
-    exported = [0.0]
-
-    def look(status: TrainingStatus) -> None:
-        watch(status.line())
-        is_due = status.minutes - exported[0] >= max(_EARLY_SHARE * options.minutes, _LEAST_EARLY_MINUTES)
-        if is_due and status.is_best and status.minutes < options.minutes:
-            exported[0] = status.minutes
-            try:
-                replace_file(output, job.export(names))
-            except (ModelError, OSError) as error:
-                watch(f"{output} could not be written early, the run goes on: {error}")
-            else:
-                watch(f"{output}: the best so far")
-
+    exporter = _Exporter(job, output, [root.name for root in roots], watch)
     with _interruptible(watch) as is_stopped:
         if layout.on_ray:
-            from zippy_batch.training.ray_workers import work_on_ray
-
-            work_on_ray(job, layout, watch, look, is_stopped)
+            work_on_ray(job, layout, watch, exporter.look, is_stopped)
         else:
-            job.work(task, look, is_stopped)
-        replace_file(output, job.export(names))
+            job.work(task, exporter.look, is_stopped)
+        exporter.export()
         if is_stopped():
             watch(f"{output}: the best so far")
             raise KeyboardInterrupt
     watch("measuring what it saves on the held-out images")
     return _report(job, output, sources, start)
+
+
+def _refuse_unsuitable(output: Path, run: Path, options: TrainOptions, start: Model | None, overwrite: bool) -> None:
+    """Raises UsageError for an output that cannot be written, and for a model that cannot be started from."""
+    if output.suffix != ".safetensors":
+        raise UsageError(f"{output}: the name of a model file ends in .safetensors")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent}: no such directory; make it first")
+    is_run = (run / _STAMP).is_file()
+    if run.exists() and not is_run and not _is_empty(run):
+        raise UsageError(f"{run} is in the way, and no run of this program; choose another name for {output}")
+    if output.is_dir() or (output.exists() and not is_run and not overwrite):
+        raise OutputExists(f"{output} is there already; --overwrite replaces it if it is a file")
+    if start and start.codec != options.codec:
+        raise UsageError(f"model {start.name!r} is of the codec {start.codec}, not {options.codec}")
+    if start and options.start and output.exists() and Path(options.start).resolve() == output:
+        raise UsageError(f"{output} cannot be both what to start from and what to write")
+
+
+class _Exporter:
+    """Writes the model file at the end, and early where held-out images say that the weights are the best so far."""
+
+    def __init__(self, job: TrainJob, output: Path, sources: Sequence[str], watch: Callable[[str], None]) -> None:
+        self._job, self._output, self._sources, self._watch = job, output, sources, watch
+        self._exported_minutes = 0.0
+
+    def export(self) -> None:
+        replace_file(self._output, self._job.export(self._sources))
+
+    def look(self, status: TrainingStatus) -> None:
+        self._watch(status.line())
+        total_minutes = self._job.options.minutes
+        pause_minutes = max(_EARLY_SHARE * total_minutes, _LEAST_EARLY_MINUTES)
+        is_due = status.minutes - self._exported_minutes >= pause_minutes
+        if is_due and status.is_best and status.minutes < total_minutes:
+            self._exported_minutes = status.minutes
+            try:
+                self.export()
+            except (ModelError, OSError) as error:
+                self._watch(f"{self._output} could not be written early, the run goes on: {error}")
+            else:
+                self._watch(f"{self._output}: the best so far")
 
 
 def _report(job: TrainJob, output: Path, sources: Sources, start: Model | None) -> TrainReport:
@@ -367,7 +263,3 @@ def _interruptible(watch: Callable[[str], None]) -> Iterator[Callable[[], bool]]
         yield stop.is_set
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _is_fast_in_bfloat16(device: str) -> bool:
-    return device == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
