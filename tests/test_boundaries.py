@@ -48,6 +48,13 @@ WIDE = {
     "codecs/exact/codec.py:_Recorder.code": _VISIT,
     "codecs/exact/codec.py:_Player.code": _VISIT,
     "codecs/exact/context.py:Coder.code": _VISIT,
+    **{
+        f"codecs/latent/device_passes.py:{name}": _KERNEL
+        for name in (
+            *("gather", "rectify", "predict", "quantise", "absorb"),
+            *("begin_stream", "gate", "to_colour", "to_grey"),
+        )
+    },
     "codecs/rans.py:_push_numpy": _KERNEL,
     "codecs/rans.py:_pop_numpy": _KERNEL,
     "run/pipeline.py:verify": "public: what to check, how to run, and whom to tell",

@@ -44,7 +44,7 @@ POLL_S = 0.5
 LOST_S = 60.0
 """Without a connection to the job server, before the log is given up."""
 
-_NEEDED = ("source", "sources", "archive", "against", "reference", "config")
+_NEEDED = ("source", "sources", "archive", "against", "reference", "config", "exclude_from")
 _MADE = ("output", "destination")
 _MODELS = ("model", "exact_model", "start")
 

@@ -16,7 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import Archive
@@ -48,6 +50,7 @@ from zippy_batch.run.staging import Staging, open_staging, refuse_output
 from zippy_batch.run.verify_shard import ShardVerified, VerifyJob, VerifyUnit
 from zippy_batch.sources import Source, Wanted, list_source
 from zippy_batch.sources.clashes import refuse_restored_clashes
+from zippy_batch.sources.selection import patterns_in
 from zippy_batch.stores.object_path import Place, place
 
 _log = logging.getLogger(__name__)
@@ -89,7 +92,9 @@ def archive(
     origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
     with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
-        job = ArchiveJob(origin, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
+        effort = plan.options.effort
+        make: MakeCodec = partial(make_codec, effort=effort) if effort and codecs.make is make_codec else codecs.make
+        job = ArchiveJob(origin, staging.parts.absolute(), plan.options, models, make, _info(plan, models))
         facts, seconds = _archive_shards(job, plan, staging, run, clock)
         if not staging.is_published():
             _publish(plan, staging, models)
@@ -113,6 +118,8 @@ def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Mo
 
 
 def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -> tuple[Source, ArchivePlan]:
+    if options.exclude_from is not None:
+        options = replace(options, exclude=(*options.exclude, *patterns_in(options.exclude_from)), exclude_from=None)
     origin, listing = list_source(source, Wanted.of(options))
     if not listing.files:
         raise UsageError(f"nothing to archive: there is no file in {source}")
@@ -347,8 +354,12 @@ def _as_archived(options: Mapping[str, object], input: str) -> Wanted:
     labels = options.get("labels")
     # with a table, the columns are the table's
     names = ("image_column", "encoding", *(() if labels == "table" else ("name_column", "label_column")))
-    given = {name: value for name in names if isinstance(value := options.get(name), str)}
-    return Wanted(input, labels if isinstance(labels, str) and labels in LABELS else "none", leave_out=True, **given)
+    given: dict[str, Any] = {name: value for name in names if isinstance(value := options.get(name), str)}
+    for name in ("include", "exclude"):
+        patterns = options.get(name)
+        given[name] = tuple(map(str, patterns)) if isinstance(patterns, list) else ()
+    labels = labels if isinstance(labels, str) and labels in LABELS else "none"
+    return Wanted(input, labels, leave_out=True, **given)
 
 
 def _match(opened: Archive, against: Place, input: str) -> _Matched:

@@ -44,6 +44,8 @@ class Wanted:
     name_column: str | None = None
     label_column: str | None = None
     encoding: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.input not in INPUTS:
