@@ -20,7 +20,7 @@ LINE_EVERY_S = 10.0
 
 JSON_EVERY_S = 1.0
 """Seconds between two lines of JSON."""
-MODES = ("auto", "json", "off")
+PROGRESS_MODES = ("auto", "json", "off")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Shown:
     @classmethod
     def of(cls, progress: str | None, quiet: bool) -> Shown:
         """Raises UsageError."""
-        if progress not in (None, *MODES):
-            raise UsageError(f"--progress must be one of {', '.join(MODES)}, not {progress!r}")
+        if progress not in (None, *PROGRESS_MODES):
+            raise UsageError(f"--progress must be one of {', '.join(PROGRESS_MODES)}, not {progress!r}")
         return cls(progress or ("off" if quiet else "auto"), quiet)
 
 

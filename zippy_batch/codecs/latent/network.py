@@ -498,13 +498,23 @@ def gaussian_bits(residual: Tensor, sigma: Tensor) -> Tensor:
     return -torch.log2(lower_bound(p, 1e-9))
 
 
+Rounding = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Residuals in steps -> what is decoded in their place, and what their bits are counted of."""
+
+
+def nearest(residual: Tensor) -> tuple[Tensor, Tensor]:
+    """As an encoder rounds, with the gradient of no rounding."""
+    rounded = straight_through(residual, residual.round())
+    return rounded, rounded
+
+
+def nearest_with_noise(residual: Tensor) -> tuple[Tensor, Tensor]:
+    """As training rounds: bits are counted under uniform noise, which has a gradient (Balle et al. 2018)."""
+    return straight_through(residual, residual.round()), residual + torch.rand_like(residual) - 0.5
+
+
 class LatentNetwork(nn.Module):
     """The lossy codec as it is trained: transforms, gains and context in floats."""
-
-    threshold: Tensor
-    """(SCALE_LEVELS,) by how much more than half a step a magnitude must exceed an integer to be rounded up; 0 until
-    training rounds as the encoder does.
-    """
 
     def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
@@ -519,7 +529,6 @@ class LatentNetwork(nn.Module):
         self.log_inverse_gain = nn.Parameter(log_step[:, None].repeat(1, a.latents))
         start = (torch.from_numpy(channel_units(a.latents)).float() / SIGMA_MIN).log() / SIGMA_STEP
         self.scale_offset = nn.Parameter(start)
-        self.register_buffer("threshold", torch.zeros(SCALE_LEVELS))
 
     def quantise(self, on: bool = True) -> None:
         """Round weights and activations of context and synthesis as the integer networks do, or no more."""
@@ -557,21 +566,13 @@ class LatentNetwork(nn.Module):
         return [module for module in parts if isinstance(module, GroupLayers | KindLayers | Block | Activation)]
 
     def code(
-        self,
-        y: Tensor,
-        gain: Tensor,
-        spatial: Tensor,
-        level: Tensor,
-        noise: bool = False,
-        soften: Soften | None = None,
+        self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, rounding: Rounding = nearest
     ) -> tuple[Tensor, Tensor]:
-        """y (N, h, w, M) in steps -> y_hat in steps and bits (N,). With noise, the rate sees uniform noise. `soften`
-        takes the place of rounding.
-        """
+        """y (N, h, w, M) in steps -> y_hat in steps and bits (N,), with residuals rounded as `rounding` does."""
         n, h, w, _ = y.shape
         context = self.context
         to_canvas = 1 / (gain * context.unit * context.top)
-        rate = _Rate(self, gain, noise, soften)
+        rate = _Rate(self, gain, rounding)
         canvas = torch.zeros_like(y)
         y_hat = torch.zeros_like(y)
         bits = y.new_zeros(n)
@@ -601,47 +602,25 @@ class LatentNetwork(nn.Module):
         gain = interpolate_knots(self.log_gain, level).exp()[:, None, None]
         inverse = interpolate_knots(self.log_inverse_gain, level).exp()[:, None, None]
         y = self.analysis(unshuffle(x - 0.5), spatial, hats).float() * gain
-        y_hat, bits = self.code(y, gain, spatial, hats, noise)
+        y_hat, bits = self.code(y, gain, spatial, hats, nearest_with_noise if noise else nearest)
         return shuffle(self.synthesis(y_hat * inverse, spatial, hats).float()) + 0.5, bits
-
-
-Soften = Callable[[Tensor], Tensor]
-"""Residuals in steps -> what stands for them in both rate and distortion."""
 
 
 class _Rate:
     """Rounds a group of latents around its predicted mean and counts the bits."""
 
-    def __init__(self, network: LatentNetwork, gain: Tensor, noise: bool, soften: Soften | None) -> None:
+    def __init__(self, network: LatentNetwork, gain: Tensor, rounding: Rounding) -> None:
         self._from_unit = gain * network.context.unit
         self._log_gain = gain.log() / SIGMA_STEP + network.scale_offset
-        self._threshold = network.threshold
-        self._noise = noise
-        self._soften = soften
+        self._rounding = rounding
 
     def __call__(self, y: Tensor, mean: Tensor, scale: Tensor, channels: slice) -> tuple[Tensor, Tensor]:
         """y (N, h', w', G) in steps, mean in unit deviations, scale -> y_hat in steps, bits (N,)."""
         mean = mean * self._from_unit[..., channels]
         index = lower_bound(scale + self._log_gain[..., channels], 0.0).clamp(max=SCALE_LEVELS - 1.0)
         sigma = SIGMA_MIN * torch.exp(SIGMA_STEP * index)
-        residual = y - mean
-        if self._soften is not None:
-            soft = self._soften(residual)
-            return mean + soft, gaussian_bits(soft, sigma).sum((1, 2, 3))
-        threshold = self._threshold[index.detach().round().long()]
-        rounded = straight_through(residual, reluctantly_rounded(residual.detach(), threshold))
-        coded = rounded
-        if self._noise:
-            # what rounding takes away from a magnitude, and noise for what it makes of the rest
-            coded = residual - residual.detach().clamp(-threshold, threshold) + torch.rand_like(residual) - 0.5
+        rounded, coded = self._rounding(y - mean)
         return mean + rounded, gaussian_bits(coded, sigma).sum((1, 2, 3))
-
-
-def reluctantly_rounded(residual: Tensor, threshold: Tensor) -> Tensor:
-    """Dead-zone rounding: magnitudes round up above 1/2 + threshold, and from 1.5 on above 1/2 + 0.4 * threshold."""
-    magnitude = residual.abs()
-    up = torch.where(magnitude < 1.5, threshold, 0.4 * threshold)
-    return (magnitude + 0.5 - up).floor() * residual.sign()
 
 
 def _filled(whole: Tensor, visit: Visit, part: Tensor) -> Tensor:
