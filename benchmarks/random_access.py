@@ -98,13 +98,15 @@ def index_bytes(path: Path) -> int:
 
 
 def show(what: str, numbers: Sequence[int], read: Callable[[int], object]) -> None:
-    seconds = []
+    seconds, cpu_seconds = [], []
     for number in numbers:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         read(number)
         seconds.append(time.perf_counter() - started)
+        cpu_seconds.append(time.process_time() - cpu_started)
     median, most = statistics.median(seconds), float(np.percentile(seconds, 95))
-    print(f"{what}: {1000 * median:.2f} ms (median), {1000 * most:.2f} ms (95 %)")
+    cpu = statistics.median(cpu_seconds)
+    print(f"{what}: {1000 * median:.2f} ms (median), {1000 * most:.2f} ms (95 %), {1000 * cpu:.2f} ms of a processor")
 
 
 if __name__ == "__main__":

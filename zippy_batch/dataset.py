@@ -1,7 +1,7 @@
 """An archive as a data set: files by path, by number and by condition, decoded in batches.
 
     open(path) -> Archive --[path] or [number]--> ArchivedFile --> .pixels, .bytes(), .label, .psnr, ...
-                     |----[numbers], rows(...)--> ArchivedFiles        --> .pixels, .files(), .paths, .labels, .batches(n)
+                     |----[numbers], rows(...)--> ArchivedFiles --> .pixels, .files(), .paths, .labels, .batches(n)
 
 Nothing is read before it is asked for, and no more than it takes: one file is one page of payloads and the small
 columns of its row group, which are kept for the next one. Every row is checked against its checksum.

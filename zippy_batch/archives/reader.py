@@ -41,7 +41,7 @@ _OPEN_PARTS = 8
 _KEPT_GROUPS = 8
 """Row groups whose columns but for the long ones are kept for reading row by row: some 0.3 MB each."""
 _LONG = ("payload", "raw", "exif")
-"""Columns that are read page by page where one row is wanted."""
+"""Columns of which one page is read where one row is wanted."""
 _NAMES = tuple(column.name for column in COLUMNS)
 
 
@@ -162,15 +162,17 @@ class ArchiveReader:
 
     def _fields(self, shard: int, file: File, group: int, row: int) -> dict[str, Value]:
         with foreign(str(file.path)), file.opened() as opened:
+            chunks = file.groups[group].chunks
+            long = [name for name in _LONG if chunks[name].index is not None]
             small = self._kept.get((shard, group))
             if small is None:
-                opened.fetch(chunk for name, chunk in file.groups[group].chunks.items() if name not in _LONG)
-                small = opened.columns(group, [name for name in _NAMES if name not in _LONG])
+                opened.fetch(chunk for name, chunk in chunks.items() if name not in long)
+                small = opened.columns(group, [name for name in _NAMES if name not in long])
                 for other in list(self._kept)[: -_KEPT_GROUPS + 1]:
                     self._kept.pop(other, None)
                 self._kept[shard, group] = small
-            long = opened.columns_at(group, _LONG, row)
-            places = {name: (small[name], row) if name in small else long[name] for name in _NAMES}
+            found = opened.columns_at(group, long, row)
+            places = {name: found[name] if name in found else (small[name], row) for name in _NAMES}
             return {name: plain_values(values.slice(at, 1))[0] for name, (values, at) in places.items()}
 
     def find(self, path: bytes) -> tuple[int, int] | None:
