@@ -4,8 +4,8 @@
 
 THUMBNAILS and LARGER are directories of JPEG files. What takes thumbnails alone gets the first; `exact` and
 `throughput` get all of them, `compression` all of the first and `--limit` of each other. Each script's output is
-OUT/NAME.txt and, where it keeps one, its JSON OUT/NAME.json; OUT/NAME.md has the rows of the README's table. A table that
-is in OUT is not measured again. Close other programs first: what shares the cores shares the figures.
+OUT/NAME.txt and, where it keeps one, its JSON OUT/NAME.json; OUT/NAME.md has the rows of the README's table. A table
+that is in OUT is not measured again. Close other programs first: what shares the cores shares the figures.
 """
 
 from __future__ import annotations
