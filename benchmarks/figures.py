@@ -30,7 +30,7 @@ RIVALS = ("avif", "avif-speed0", "webp")
 class Table:
     where: str
     script: str
-    arguments: Callable[[Sequence[Path], int], list[object]]
+    arguments: Callable[[Sequence[Path], int], Sequence[object]]
     """From the directories, the thumbnails first, and the limit."""
     rows: Callable[[Any], list[str]] | None = None
     """In Markdown, from the script's JSON."""
