@@ -39,7 +39,7 @@ from zippy_batch.archives.schema import (
 )
 from zippy_batch.archives.where import Condition
 from zippy_batch.archives.writer import part_name, sha256_of
-from zippy_batch.errors import ArchiveError, UsageError
+from zippy_batch.errors import ArchiveError, StorageError, UsageError
 from zippy_batch.stores.object_path import Place, exists, size_of, sizes_in
 
 _MAX_MANIFEST_BYTES = 1 << 28
@@ -342,6 +342,8 @@ def _read_model(path: Place, offset: int, size_bytes: int, model_id: str) -> byt
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(size_bytes)
+    except StorageError:
+        raise
     except OSError as error:
         raise ArchiveError(f"the model {path} cannot be read: {error}") from error
     if hashlib.sha256(data).hexdigest() != model_id:
