@@ -11,7 +11,7 @@ ratio below 1 means that the variant needs fewer than the base at equal PSNR. Co
 So short a training favours what learns fast over what ends well. With --from variants begin with the weights of a
 trained model, as far as they have its layers, at a third of the learning rates: what an addition gives in the end, not
 what it gives at first. The last rows need no training and are of the shipped
-model: its context with weights and activations of fewer bits.
+model: its context with weights and activations of fewer bits than its integers have.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from zippy_batch.codecs.latent import network as lossy
 from zippy_batch.codecs.latent.features import SPATIAL_FEATURES
-from zippy_batch.codecs.latent.network import Context, LatentArchitecture, LatentNetwork
+from zippy_batch.codecs.latent.network import GroupLayers, LatentArchitecture, LatentNetwork
+from zippy_batch.codecs.latent.order import VISIT_KINDS, Visit
 from zippy_batch.codecs.model_file import load_model
 from zippy_batch.compare.curves import Point, mean_ratio
 from zippy_batch.sources.directory import list_files
@@ -91,16 +94,25 @@ class WithHyperprior(LatentNetwork):
         self.spread = nn.Linear(self.CHANNELS, a.context_width)
         self.log_sigma = nn.Parameter(torch.zeros(self.CHANNELS))
         self._side: Tensor | None = None
-        begin = self.context.begin
+        for name in VISIT_KINDS:
+            kind = self.context.kind(name)
+            kind.shared = partial(self._with_side, kind.shared)  # type: ignore[method-assign]
 
-        def begin_with_side(k: int, canvas: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
-            i, j = lossy.PARITIES[k]
-            assert self._side is not None
-            return begin(k, canvas, spatial, level) + self._side[:, i::2, j::2]
+    def _with_side(
+        self, shared: Callable[..., Tensor], visit: Visit, canvas: Tensor, spatial: Tensor, level: Tensor
+    ) -> Tensor:
+        assert self._side is not None
+        return shared(visit, canvas, spatial, level) + self._side[:, visit.rows, visit.columns]
 
-        self.context.begin = begin_with_side  # type: ignore[method-assign]
-
-    def code(self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+    def code(
+        self,
+        y: Tensor,
+        gain: Tensor,
+        spatial: Tensor,
+        level: Tensor,
+        noise: bool = False,
+        soften: lossy.Soften | None = None,
+    ) -> tuple[Tensor, Tensor]:
         h, w = y.shape[1:3]
         natural = (y / (gain * self.context.unit)).permute(0, 3, 1, 2)
         pooled = F.avg_pool2d(F.pad(natural, (0, w % 2, 0, h % 2), mode="replicate"), 2).permute(0, 2, 3, 1)
@@ -110,7 +122,7 @@ class WithHyperprior(LatentNetwork):
         known = z + (z.round() - z).detach()
         side = self.spread(known).repeat_interleave(2, 1).repeat_interleave(2, 2)
         self._side = side[:, :h, :w]
-        y_hat, more = super().code(y, gain, spatial, level, noise)
+        y_hat, more = super().code(y, gain, spatial, level, noise, soften)
         return y_hat, bits + more
 
 
@@ -119,20 +131,19 @@ class WithMixtures(LatentNetwork):
 
     def __init__(self, a: LatentArchitecture) -> None:
         super().__init__(a)
-        more = [[nn.Linear(a.context_width, 3 * g) for g in a.groups] for _ in lossy.PARITIES]
-        self.more = nn.ModuleList(nn.ModuleList(layers) for layers in more)
-        for layers in more:
-            for layer in layers:
+        self.more = nn.ModuleList()
+        self._second: Tensor | None = None
+        for name in VISIT_KINDS:
+            for step, size in zip(self.context.kind(name).steps, a.groups, strict=True):
+                assert isinstance(step, GroupLayers)
+                layer = nn.Linear(a.context_width, 3 * size)
                 nn.init.normal_(layer.weight, 0, 0.003)
                 nn.init.zeros_(layer.bias)
-        self._second: Tensor | None = None
-        for k in range(len(lossy.PARITIES)):
-            for g in range(len(a.groups)):
-                out = self.context.step_layers(k, g)[2]
-                out.register_forward_pre_hook(lambda _, inputs, layer=more[k][g]: self._keep(layer(inputs[0])))
+                self.more.append(layer)
+                step.second.register_forward_hook(partial(self._keep, layer))
 
-    def _keep(self, second: Tensor) -> None:
-        self._second = second
+    def _keep(self, layer: nn.Linear, module: nn.Module, inputs: Any, hidden: Tensor) -> None:
+        self._second = layer(hidden)
 
     @contextmanager
     def _bits_of_two(self) -> Iterator[None]:
@@ -153,9 +164,17 @@ class WithMixtures(LatentNetwork):
         finally:
             lossy.gaussian_bits = one
 
-    def code(self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+    def code(
+        self,
+        y: Tensor,
+        gain: Tensor,
+        spatial: Tensor,
+        level: Tensor,
+        noise: bool = False,
+        soften: lossy.Soften | None = None,
+    ) -> tuple[Tensor, Tensor]:
         with self._bits_of_two():
-            return super().code(y, gain, spatial, level, noise)
+            return super().code(y, gain, spatial, level, noise, soften)
 
 
 class WithoutNeighbours(LatentNetwork):
@@ -163,37 +182,47 @@ class WithoutNeighbours(LatentNetwork):
 
     def __init__(self, a: LatentArchitecture) -> None:
         super().__init__(a)
-        begin = self.context.begin
+        for name in VISIT_KINDS:
+            kind = self.context.kind(name)
+            kind.shared = partial(self._alone, kind.shared)  # type: ignore[method-assign]
 
-        def begin_alone(k: int, canvas: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
-            return begin(k, torch.zeros_like(canvas), spatial, level)
+    @staticmethod
+    def _alone(shared: Callable[..., Tensor], visit: Visit, canvas: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
+        return shared(visit, torch.zeros_like(canvas), spatial, level)
 
-        self.context.begin = begin_alone  # type: ignore[method-assign]
+
+def without(*parts: str) -> LatentNetwork:
+    """Layers of these names, which start at 0, stay so; they still count in the cost."""
+    network = LatentNetwork(BASE)
+    for name, parameter in network.named_parameters():
+        if any(f".{part}." in name for part in parts):
+            assert not parameter.any()
+            parameter.requires_grad_(False)
+    return network
 
 
 BASE = LatentArchitecture()
 VARIANTS: dict[str, Callable[[], LatentNetwork]] = {
-    "base: width 192, 4+4 blocks, 128 latents in 16+32+80, context 160": lambda: LatentNetwork(BASE),
-    "no magnitudes in the context": lambda: LatentNetwork(replace(BASE, magnitudes=False)),
+    "base: width 192, 4+4 blocks, 128 latents in 4+4+8+16+16+80, context 192": lambda: LatentNetwork(BASE),
+    "no sizes in the context": lambda: without("near_sizes", "own_sizes"),
+    "near neighbours alone": lambda: without("far"),
     "a hyperprior besides": lambda: WithHyperprior(BASE),
     "mixtures of two": lambda: WithMixtures(BASE),
     "no neighbours": lambda: WithoutNeighbours(BASE),
     "no position": lambda: Blind(BASE, _POSITION),
     "no image size": lambda: Blind(BASE, _SIZE),
     "one group": lambda: LatentNetwork(replace(BASE, groups=(128,))),
-    "two groups: 32+96": lambda: LatentNetwork(replace(BASE, groups=(32, 96))),
-    "five groups: 8+16+24+32+48": lambda: LatentNetwork(replace(BASE, groups=(8, 16, 24, 32, 48))),
+    "three groups: 16+32+80": lambda: LatentNetwork(replace(BASE, groups=(16, 32, 80))),
     "context 96": lambda: LatentNetwork(replace(BASE, context_width=96)),
     "context 256": lambda: LatentNetwork(replace(BASE, context_width=256)),
-    "96 latents: 16+32+48": lambda: LatentNetwork(replace(BASE, latents=96, groups=(16, 32, 48))),
-    "192 latents: 16+48+128": lambda: LatentNetwork(replace(BASE, latents=192, groups=(16, 48, 128))),
+    "96 latents: 4+4+8+16+16+48": lambda: LatentNetwork(replace(BASE, latents=96, groups=(4, 4, 8, 16, 16, 48))),
+    "192 latents: 4+4+8+16+32+128": lambda: LatentNetwork(replace(BASE, latents=192, groups=(4, 4, 8, 16, 32, 128))),
     "width 128": lambda: LatentNetwork(replace(BASE, width=128)),
     "width 256": lambda: LatentNetwork(replace(BASE, width=256)),
     "2 blocks of synthesis": lambda: LatentNetwork(replace(BASE, synthesis_blocks=2)),
     "1 block of synthesis": lambda: LatentNetwork(replace(BASE, synthesis_blocks=1)),
     "2+2 blocks": lambda: LatentNetwork(replace(BASE, blocks=2, synthesis_blocks=2)),
     "6+6 blocks": lambda: LatentNetwork(replace(BASE, blocks=6, synthesis_blocks=6)),
-    "as --fast makes it": lambda: LatentNetwork(BASE.fast()),
 }
 
 
@@ -241,53 +270,39 @@ def scored(network: LatentNetwork, faces: Any) -> list[Point]:
 
 def products(network: LatentNetwork, size: int) -> dict[str, float]:
     """Thousands of multiplications and additions per 8x8 block of an image, by part."""
-    counted = {"analysis": 0, "context": 0, "synthesis": 0}
-
-    def count(part: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            taps = module.in_features if isinstance(module, nn.Linear) else 9
-            counted[part] += taps * output.numel()
-
-        return hook
-
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            part = name.split(".", 1)[0]
-            hooks.append(module.register_forward_hook(count(part if part in counted else "context")))
     blocks = -(-size // 8)
     image = torch.zeros(1, 3, 8 * blocks, 8 * blocks)
     spatial = torch.zeros(1, blocks, blocks, SPATIAL_FEATURES)
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(image, spatial, torch.zeros(1), noise=False)
-    for hook in hooks:
-        hook.remove()
-    return {part: total / blocks**2 / 1000 for part, total in counted.items()}
+    of_modules, name = counter.get_flop_counts(), type(network).__name__
+    analysis, synthesis = (sum(of_modules[f"{name}.{part}"].values()) for part in ("analysis", "synthesis"))
+    counted = {
+        "analysis": analysis,
+        "context": counter.get_total_flops() - analysis - synthesis,
+        "synthesis": synthesis,
+    }
+    # a multiplication and an addition are two operations
+    return {part: total / 2 / blocks**2 / 1000 for part, total in counted.items()}
 
 
 # ---- narrow integers ----
 
 
-def narrowed(network: LatentNetwork, weight_bits: int, activation_bits: int) -> LatentNetwork:
-    """The network with the context's weights and activations rounded to so many bits, each row by its largest."""
-    top = 2 ** (weight_bits - 1) - 1
-    levels = 2**activation_bits - 1
-
-    def round_input(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        x = inputs[0]
-        unit = x.abs().amax() / levels + 1e-12
-        return ((x / unit).round() * unit,)
-
-    def round_layers(context: Context) -> None:
-        for module in context.modules():
-            if isinstance(module, nn.Linear):
-                unit = module.weight.abs().amax(1, keepdim=True) / top + 1e-12
-                module.weight.copy_((module.weight / unit).round() * unit)
-                module.register_forward_pre_hook(round_input)
-
-    with torch.no_grad():
-        round_layers(network.context)
-    return network
+@contextmanager
+def narrow(network: LatentNetwork, weight_bits: int, activation_bits: int) -> Iterator[None]:
+    """The network with the context's weights and activations rounded to so many bits."""
+    as_shipped = lossy.rounded_rows
+    for module in network.context.modules():
+        if isinstance(module, GroupLayers | lossy.KindLayers | lossy.Activation):
+            module.quantised = True
+        if isinstance(module, lossy.Activation):
+            module.levels = 2**activation_bits - 1
+    lossy.rounded_rows = partial(as_shipped, top=1 << (weight_bits - 1))
+    try:
+        yield
+    finally:
+        lossy.rounded_rows = as_shipped
 
 
 def narrow_rows(faces: Any) -> list[tuple[str, float]]:
@@ -295,9 +310,10 @@ def narrow_rows(faces: Any) -> list[tuple[str, float]]:
     shipped = load_model("faces")
     before = scored(latent_network(shipped), faces)
     found = []
-    for weights, activations in ((11, 11), (8, 11), (8, 8), (6, 8)):
-        after = scored(narrowed(latent_network(shipped), weights, activations), faces)
-        ratio = mean_ratio(after, before)
+    for weights, activations in ((7, 8), (6, 8), (5, 8), (7, 6)):
+        network = latent_network(shipped)
+        with narrow(network, weights, activations):
+            ratio = mean_ratio(scored(network, faces), before)
         found.append(
             (f"weights of {weights} bits, activations of {activations}", ratio.ratio if ratio else float("nan"))
         )

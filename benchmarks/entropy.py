@@ -64,12 +64,12 @@ def main() -> None:
     for start in range(0, len(images), 64):
         batch = images[start : start + 64]
         residuals, tables = codec.encode_symbols(batch, [a.quality] * len(batch))
-        ideal += codec.book.bits(residuals, tables) / 8
+        ideal += codec.tables.bits(residuals, tables) / 8
         ours += sum(map(len, codec.encode(batch, [a.quality] * len(batch))))
         coded += np.count_nonzero(tables)
         for r, t in zip(residuals, tables, strict=True):
-            by_range += constriction_bytes(r, t, codec.book, "range")
-            by_ans += constriction_bytes(r, t, codec.book, "ans")
+            by_range += constriction_bytes(r, t, codec.tables, "range")
+            by_ans += constriction_bytes(r, t, codec.tables, "ans")
     n = len(images)
     print(f"{n} images at quality {a.quality}: {coded / n:.0f} coded symbols, ideal {ideal / n:.2f} B per image")
     for name, size in (("zippy-batch rANS", ours), ("constriction range", by_range), ("constriction ANS", by_ans)):

@@ -83,7 +83,8 @@ class FakeExactCodec:
         self.batches.append(len(images))
         if any(coefficients[0].flat[0] == self.poison for _, coefficients in images):
             raise RuntimeError("poisoned")
-        return [_run_lengths(b"".join(map(_planes, coefficients))) for _, coefficients in images]
+        # level 9 takes three times as long for half a percent less
+        return [zlib.compress(b"".join(map(_planes, coefficients)), 8) for _, coefficients in images]
 
     def decode_checked(self, items: Sequence[ExactItem]) -> tuple[list[Coefficients], dict[int, str]]:
         out: list[Coefficients] = []
@@ -98,12 +99,6 @@ class FakeExactCodec:
             except (zlib.error, ValueError) as error:
                 damage[i] = str(error)
         return out, damage
-
-
-def _run_lengths(data: bytes) -> bytes:
-    """As zlib's highest level on planes, which are mostly zeros, in a hundredth of its time."""
-    coder = zlib.compressobj(strategy=zlib.Z_RLE)
-    return coder.compress(data) + coder.flush()
 
 
 def _planes(coefficients: NDArray[np.int16]) -> bytes:

@@ -1,6 +1,6 @@
 """A second decoder of latent payloads, written from docs/format.md alone and sharing no code with the package.
 
-It is slow and follows the numbered steps of the section "Latent payload".
+It is slow, computes in 64-bit integers, and follows the numbered steps of the section "Latent payload".
 """
 
 from __future__ import annotations
@@ -8,23 +8,27 @@ from __future__ import annotations
 import json
 import zlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-PARITIES = ((0, 0), (1, 1), (0, 1), (1, 0))
 DIAGONAL = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 STRAIGHT = ((0, -1), (0, 1), (-1, 0), (1, 0))
-NEIGHBOURS: tuple[tuple[tuple[int, int], ...], ...] = ((), DIAGONAL, STRAIGHT, STRAIGHT + DIAGONAL)
+KNIGHT = ((-1, -2), (-1, 2), (1, -2), (1, 2), (-2, -1), (-2, 1), (2, -1), (2, 1))
+WIDE = ((-1, -3), (-1, 3), (1, -3), (1, 3), (-3, -1), (-3, 1), (3, -1), (3, 1))
+NEAR: tuple[tuple[tuple[int, int], ...], ...] = ((), DIAGONAL, STRAIGHT, STRAIGHT + DIAGONAL)
+FAR: tuple[tuple[tuple[int, int], ...], ...] = ((), WIDE, KNIGHT, KNIGHT)
+PARITIES = ((0, 0), (1, 1), (0, 1), (1, 0))
+KINDS = ("blind", "coarse.1", "coarse.2", "coarse.3", "fine.1", "fine.2", "fine.3")
 
 
 class SpecError(ValueError):
@@ -35,8 +39,10 @@ class SpecError(ValueError):
 class SpecModel:
     arrays: Mapping[str, NDArray]
     groups: tuple[int, ...]
+    width: int
+    context_width: int
     blocks: int
-    magnitudes: bool
+    far: int
 
     @property
     def latents(self) -> int:
@@ -47,10 +53,15 @@ class SpecModel:
         assert array.dtype.kind in "iu", name
         return array.astype(np.int64)
 
-    def floats(self, name: str) -> Floats:
-        array = self.arrays[name]
-        assert array.dtype == np.float32, name
-        return array
+    def scaled(self, name: str, values: Ints, at: Any = ...) -> Ints:
+        """The values times the multiplier of that name."""
+        shift = int(self.arrays[f"{name}.shift"][0])
+        return (values * self.ints(f"{name}.mantissa")[at] + 2 ** (shift - 1)) >> shift
+
+    def whole(self, name: str) -> Ints:
+        """A weight of two halves."""
+        high, low = np.split(self.ints(name), 2)
+        return 128 * high + low
 
 
 @lru_cache(maxsize=2)
@@ -58,19 +69,15 @@ def read_model(data: bytes) -> SpecModel:
     """Raises SpecError for a model that a reader must refuse."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     head = json.loads(header["__metadata__"]["zippy_batch"])
-    require(head["format"] == 1, "format")
-    architecture = head["architecture"]
-    magnitudes = architecture.get("magnitudes", False)
-    require(isinstance(magnitudes, bool), "magnitudes")
-    model = SpecModel(
-        load(data),
-        tuple(architecture["groups"]),
-        architecture.get("synthesis_blocks", architecture["blocks"]),
-        magnitudes,
-    )
-    require(model.latents == architecture["latents"], "groups")
-    check_arrays(model, architecture["width"], architecture["context_width"])
-    check_sums(model)
+    require(head["format"] == 2, "format")
+    a = head["architecture"]
+    sizes = (a["width"], a["context_width"], a["synthesis_blocks"], a["far_latents"])
+    model = SpecModel(load(data), tuple(a["groups"]), *sizes)
+    require(model.latents == a["latents"], "groups")
+    require(all(1 <= size <= 1024 for size in (*sizes, a["latents"], *model.groups)), "sizes")
+    require(model.far <= model.latents, "far_latents")
+    check_arrays(model)
+    check_bounds(model)
     return model
 
 
@@ -79,86 +86,123 @@ def require(condition: object, what: str) -> None:
         raise SpecError(what)
 
 
-def check_arrays(model: SpecModel, w: int, c: int) -> None:
+def kind_inputs(model: SpecModel, parity: int) -> int:
+    return (len(NEAR[parity]) + 1) * model.latents + len(FAR[parity]) * model.far
+
+
+def parity_of(kind: str) -> int:
+    return 0 if kind == "blind" else int(kind[-1])
+
+
+Form = tuple[str, tuple[int, ...]]
+
+
+def multiplier_arrays(name: str, *shape: int) -> dict[str, Form]:
+    return {f"{name}.mantissa": ("int32", shape), f"{name}.shift": ("int8", (1,))}
+
+
+def static_arrays(name: str, outputs: int) -> dict[str, Form]:
+    return {
+        f"{name}.spatial": ("int32", (outputs, 73)),
+        f"{name}.level": ("int32", (outputs, 12)),
+        f"{name}.bias": ("int32", (outputs,)),
+    }
+
+
+def layer_arrays(name: str, outputs: int, inputs: int) -> dict[str, Form]:
+    return {
+        f"{name}.weight": ("int8", (outputs, inputs)),
+        f"{name}.bias": ("int32", (outputs,)),
+        **multiplier_arrays(f"{name}.scale", outputs),
+    }
+
+
+def context_arrays(model: SpecModel) -> dict[str, Form]:
+    c = model.context_width
+    wanted: dict[str, Form] = {}
+    for kind in KINDS:
+        name = f"context.{kind}"
+        wanted |= static_arrays(f"{name}.static", c) | multiplier_arrays(f"{name}.shared.scale", c)
+        wanted[f"{name}.depth"] = ("int32", (4 if "coarse" in kind else 0, c))
+        if kind != "blind":
+            wanted[f"{name}.shared.weight"] = ("int8", (c, kind_inputs(model, parity_of(kind))))
+        for number, g in enumerate(model.groups):
+            step = f"{name}.{number}"
+            if number:
+                wanted[f"{step}.own.weight"] = ("int8", (c, 2 * sum(model.groups[:number])))
+            wanted[f"{step}.first.bias"] = ("int32", (c,))
+            wanted |= multiplier_arrays(f"{step}.own.scale", c) | multiplier_arrays(f"{step}.first.scale", c)
+            wanted |= layer_arrays(f"{step}.hidden", c, c) | layer_arrays(f"{step}.out", 2 * g, c)
+    return wanted
+
+
+def synthesis_arrays(model: SpecModel) -> dict[str, Form]:
+    m, w = model.latents, model.width
+    wanted = static_arrays("synthesis.static", w)
+    wanted |= {"synthesis.first.weight": ("int8", (2 * w, m)), "synthesis.last.weight": ("int8", (384, w))}
+    wanted |= multiplier_arrays("synthesis.first.scale", w) | multiplier_arrays("synthesis.last.scale", 192)
+    wanted["synthesis.last.bias"] = ("int64", (192,))
+    for block in range(model.blocks):
+        name = f"synthesis.{block}"
+        wanted |= {f"{name}.depthwise.taps": ("int16", (9, w)), f"{name}.depthwise.bias": ("int32", (w,))}
+        wanted |= multiplier_arrays(f"{name}.depthwise.scale", w) | multiplier_arrays(f"{name}.gate.scale", w)
+        wanted |= layer_arrays(f"{name}.expand", 2 * w, w) | layer_arrays(f"{name}.project", w, w)
+    return wanted
+
+
+def check_arrays(model: SpecModel) -> None:
     m = model.latents
+    require("entropy.radius" in model.arrays, "entropy.radius is missing")
     radius = model.arrays["entropy.radius"].astype(np.int64)
     require((radius >= 0).all(), "entropy.radius")
-    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+    wanted: dict[str, Form] = {
         "quality.level": ("int16", (100,)),
         "level.scale_offset": ("int16", (100, m)),
         "entropy.radius": ("int16", (64,)),
         "entropy.frequencies": ("uint16", (int((2 * radius[1:] + 2).sum()),)),
-        "gain.synthesis": ("float32", (100, m)),
-        "synthesis.static.level.weight": ("float32", (w, 12)),
     }
-    for name in ("level.from_context", "level.to_context"):
-        wanted |= {f"{name}.mantissa": ("int16", (100, m)), f"{name}.exponent": ("int8", (100, m))}
-    for k, neighbours in enumerate(NEIGHBOURS):
-        base = f"context.{k}.base"
-        wanted |= {f"{base}.spatial": ("int16", (c, 73)), f"{base}.level": ("int16", (c, 12))}
-        wanted |= {f"{base}.bias": ("int32", (c,)), f"{base}.shift": ("int8", (c,))}
-        if neighbours:
-            wanted[f"{base}.neighbours"] = ("int16", (c, len(neighbours) * m))
-        if neighbours and model.magnitudes:
-            wanted[f"{base}.neighbour_sizes"] = ("int16", (c, m))
-        for number, g in enumerate(model.groups):
-            step = f"context.{k}.{number}"
-            wanted[f"{step}.own.bias"] = ("int32", (c,))
-            if number:
-                wanted[f"{step}.own.weight"] = ("int16", (c, sum(model.groups[:number])))
-            if number and model.magnitudes:
-                wanted[f"{step}.own.sizes"] = ("int16", (c, sum(model.groups[:number])))
-            for layer, outputs in (("hidden", c), ("out", 2 * g)):
-                wanted[f"{step}.{layer}.weight"] = ("int16", (outputs, c))
-                wanted[f"{step}.{layer}.bias"] = ("int32", (outputs,))
-                wanted[f"{step}.{layer}.shift"] = ("int8", (outputs,))
-    layers = {"first": (w, m), "static.spatial": (w, 73), "last": (192, w)}
-    for block in range(model.blocks):
-        name = f"blocks.{block}"
-        layers |= {f"{name}.expand": (2 * w, w), f"{name}.project": (w, w)}
-        wanted[f"synthesis.{name}.depthwise.weight"] = ("float32", (w, 1, 3, 3))
-        wanted[f"synthesis.{name}.depthwise.bias"] = ("float32", (w,))
-    for name, shape in layers.items():
-        wanted[f"synthesis.{name}.weight"] = ("float32", shape)
-        wanted[f"synthesis.{name}.bias"] = ("float32", shape[:1])
-    for name, form in wanted.items():
+    for name in ("level.to_sixteenths", "level.to_canvas", "level.to_synthesis"):
+        wanted |= multiplier_arrays(name, 100, m)
+    for name, form in (wanted | context_arrays(model) | synthesis_arrays(model)).items():
         require(name in model.arrays, f"{name} is missing")
         require((str(model.arrays[name].dtype), model.arrays[name].shape) == form, f"{name} is not {form}")
-    ranges = {"quality.level": 704}
-    for name in ("level.from_context", "level.to_context"):
-        ranges |= {f"{name}.mantissa": 1023, f"{name}.exponent": 22}
-    for name, most in ranges.items():
-        require(model.arrays[name].min() >= 0 and model.arrays[name].max() <= most, f"{name} is out of its range")
+    require(0 <= model.ints("quality.level").min() <= model.ints("quality.level").max() <= 704, "quality.level")
 
 
-def check_sums(model: SpecModel) -> None:
-    """Every sum of the context model is exact in float32."""
+def within(model: SpecModel, name: str, limit: int) -> None:
+    require(np.abs(model.ints(name)).max(initial=0) <= limit, f"{name}: beyond +-{limit}")
 
-    def magnitude(name: str, limit: int) -> Ints:
-        return np.abs(model.ints(name)).sum(1) * limit
 
-    def check(name: str, total: Ints, shift: Ints) -> None:
-        require(shift.min() >= 1 and shift.max() <= 22, f"{name}: shifts")
-        require((total + 2**shift).max() < 2**24, f"{name}: sums")
-
-    for k, neighbours in enumerate(NEIGHBOURS):
-        name = f"context.{k}.base"
-        base = np.abs(model.ints(f"{name}.bias")) + magnitude(f"{name}.spatial", 256) + magnitude(f"{name}.level", 256)
-        if neighbours:
-            base += magnitude(f"{name}.neighbours", 511)
-        if neighbours and model.magnitudes:
-            base += magnitude(f"{name}.neighbour_sizes", 511 * len(neighbours))
-        for group in range(len(model.groups)):
-            step = f"context.{k}.{group}"
-            own = np.abs(model.ints(f"{step}.own.bias"))
-            if group:
-                own += magnitude(f"{step}.own.weight", 511)
-            if group and model.magnitudes:
-                own += magnitude(f"{step}.own.sizes", 511)
-            check(f"{step}.own", base + own, model.ints(f"{name}.shift"))
-            for layer in ("hidden", "out"):
-                total = magnitude(f"{step}.{layer}.weight", 2047) + np.abs(model.ints(f"{step}.{layer}.bias"))
-                check(f"{step}.{layer}", total, model.ints(f"{step}.{layer}.shift"))
+def check_bounds(model: SpecModel) -> None:
+    """All sums and products stay within what a reader may compute them in."""
+    for name in [n for n in model.arrays if n.startswith(("context.", "synthesis.", "level."))]:
+        if name.endswith(".weight"):
+            within(model, name, 64)
+            require(128 * np.abs(model.ints(name)).sum(1).max() < 2**24, f"{name}: sums")
+        if name.endswith(".mantissa"):
+            of_edge = name.startswith(("synthesis.first.", "synthesis.last."))
+            within(model, name, 2 ** (25 if of_edge else 30) - 1)
+            require(model.ints(name).min() >= 0, f"{name}: negative")
+        if name.endswith(".shift"):
+            require(1 <= model.ints(name)[0] <= 46, name)
+        if name.endswith((".static.spatial", ".static.level")):
+            within(model, name, 2**30)
+        if name.endswith((".static.bias", ".depth", ".first.bias")):
+            within(model, name, 2**28)
+        if name.endswith((".hidden.bias", ".out.bias")):
+            rows = model.ints(name.replace("bias", "weight")).sum(1)
+            require(np.abs(model.ints(name) + 128 * rows).max() < 2**30, name)
+        if name.endswith((".expand.bias", ".project.bias", ".depthwise.bias")):
+            within(model, name, 2**30 - 1)
+        if name.endswith(".taps"):
+            require(np.abs(model.ints(name)).sum(0).max() <= 2**14, name)
+        if name.endswith((".shared.weight", ".own.weight")):
+            largest = 128 * np.abs(model.ints(name)).sum(1)
+            require(model.scaled(name.replace("weight", "scale"), largest).max() <= 2**28, f"{name}: scaled sums")
+    for name in ("synthesis.first.weight", "synthesis.last.weight"):
+        high, low = np.split(np.abs(model.ints(name)).sum(1), 2)
+        require((128 * high + low).max() <= 2**21, f"{name}: sums")
+    within(model, "synthesis.last.bias", 2**36 - 1)
 
 
 # ---- steps 1 and 2 ----
@@ -205,6 +249,13 @@ def spatial_features(height: int, width: int, grey: bool) -> Ints:
 def level_features(model: SpecModel, quality: int) -> Ints:
     """(12,)"""
     return np.array([4 * v for v in hat(int(model.ints("quality.level")[quality - 1]), 12, 64)], np.int64)
+
+
+def static_part(model: SpecModel, name: str, spatial: Ints, level: Ints) -> Ints:
+    """spatial (..., 73), level (12,) -> (..., outputs)"""
+    of_position = np.clip(resc(spatial @ model.ints(f"{name}.spatial").T, 16), -(2**28), 2**28)
+    of_level = np.clip(resc(model.ints(f"{name}.level") @ level, 16), -(2**28), 2**28)
+    return of_position + np.clip(of_level + model.ints(f"{name}.bias"), -(2**28), 2**28)
 
 
 # ---- steps 5 and 6 ----
@@ -291,10 +342,75 @@ def split_lanes(payload: bytes, count: int) -> list[Lane]:
 # ---- steps 3, 4 and 7 ----
 
 
-def resc(a: Ints, shift: Ints | int, low: int, high: int) -> Ints:
+def resc(a: Ints, shift: Ints | int, low: int | None = None, high: int | None = None) -> Ints:
     # floor(a / 2^s + 1/2); shifts of negative int64 are floors
     one = np.int64(1)
-    return np.clip((2 * a + (one << np.int64(shift))) >> (np.int64(shift) + one), low, high)
+    rounded = (2 * a + (one << np.int64(shift))) >> (np.int64(shift) + one)
+    return rounded if low is None else np.clip(rounded, low, high)
+
+
+@dataclass(frozen=True)
+class Visit:
+    kind: str
+    level: int
+    rows: range
+    columns: range
+
+    @property
+    def parity(self) -> int:
+        return parity_of(self.kind)
+
+
+def visits(h: int, w: int) -> Iterator[Visit]:
+    top = 0
+    while (max(h, w) - 1) // 2**top > 1:
+        top += 1
+    yield Visit("blind", top, range(0, h, 2**top), range(0, w, 2**top))
+    for level in range(top - 1, -1, -1):
+        step = 2**level
+        for parity in (1, 2, 3):
+            i, j = PARITIES[parity]
+            rows, columns = range(i * step, h, 2 * step), range(j * step, w, 2 * step)
+            if rows and columns:
+                yield Visit(f"{'coarse' if level else 'fine'}.{parity}", level, rows, columns)
+
+
+def at_offset(whole: Ints, visit: Visit, offset: tuple[int, int]) -> Ints:
+    """What `whole` (h, w, C) holds at each position of a visit plus an offset in steps of its level; 0 outside."""
+    h, w, channels = whole.shape
+    out = np.zeros((len(visit.rows), len(visit.columns), channels), np.int64)
+    for a, r in enumerate(visit.rows):
+        for b, s in enumerate(visit.columns):
+            y, x = r + offset[0] * 2**visit.level, s + offset[1] * 2**visit.level
+            if 0 <= y < h and 0 <= x < w:
+                out[a, b] = whole[y, x]
+    return out
+
+
+def companded(values: Ints) -> Ints:
+    """round(sqrt(127 |v|))"""
+    return np.floor(np.sqrt(127 * np.abs(values)) + 0.5).astype(np.int64)
+
+
+def seen_by(model: SpecModel, visit: Visit, canvas: Ints) -> Ints:
+    """What a visit's positions see of those coded before."""
+    near = [at_offset(canvas, visit, offset) for offset in NEAR[visit.parity]]
+    far = [at_offset(canvas[..., : model.far], visit, offset) for offset in FAR[visit.parity]]
+    sizes = (np.sum([companded(v) for v in near], 0) + len(near) // 2) // len(near)
+    return np.concatenate([*near, sizes, *far], -1)
+
+
+def predict(model: SpecModel, name: str, shared: Ints, own: Ints) -> tuple[Ints, Ints]:
+    """The sums of a group's means and of its scales."""
+    z = shared + model.ints(f"{name}.first.bias")
+    if own.shape[-1]:
+        z = z + model.scaled(f"{name}.own.scale", own @ model.ints(f"{name}.own.weight").T)
+    a = np.clip(model.scaled(f"{name}.first.scale", z), 0, 255)
+    sums = a @ model.ints(f"{name}.hidden.weight").T + model.ints(f"{name}.hidden.bias")
+    b = np.clip(model.scaled(f"{name}.hidden.scale", sums), 0, 255)
+    sums = b @ model.ints(f"{name}.out.weight").T + model.ints(f"{name}.out.bias")
+    mean, scale = np.split(model.scaled(f"{name}.out.scale", sums), 2, -1)
+    return np.clip(mean, 1 - 2**23, 2**23 - 1), scale
 
 
 def decode(data: bytes, payload: bytes, height: int, width: int, grey: bool, quality: int) -> Ints:
@@ -306,36 +422,24 @@ def decode(data: bytes, payload: bytes, height: int, width: int, grey: bool, qua
     all_tables = tables(model)
     lanes = split_lanes(payload, min(256, max(1, h * w // 1024)))
     y_hat = np.zeros((h, w, model.latents), np.int64)
-    # one position wide, zero, around the grid
-    canvas = np.zeros((h + 2, w + 2, model.latents), np.int64)
+    canvas = np.zeros((h, w, model.latents), np.int64)
     crc = 0
-    for parity, (top, left) in enumerate(PARITIES):
-        rows, columns = np.arange(top, h, 2), np.arange(left, w, 2)
-        cells = np.ix_(rows, columns)
-        inside = np.ix_(rows + 1, columns + 1)
-        base = spatial[cells] @ model.ints(f"context.{parity}.base.spatial").T
-        base += model.ints(f"context.{parity}.base.level") @ level + model.ints(f"context.{parity}.base.bias")
-        if NEIGHBOURS[parity]:
-            around = [canvas[np.ix_(rows + 1 + dy, columns + 1 + dx)] for dy, dx in NEIGHBOURS[parity]]
-            base += np.concatenate(around, -1) @ model.ints(f"context.{parity}.base.neighbours").T
-            if model.magnitudes:
-                base += np.abs(around).sum(0) @ model.ints(f"context.{parity}.base.neighbour_sizes").T
+    for visit in visits(h, w):
+        cells = np.ix_(visit.rows, visit.columns)
+        name = f"context.{visit.kind}"
+        shared = static_part(model, f"{name}.static", spatial[cells], level)
+        if "coarse" in visit.kind:
+            shared = shared + model.ints(f"{name}.depth")[min(visit.level, 4) - 1]
+        if visit.parity:
+            sums = seen_by(model, visit, canvas) @ model.ints(f"{name}.shared.weight").T
+            shared = shared + model.scaled(f"{name}.shared.scale", sums)
+        own = np.zeros((*shared.shape[:2], 0), np.int64)
         first = 0
         for group, size in enumerate(model.groups):
-            name = f"context.{parity}.{group}"
-            own = model.ints(f"{name}.own.bias")
-            if group:
-                own = canvas[inside][..., :first] @ model.ints(f"{name}.own.weight").T + own
-            if group and model.magnitudes:
-                own = np.abs(canvas[inside][..., :first]) @ model.ints(f"{name}.own.sizes").T + own
-            a = resc(base + own, model.ints(f"context.{parity}.base.shift"), 0, 2047)
-            for layer, low, high in (("hidden", 0, 2047), ("out", -8191, 8191)):
-                a = a @ model.ints(f"{name}.{layer}.weight").T + model.ints(f"{name}.{layer}.bias")
-                a = resc(a, model.ints(f"{name}.{layer}.shift"), low, high)
+            mean, scale = predict(model, f"{name}.{group}", shared, own)
             here = (quality - 1, slice(first, first + size))
-            mu = a[..., :size] * model.ints("level.from_context.mantissa")[here]
-            mu = resc(mu, model.ints("level.from_context.exponent")[here], -8191, 8191)
-            table = np.clip((a[..., size:] + model.ints("level.scale_offset")[here] + 8) // 16, 0, 63)
+            mu = np.clip(model.scaled("level.to_sixteenths", mean, here), 1 - 2**19, 2**19 - 1)
+            table = np.clip((scale + model.ints("level.scale_offset")[here] + 8) // 16, 0, 63)
             residuals = np.array(
                 [
                     lanes[p % len(lanes)].residual(all_tables[t])
@@ -346,12 +450,10 @@ def decode(data: bytes, payload: bytes, height: int, width: int, grey: bool, qua
             )
             crc = zlib.crc32(residuals.astype("<i2").tobytes(), crc)
             value = mu + 16 * residuals.reshape(mu.shape)
-            scaled = np.clip(value, -8191, 8191) * model.ints("level.to_context.mantissa")[here]
-            channels = np.arange(first, first + size)
-            y_hat[np.ix_(rows, columns, channels)] = value
-            canvas[np.ix_(rows + 1, columns + 1, channels)] = resc(
-                scaled, model.ints("level.to_context.exponent")[here], -511, 511
-            )
+            seen = np.clip(model.scaled("level.to_canvas", value, here), -127, 127)
+            channels = np.ix_(visit.rows, visit.columns, range(first, first + size))
+            y_hat[channels], canvas[channels] = value, seen
+            own = np.concatenate([own, seen, companded(seen)], -1)
             first += size
     for number, lane in enumerate(lanes):
         if lane.at != len(lane.rest):
@@ -364,37 +466,40 @@ def decode(data: bytes, payload: bytes, height: int, width: int, grey: bool, qua
 # ---- step 8 ----
 
 
-def linear(model: SpecModel, name: str, x: Floats) -> Floats:
-    return x @ model.floats(f"{name}.weight").T + model.floats(f"{name}.bias")
+def depthwise(model: SpecModel, name: str, v: Ints) -> Ints:
+    h, w, _ = v.shape
+    padded = np.pad(v, ((1, 1), (1, 1), (0, 0)))
+    taps = model.ints(f"{name}.taps")
+    sums = model.ints(f"{name}.bias")
+    for d in range(3):
+        for e in range(3):
+            sums = sums + taps[3 * d + e] * padded[d : d + h, e : e + w]
+    return np.clip(model.scaled(f"{name}.scale", sums), -127, 127)
 
 
-def depthwise(model: SpecModel, name: str, x: Floats) -> Floats:
-    h, w, _ = x.shape
-    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-    weight = model.floats(f"{name}.weight")
-    out = np.broadcast_to(model.floats(f"{name}.bias"), x.shape).copy()
-    for dy in range(3):
-        for dx in range(3):
-            out += weight[:, 0, dy, dx] * padded[dy : dy + h, dx : dx + w]
-    return out
+def linear(model: SpecModel, name: str, x: Ints) -> Ints:
+    sums = x @ model.ints(f"{name}.weight").T + model.ints(f"{name}.bias")
+    return model.scaled(f"{name}.scale", sums)
 
 
 def synthesise(data: bytes, y_hat: Ints, height: int, width: int, grey: bool, quality: int) -> Bytes:
     """The pixels of an image: (height, width, 3), or (height, width) for a grey one."""
     model = read_model(data)
     h, w, _ = y_hat.shape
-    y: Floats = y_hat.astype(np.float32) / np.float32(16) * model.floats("gain.synthesis")[quality - 1]
-    spatial: Floats = spatial_features(height, width, grey).astype(np.float32) / np.float32(256)
-    level: Floats = level_features(model, quality).astype(np.float32) / np.float32(256)
-    x: Floats = linear(model, "synthesis.first", y) + linear(model, "synthesis.static.spatial", spatial)
-    x = x + model.floats("synthesis.static.level.weight") @ level
+    top = 32639
+    y = np.clip(model.scaled("level.to_synthesis", y_hat, quality - 1), -top, top)
+    static = static_part(
+        model, "synthesis.static", spatial_features(height, width, grey), level_features(model, quality)
+    )
+    v = model.scaled("synthesis.first.scale", y @ model.whole("synthesis.first.weight").T) + static
+    v = np.clip(v, -top, top)
     for block in range(model.blocks):
-        name = f"synthesis.blocks.{block}"
-        a, b = np.split(linear(model, f"{name}.expand", depthwise(model, f"{name}.depthwise", x)), 2, -1)
-        gated: Floats = np.clip(a, 0, 6) * np.clip(b, -6, 6)
-        x = x + linear(model, f"{name}.project", gated)
-    out = linear(model, "synthesis.last", x).reshape(h, w, 3, 8, 8)
-    image = out.transpose(0, 3, 1, 4, 2).reshape(8 * h, 8 * w, 3)[:height, :width]
-    if grey:
-        image = image.mean(-1)
-    return np.clip(np.floor((image + 0.5) * 255 + 0.5), 0, 255).astype(np.uint8)
+        name = f"synthesis.{block}"
+        a, b = np.split(linear(model, f"{name}.expand", depthwise(model, f"{name}.depthwise", v)), 2, -1)
+        gated = np.clip(model.scaled(f"{name}.gate.scale", np.clip(a, 0, 1536) * np.clip(b, -1536, 1536)), -127, 127)
+        v = np.clip(v + linear(model, f"{name}.project", gated), -top, top)
+    sums = v @ model.whole("synthesis.last.weight").T + model.ints("synthesis.last.bias")
+    out = model.scaled("synthesis.last.scale", sums).reshape(h, w, 3, 8, 8)
+    samples = out.transpose(0, 3, 1, 4, 2).reshape(8 * h, 8 * w, 3)[:height, :width]
+    levels = (samples.sum(-1) + 24) // 48 if grey else (samples + 8) // 16
+    return np.clip(levels, 0, 255).astype(np.uint8)

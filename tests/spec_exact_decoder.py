@@ -10,7 +10,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -39,10 +39,24 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Ending:
+    interval: int
+    bits: int
+    extra: bytes
+
+
+@dataclass(frozen=True)
 class Scan:
-    padding: int
+    form: int
+    endings: tuple[Ending, ...]
+    zeros: dict[int, int]
+    stops: frozenset[int]
     left_out: tuple[LeftOut, ...]
     run: bytes
+
+    @property
+    def padding(self) -> int:
+        return self.form & 1
 
 
 @dataclass(frozen=True)
@@ -84,18 +98,94 @@ def read_recipe(header: bytes) -> Recipe:
     reader = Reader(header)
     reader.byte(1, 1)
     whole = reader.byte(0, 1) == 1
-    scans = []
-    for _ in range(reader.byte(1, 3)):
-        padding = reader.byte(0, 1)
-        left_out = []
-        for _ in range(reader.number()):
-            at = reader.number()
-            left_out.append(LeftOut(at, reader.take(reader.byte())))
-        run = reader.take(reader.number())
-        places = [part.at for part in left_out]
-        require(places == sorted(places) and max(places, default=0) <= len(run), "positions of segments")
-        scans.append(Scan(padding, tuple(left_out), run))
+    count = reader.byte(1)
+    require(count <= 100 or count >= 128, "number of scans")
+    scans = [read_scan_record(reader) for _ in range(count if count <= 100 else 1)]
+    require(scans[0].run[:2] == b"\xff\xd8", "the first run does not begin a file")
+    if count >= 128:
+        scans += script_scans((count - 128) // 2, count % 2 == 1, scans[0])
     return Recipe(whole, tuple(scans), header[reader.at :])
+
+
+def read_scan_record(reader: Reader) -> Scan:
+    form = reader.byte(0, 31)
+    endings, zeros, stops, left_out = [], {}, [], []
+    place = 0
+    for _ in range(reader.number() if form & 2 else 0):
+        place += reader.number()
+        bits = reader.byte()
+        endings.append(Ending(place, bits, reader.take(reader.number())))
+    place = 0
+    for _ in range(reader.number() if form & 4 else 0):
+        place += reader.number()
+        zeros[place] = reader.byte()
+    place = 0
+    for _ in range(reader.number() if form & 8 else 0):
+        place += reader.number()
+        stops.append(place)
+    for _ in range(reader.number()):
+        at = reader.number()
+        left_out.append(LeftOut(at, reader.take(reader.byte(0, 8))))
+    require(len(left_out) <= 32, "segments left out")
+    run = reader.take(reader.number())
+    places = [part.at for part in left_out]
+    require(places == sorted(places) and max(places, default=0) <= len(run), "positions of segments")
+    return Scan(form, tuple(endings), zeros, frozenset(stops), tuple(left_out), run)
+
+
+# ---- JPEG header: scan scripts ----
+
+Bands = list[tuple[tuple[int, ...], int, int, int, int]]
+"""Of each scan its components, Ss, Se, Ah and Al."""
+
+
+def script_of(s: int, n: int) -> Bands:
+    require(n in ((3,), (1, 3, 4), (3,), (3,))[s], "a script for another number of components")
+    every = tuple(range(n))
+    if s == 0:
+        lines = "012 0 0 0 1, 0 1 5 0 2, 2 1 63 0 1, 1 1 63 0 1, 0 6 63 0 2, 0 1 63 2 1, 012 0 0 1 0, 2 1 63 1 0, "
+        lines += "1 1 63 1 0, 0 1 63 1 0"
+    elif s == 1:
+        bands: Bands = [(every, 0, 0, 0, 1)]
+        for first, last, high, low in ((1, 5, 0, 2), (6, 63, 0, 2), (1, 63, 2, 1)):
+            bands += [((k,), first, last, high, low) for k in every]
+        return [*bands, (every, 0, 0, 1, 0), *(((k,), 1, 63, 1, 0) for k in every)]
+    else:
+        lines = "012 0 0 0 0, " if s == 2 else "0 0 0 0 0, 1 0 0 0 0, 2 0 0 0 0, "
+        lines += "0 1 8 0 2, 1 1 8 0 0, 2 1 8 0 0, 0 9 63 0 2, 0 1 63 2 1, 0 1 63 1 0, 1 9 63 0 0, 2 9 63 0 0"
+    split = [line.split() for line in lines.split(", ")]
+    return [(tuple(map(int, c)), int(a), int(b), int(high), int(low)) for c, a, b, high, low in split]
+
+
+def script_scans(s: int, joined: bool, first: Scan) -> list[Scan]:
+    """The scans after the first."""
+    require(s <= 3, "there is no such script")
+    state = State()
+    opening = state.read(first.run, b"")
+    assert state.frame is not None  # a scan has one
+    components = state.frame.components
+    destinations = [1] * len(components)
+    for part in opening.parts:
+        destinations[part.component] = part.dc
+    scans = []
+    for members, start, stop, high, low in script_of(s, len(components))[1:]:
+        body = [len(members)]
+        tables: list[int] = []
+        for k in members:
+            dc = destinations[k] if start == high == 0 else 0
+            ac = destinations[k] if stop else 0
+            body += [components[k].number, 16 * dc + ac]
+            if start == high == 0:
+                tables.append(OPTIMISED + dc)
+            elif stop:
+                tables.append(OPTIMISED + AC + ac)
+        body += [start, stop, 16 * high + low]
+        tables = list(dict.fromkeys(tables))
+        groups = [tables] if joined and tables else [[name] for name in tables]
+        run = b"\xff\xda" + (len(body) + 2).to_bytes(2, "big") + bytes(body)
+        left_out = tuple(LeftOut(0, bytes(group)) for group in groups)
+        scans.append(Scan(first.padding, (), {}, frozenset(), left_out, run))
+    return scans
 
 
 # ---- JPEG header: what the runs say ----
@@ -152,26 +242,39 @@ class Part:
     ac: int
 
 
+@dataclass(frozen=True)
+class ScanHeader:
+    parts: tuple[Part, ...]
+    start: int
+    stop: int
+    high: int
+    low: int
+
+
 class State:
     """What the segments read so far have defined, but for Huffman tables."""
 
     def __init__(self) -> None:
         self.frame: Frame | None = None
+        self.progressive = False
         self.restart = 0
         self.quantisation: dict[int, tuple[int, ...]] = {}
         self.scanned: dict[int, tuple[int, ...]] = {}
-        """Of each component that was in a scan: its quantisation table then."""
+        """Of each component that was in a scan: its quantisation table when its first one began."""
+        self.bits: dict[tuple[int, int], int] = {}
+        """Of each coefficient of each component that was in a scan: Al of the last one."""
 
-    def read(self, run: bytes) -> tuple[Part, ...]:
-        """Reads a run, and gives the components of the scan that it ends with."""
-        scan: tuple[Part, ...] = ()
+    def read(self, run: bytes, following: bytes) -> ScanHeader:
+        """Reads a run, and gives the scan that it ends with; following is what comes after that scan."""
+        scan: ScanHeader | None = None
         for marker, body in segments(run):
-            require(not scan, "a run goes on after its scan header")
+            require(scan is None, "a run goes on after its scan header")
             reader = Reader(body)
-            if marker in (0xC0, 0xC1):
+            if marker in (0xC0, 0xC1, 0xC2):
                 require(self.frame is None, "a second frame")
                 self.frame = read_frame(reader)
-            elif 0xC2 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                self.progressive = marker == 0xC2
+            elif 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
                 raise ValueError("a frame of another kind")
             elif marker == 0xDB:
                 while reader.at < len(body):
@@ -183,10 +286,17 @@ class State:
                 self.restart = reader.short()
             elif marker == 0xDA:
                 scan = self.read_scan(reader)
-        require(scan, "a run without a scan header")
+        if scan is None:
+            raise ValueError("a run without a scan header")
+        assert self.frame is not None  # a scan has one
+        if self.frame.height == 0:
+            marker, body = next(segments(following))
+            require(marker == 0xDC and len(body) == 2, "a frame without a height")
+            self.frame = replace(self.frame, height=int.from_bytes(body, "big"))
+        check_size(self.frame)
         return scan
 
-    def read_scan(self, reader: Reader) -> tuple[Part, ...]:
+    def read_scan(self, reader: Reader) -> ScanHeader:
         frame = self.frame
         if frame is None:
             raise ValueError("a scan without a frame")
@@ -195,40 +305,54 @@ class State:
         for _ in range(reader.byte(1, len(numbers))):
             number, tables = reader.byte(), reader.byte()
             require(number in numbers, "a component that is not in the frame")
-            k = numbers.index(number)
-            table = frame.components[k].table
-            require(k not in self.scanned, "a component's second scan")
+            parts.append(Part(numbers.index(number), tables >> 4, tables & 15))
+        start, stop, bits = reader.byte(), reader.byte(), reader.byte()
+        scan = ScanHeader(tuple(parts), start, stop, bits >> 4, bits & 15)
+        if not self.progressive:
+            scan = ScanHeader(tuple(parts), 0, 63, 0, 0)
+        elif start or stop:
+            require(1 <= start <= stop <= 63 and len(parts) == 1, "Ss and Se")
+        require(scan.low <= 13 and scan.high in (0, scan.low + 1), "Ah and Al")
+        for part in parts:
+            table = frame.components[part.component].table
             require(table in self.quantisation, "no quantisation table")
-            self.scanned[k] = self.quantisation[table]
-            parts.append(Part(k, tables >> 4, tables & 15))
-        return tuple(parts)
+            self.scanned.setdefault(part.component, self.quantisation[table])
+            for number in range(scan.start, scan.stop + 1):
+                before = self.bits.get((part.component, number), 0 if scan.high == 0 else -1)
+                coded = (part.component, number) in self.bits
+                require(coded == (scan.high > 0) and before == scan.high, "a scan out of its turn")
+                self.bits[part.component, number] = scan.low
+        return scan
 
 
 def segments(run: bytes) -> Iterator[tuple[int, bytes]]:
-    reader = Reader(run)
-    while reader.at < len(run):
-        reader.byte(255, 255)
-        marker = reader.byte()
-        while marker == 255:
-            marker = reader.byte()
-        if marker != 0xD8:
-            yield marker, reader.take(reader.short() - 2)
+    alone = {0, 1, *range(0xD0, 0xD9), 255}
+    at = 0
+    while at + 1 < len(run):
+        if run[at] != 255 or run[at + 1] in alone:
+            at += 1
+            continue
+        reader = Reader(run[at + 2 :])
+        yield run[at + 1], reader.take(reader.short() - 2)
+        at += 2 + reader.at
 
 
 def read_frame(reader: Reader) -> Frame:
     reader.byte(8, 8)
     height, width = reader.short(), reader.short()
-    require(1 <= height <= 4096 and 1 <= width <= 4096, "size of the frame")
     components = []
     for _ in range(reader.byte()):
         number, sampling = reader.byte(), reader.byte()
         components.append(Component(number, sampling >> 4, sampling & 15, reader.byte()))
         require(1 <= components[-1].h <= 4 and 1 <= components[-1].v <= 4, "sampling factors")
-    require(len(components) in (1, 3), "number of components")
-    frame = Frame(height, width, tuple(components))
-    coefficients = sum(64 * math.prod(frame.mcus) * c.h * c.v for c in components)
-    require(coefficients <= 50_331_648, "too many coefficients")
-    return frame
+    require(len(components) in (1, 3, 4), "number of components")
+    return Frame(height, width, tuple(components))
+
+
+def check_size(frame: Frame) -> None:
+    require(1 <= frame.height <= 4096 and 1 <= frame.width <= 4096, "size of the frame")
+    coefficients = sum(64 * math.prod(frame.mcus) * c.h * c.v for c in frame.components)
+    require(coefficients <= 67_108_864, "too many coefficients")
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -240,7 +364,8 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Symbol:
-    """A Huffman coded symbol of a table (`destination`, with AC added), and the bits that follow it."""
+    """A Huffman coded symbol of a table (`destination`, with AC added; none where that is negative), and the bits that
+    follow it."""
 
     table: int
     value: int
@@ -254,14 +379,11 @@ def rebuild_file(jpeg_header: bytes, coefficients: Sequence[Ints]) -> bytes:
     state = State()
     tables = dict(standard_tables())
     out = bytearray()
-    for scan in recipe.scans:
+    for number, scan in enumerate(recipe.scans):
         # what is left out are whole segments: the scan is known without them
-        parts = state.read(scan.run)
-        assert state.frame is not None  # a scan has one
-        intervals = [
-            [symbol for mcu in interval for symbol in mcu]
-            for interval in scan_symbols(state.frame, parts, state.restart, coefficients)
-        ]
+        following = recipe.scans[number + 1].run if number + 1 < len(recipe.scans) else recipe.tail
+        header = state.read(scan.run, following)
+        intervals = scan_symbols(state, header, scan, coefficients)
         used = {s.table: Counter[int]() for interval in intervals for s in interval}
         for interval in intervals:
             for symbol in interval:
@@ -277,10 +399,11 @@ def rebuild_file(jpeg_header: bytes, coefficients: Sequence[Ints]) -> bytes:
                 read_tables(body, tables)
         codes = {name: codes_of(table) for name, table in tables.items()}
         out += run
-        for number, interval in enumerate(intervals):
-            if number:
-                out += bytes([255, 0xD0 + (number - 1) % 8])
-            out += entropy_coded(interval, codes, scan.padding)
+        odd = {ending.interval: ending for ending in scan.endings}
+        for n, interval in enumerate(intervals):
+            if n:
+                out += bytes([255, 0xD0 + (n - 1) % 8])
+            out += entropy_coded(interval, codes, scan.padding, odd.get(n))
     return bytes(out) + recipe.tail
 
 
@@ -292,26 +415,34 @@ def read_tables(body: bytes, tables: dict[int, Table]) -> None:
         tables[name] = bits, reader.take(sum(bits))
 
 
-def scan_symbols(
-    frame: Frame, parts: Sequence[Part], restart: int, coefficients: Sequence[Ints]
-) -> list[list[list[Symbol]]]:
-    """Of each restart interval, of each MCU: its symbols."""
-    intervals: list[list[list[Symbol]]] = []
-    predictions: dict[int, int] = {}
-    for number, mcu in enumerate(scan_blocks(frame, parts)):
-        if number == 0 or (restart and number % restart == 0):
+def scan_symbols(state: State, header: ScanHeader, scan: Scan, coefficients: Sequence[Ints]) -> list[list[Symbol]]:
+    """Of each restart interval its symbols."""
+    frame = state.frame
+    assert frame is not None
+    coder: SequentialCoder | DcCoder | AcCoder
+    if not state.progressive:
+        coder = SequentialCoder(scan)
+    elif header.stop == 0:
+        coder = DcCoder(header)
+    else:
+        coder = AcCoder(header, scan)
+    intervals: list[list[Symbol]] = []
+    block_number = 0
+    for number, mcu in enumerate(scan_blocks(frame, header.parts)):
+        if number == 0 or (state.restart and number % state.restart == 0):
+            if intervals:
+                intervals[-1] += coder.finish()
             intervals.append([])
-            predictions = {part.component: 0 for part in parts}
-        symbols: list[Symbol] = []
+            known: dict[int, int] = {}
         for part, row, column in mcu:
             array = coefficients[part.component]
-            prediction = predictions[part.component]
-            block = [prediction] + [0] * 63
+            block = [known.get(part.component, 0)] + [0] * 63
             if row < array.shape[0] and column < array.shape[1]:
                 block = array[row, column].tolist()
-            symbols += block_symbols(block, prediction, part)
-            predictions[part.component] = block[0]
-        intervals[-1].append(symbols)
+            intervals[-1] += coder.block(part, block, known.get(part.component), block_number)
+            known[part.component] = block[0]
+            block_number += 1
+    intervals[-1] += coder.finish()
     return intervals
 
 
@@ -330,19 +461,117 @@ def scan_blocks(frame: Frame, parts: Sequence[Part]) -> Iterator[list[tuple[Part
             yield mcu
 
 
-def block_symbols(block: Sequence[int], prediction: int, part: Part) -> Iterator[Symbol]:
-    yield amplitude(part.dc, 0, block[0] - prediction)
+class SequentialCoder:
+    def __init__(self, scan: Scan) -> None:
+        self.scan = scan
+
+    def block(self, part: Part, block: Sequence[int], before: int | None, number: int) -> Iterator[Symbol]:
+        yield amplitude(part.dc, 0, block[0] - (before or 0))
+        yield from ac_symbols(AC + part.ac, block, 1, self.scan.zeros.get(number, 0), Symbol(AC + part.ac, 0, 0, 0))
+
+    def finish(self) -> list[Symbol]:
+        return []
+
+
+def ac_symbols(table: int, block: Sequence[int], first: int, more: int, end: Symbol | None) -> Iterator[Symbol]:
+    """Values of a block from `first` on, odd zeros, and, where zeros are left, what stands for its end."""
     zeros = 0
-    for value in block[1:]:
+    for value in block[first:]:
         if value == 0:
             zeros += 1
             continue
         for _ in range(zeros // 16):
-            yield Symbol(AC + part.ac, 0xF0, 0, 0)
-        yield amplitude(AC + part.ac, zeros % 16, value)
+            yield Symbol(table, 0xF0, 0, 0)
+        yield amplitude(table, zeros % 16, value)
         zeros = 0
-    if zeros:
-        yield Symbol(AC + part.ac, 0, 0, 0)
+    for _ in range(min(more, zeros // 16)):
+        yield Symbol(table, 0xF0, 0, 0)
+        zeros -= 16
+    if zeros and end is not None:
+        yield end
+
+
+class DcCoder:
+    def __init__(self, header: ScanHeader) -> None:
+        self.header = header
+
+    def block(self, part: Part, block: Sequence[int], before: int | None, number: int) -> Iterator[Symbol]:
+        value = block[0] >> self.header.low
+        if self.header.high:
+            yield Symbol(-1, 0, value & 1, 1)
+        else:
+            yield amplitude(part.dc, 0, value - ((before or 0) >> self.header.low))
+
+    def finish(self) -> list[Symbol]:
+        return []
+
+
+class AcCoder:
+    """AC coefficients of a progressive scan, and the run of ends that is not coded yet."""
+
+    def __init__(self, header: ScanHeader, scan: Scan) -> None:
+        self.header = header
+        self.scan = scan
+        self.table = AC + header.parts[0].ac
+        self.run = 0
+        self.corrections: list[Symbol] = []
+
+    def block(self, part: Part, block: Sequence[int], before: int | None, number: int) -> Iterator[Symbol]:
+        low = self.header.low
+        band = [abs(v) >> low if v > 0 else -(abs(v) >> low) for v in block[self.header.start : self.header.stop + 1]]
+        more = self.scan.zeros.get(number, 0)
+        left: list[Symbol] | None
+        if self.header.high:
+            symbols, left = refinement(self.table, band, more)
+        else:
+            symbols = list(ac_symbols(self.table, band, 0, more, Symbol(-1, 0, 0, 0)))
+            left = [] if symbols and symbols[-1].table < 0 else None
+            symbols = symbols[:-1] if left is not None else symbols
+        if symbols:
+            yield from self.finish()
+            yield from symbols
+        if left is not None:
+            self.run += 1
+            self.corrections += left
+        limit = math.inf if self.scan.form & 16 else 937
+        if number in self.scan.stops or self.run == 32767 or len(self.corrections) > limit:
+            yield from self.finish()
+
+    def finish(self) -> list[Symbol]:
+        """The run of ends, with the correction bits of its blocks."""
+        symbols: list[Symbol] = []
+        if self.run:
+            size = self.run.bit_length() - 1
+            symbols = [Symbol(self.table, 16 * size, self.run - 2**size, size), *self.corrections]
+        self.run, self.corrections = 0, []
+        return symbols
+
+
+def refinement(table: int, band: Sequence[int], more: int) -> tuple[list[Symbol], list[Symbol] | None]:
+    """What is coded of a block, and the correction bits that go with its end, None where it has no end."""
+    symbols: list[Symbol] = []
+    at = zeros = 0
+    waiting: list[Symbol] = []
+    """Correction bits since the last symbol; each run of 16 zeros takes those that it passes."""
+    runs: list[list[Symbol]] = []
+    for i, value in enumerate(band):
+        if abs(value) > 1:
+            waiting.append(Symbol(-1, 0, abs(value) & 1, 1))
+        elif value == 0:
+            zeros += 1
+            if zeros == 16:
+                runs.append(waiting)
+                waiting, zeros = [], 0
+                at = i + 1 if more and not any(abs(v) == 1 for v in band[i + 1 :]) else at
+                if at == i + 1:
+                    symbols += [s for run in runs for s in (Symbol(table, 0xF0, 0, 0), *run)]
+                    runs, more = [], more - 1
+        else:
+            symbols += [s for run in runs for s in (Symbol(table, 0xF0, 0, 0), *run)]
+            symbols += [Symbol(table, 16 * zeros + 1, int(value > 0), 1), *waiting]
+            waiting, runs, zeros, at = [], [], 0, i + 1
+    left = [s for run in runs for s in run] + waiting
+    return symbols, left if at < len(band) else None
 
 
 def amplitude(table: int, zeros: int, value: int) -> Symbol:
@@ -351,18 +580,23 @@ def amplitude(table: int, zeros: int, value: int) -> Symbol:
     return Symbol(table, 16 * zeros + size, value if value >= 0 else value + 2**size - 1, size)
 
 
-def entropy_coded(symbols: Sequence[Symbol], codes: Mapping[int, Mapping[int, str]], padding: int) -> bytes:
+def entropy_coded(
+    symbols: Sequence[Symbol], codes: Mapping[int, Mapping[int, str]], padding: int, odd: Ending | None
+) -> bytes:
     bits = []
     for symbol in symbols:
-        code = codes.get(symbol.table, {}).get(symbol.value)
-        if code is None:
-            raise ValueError("a symbol that has no code")
-        bits.append(code)
+        if symbol.table >= 0:
+            code = codes.get(symbol.table, {}).get(symbol.value)
+            if code is None:
+                raise ValueError("a symbol that has no code")
+            bits.append(code)
         if symbol.count:
             bits.append(f"{symbol.extra:0{symbol.count}b}")
     text = "".join(bits)
-    text += str(padding) * (-len(text) % 8)
-    return int(text or "0", 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
+    fill = f"{odd.bits:08b}" if odd else str(padding) * 8
+    text += fill[8 - (-len(text) % 8) :]
+    data = int(text or "0", 2).to_bytes(len(text) // 8, "big") + (odd.extra if odd else b"")
+    return data.replace(b"\xff", b"\xff\0")
 
 
 def codes_of(table: Table) -> dict[int, str]:
@@ -522,9 +756,9 @@ def log(q: int) -> int:
     return round(128 * math.log2(q))
 
 
-def plane_of(frame: Frame, k: int, whole: bool, steps: tuple[int, ...]) -> Plane:
+def plane_of(frame: Frame, k: int, blocks: tuple[int, int], steps: tuple[int, ...]) -> Plane:
     component = frame.components[k]
-    rows, columns = frame.blocks(k, whole)
+    rows, columns = blocks
     needed = frame.touched(k)
     height, width = frame.size(k)
     spatial = spatial_features(
@@ -576,13 +810,42 @@ def decode_coefficients(
     check_model(arrays, architecture)
     recipe = read_recipe(jpeg_header)
     state = State()
-    for scan in recipe.scans:
-        state.read(scan.run)
+    for number, scan in enumerate(recipe.scans):
+        state.read(scan.run, recipe.scans[number + 1].run if number + 1 < len(recipe.scans) else recipe.tail)
     frame = state.frame
     assert frame is not None  # a scan has one
     require(len(state.scanned) == len(frame.components), "a component without a scan")
-    names = ("y", "cb", "cr")[: len(frame.components)]
-    planes = {name: plane_of(frame, k, recipe.whole, state.scanned[k]) for k, name in enumerate(names)}
+    count = len(frame.components)
+    if count < 4:
+        return decode_part(payload, frame, range(count), recipe.whole, state.scanned, arrays, architecture)
+    reader = Reader(payload)
+    first = reader.take(reader.number())
+    parts = ((first, range(3)), (payload[reader.at :], range(3, 4)))
+    found: list[Ints] = []
+    for data, numbers in parts:
+        found += decode_part(data, frame, numbers, recipe.whole, state.scanned, arrays, architecture)
+    return found
+
+
+def decode_part(
+    payload: bytes,
+    whole_frame: Frame,
+    numbers: range,
+    whole: bool,
+    scanned: Mapping[int, tuple[int, ...]],
+    arrays: Mapping[str, NDArray],
+    architecture: Mapping[str, Any],
+) -> list[Ints]:
+    """Of these components of the frame, as if they were a file of their own."""
+    components = tuple(whole_frame.components[k] for k in numbers)
+    v, h = max(c.v for c in components), max(c.h for c in components)
+    size = ceil_div(whole_frame.height * v, whole_frame.v_max), ceil_div(whole_frame.width * h, whole_frame.h_max)
+    frame = Frame(*size, components)
+    names = ("y", "cb", "cr")[: len(components)]
+    planes = {}
+    for name, k in zip(names, numbers, strict=True):
+        rows, columns = whole_frame.blocks(k, whole)
+        planes[name] = plane_of(frame, k - numbers[0], (rows, columns), scanned[k])
     lane = Lane(payload)
     for name in ("cb", "cr", "y"):
         if name in planes:

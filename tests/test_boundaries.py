@@ -21,9 +21,6 @@ ORDER = (
 )  # fmt: skip
 """Rooms and modules at the top level. Each imports only from those after it."""
 
-UPWARD = {"jpeg/file.py -> images/probe.py", "jpeg/markers.py -> images/probe.py"}
-"""Imports against ORDER that wait to be put right."""
-
 HEAVY = {
     "ray": ("run/executor.py", "training/ray_workers.py", "cli/job_client.py", "cli/job_entry.py"),
     "typer": ("cli/",),
@@ -36,9 +33,6 @@ HEAVY = {
 }
 """Library -> the files, or rooms, that may import it."""
 
-TWICE = {"Scan"}
-"""Names of two classes that wait to be told apart."""
-
 MOST_ROOMS, MOST_ARROWS = 22, 80
 MOST_ARGUMENTS, MOST_LINES = 6, 60
 
@@ -48,23 +42,27 @@ WIDE = {
     "codecs/exact/codec.py:_Recorder.code": _VISIT,
     "codecs/exact/codec.py:_Player.code": _VISIT,
     "codecs/exact/context.py:Coder.code": _VISIT,
+    **{
+        f"codecs/latent/device_passes.py:{name}": _KERNEL
+        for name in (
+            *("gather", "rectify", "predict", "quantise", "absorb"),
+            *("begin_stream", "gate", "to_colour", "to_grey"),
+        )
+    },
+    "codecs/latent/device_passes.py": "the passes of Numba's kernels on another device, with their arguments",
     "codecs/rans.py:_push_numpy": _KERNEL,
     "codecs/rans.py:_pop_numpy": _KERNEL,
+    "jpeg/scans.py:_decode": "the parts of a walk over one scan, called once",
     "run/pipeline.py:verify": "public: what to check, how to run, and whom to tell",
     "run/restore_shard.py:restore_shard": "a unit, where from, where to, how, with what, and whom to tell",
     "sources/zip_file.py:_content": "fields of a header that stands in the file once",
     "training/run.py:fit": "what, where and how long; whom to tell and to ask, and a clock for tests",
 }
-"""Functions of more than MOST_ARGUMENTS arguments, and why they have them."""
+"""Functions, or files of such, of more than MOST_ARGUMENTS arguments, and why they have them."""
 
-_SCAN = "a kernel of Numba, for which every call inside costs"
 LONG = {
     "cli/compare.py:compare": "flags and their help",
     "images/probe.py:_read_png": "a walk over chunks, one branch for each kind",
-    "jpeg/huffman.py:decode_scan": _SCAN,
-    "jpeg/huffman.py:encode_scan": _SCAN,
-    "jpeg/huffman.py:optimal_table": "the procedure of T.81 K.2, step by step",
-    "jpeg/probe.py:_decode": _SCAN,
 }
 """Functions of more than MOST_LINES lines, and why they are not divided."""
 
@@ -145,7 +143,7 @@ def test_imports_go_down() -> None:
         for target in sorted(targets)
         if ORDER.index(room_of(path)) > ORDER.index(room_of(target))
     ]
-    assert set(upward) == UPWARD
+    assert not upward
 
 
 def test_few_rooms_know_each_other() -> None:
@@ -199,7 +197,8 @@ def test_functions_take_few_arguments() -> None:
         for name, function in functions()
         if width(function) > MOST_ARGUMENTS and not name.startswith("cli/") and not is_kernel(function)
     }
-    assert not wide - set(WIDE)
+    wide |= {name.split(":")[0] for name in wide if name.split(":")[0] in WIDE}
+    assert not {name for name in wide if name.split(":")[0] not in WIDE} - set(WIDE)
     assert not set(WIDE) - wide, "no longer so: take it off the list"
 
 
@@ -211,7 +210,7 @@ def test_functions_are_short() -> None:
 
 def test_a_class_has_a_name_of_its_own() -> None:
     names = Counter(node.name for tree in sources().values() for node in tree.body if isinstance(node, ast.ClassDef))
-    assert {name for name, count in names.items() if count > 1} == TWICE
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_a_constant_has_one_value() -> None:

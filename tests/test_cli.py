@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from zippy_batch.cli.app import app
-from zippy_batch.cli.progress import LineWriter, duration_text, facts, showing
+from zippy_batch.cli.progress import LineWriter, Shown, duration_text, facts, showing
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions, TrainOptions, combine, load_preset
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.run import pipeline
@@ -450,7 +450,7 @@ def test_without_a_terminal_there_are_few_lines() -> None:
 
 def test_a_short_run_without_a_terminal_says_nothing() -> None:
     out = io.StringIO()
-    with showing("archive", out) as watch:
+    with showing("archive", stream=out) as watch:
         watch(at(10, 0.1))
     assert out.getvalue() == ""
 
@@ -461,7 +461,7 @@ def test_on_a_terminal_there_is_a_bar_that_goes_away() -> None:
             return True
 
     out = Terminal()
-    with showing("archive", out) as watch:
+    with showing("archive", stream=out) as watch:
         watch(at(250, 2.0))
     assert "125 images/s" in out.getvalue()
 
@@ -469,6 +469,49 @@ def test_on_a_terminal_there_is_a_bar_that_goes_away() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(44.6, "45 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_durations_read_like_durations(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+def test_progress_as_json_is_a_line_a_second_and_where_the_run_ended() -> None:
+    out = io.StringIO()
+    with showing("archive", Shown("json"), out) as watch:
+        for images in range(0, 501, 10):
+            watch(at(images, 2.0))
+    first, *_, last = map(json.loads, out.getvalue().splitlines())
+    assert (first["command"], first["done"], first["total"], first["seconds_left"]) == ("archive", 0, 1000, None)
+    assert (last["done"], last["rate"], last["seconds_left"]) == (500, 250.0, 2.0)
+
+
+def test_quiet_leaves_errors_and_what_was_asked_for_as_json(
+    run: Run, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run("archive", "in", "out.parquet", "--quiet")
+    assert done.stdout == ""
+    assert "before you delete" not in done.stderr
+    assert json.loads(run("archive", "in", "out.parquet", "--quiet", "--json").stdout)
+    monkeypatch.setattr(pipeline, "archive", failing(UsageError("no such place")))
+    assert run("archive", "in", "out.parquet", "--quiet").stderr == "error: no such place\n"
+    assert run("archive", "in", "out.parquet", "--progress", "xml").exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["archive", "restore", "stats", "verify", "compare", "train", "models", "submit"])
+def test_help_speaks_no_python(run: Run, command: str) -> None:
+    text = run(command, "--help").stdout
+    assert not re.search(r"<\w+|list\[|\bNone\b|\{[A-Z]", text)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["restore", "a.parquet", "-"], "error: - is no path"),
+        (["archive", "-", "a.parquet"], "error: - is no path"),
+        (["compare", "s3://bucket/faces"], "s3://bucket/faces: compare works with files of this machine"),
+        (["train", "s3://bucket/faces", "-o", "m.safetensors"], "train works with files of this machine"),
+    ],
+)
+def test_what_is_no_path_of_this_machine_is_refused(run: Run, args: list[str], said: str) -> None:
+    done = run(*args)
+    assert done.exit_code == 2
+    assert said in done.stderr
 
 
 # the whole thing

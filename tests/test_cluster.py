@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from zippy_batch.run.executor import (
     _workers_that_fit,
     choose_layout,
     choose_training_layout,
+    connected,
     run_units,
     settle_device,
 )
@@ -177,3 +179,24 @@ def test_a_team_on_this_machine_has_its_gpus(monkeypatch: pytest.MonkeyPatch) ->
     assert choose_training_layout("cuda", RunOptions(workers=2)).gpus == 1
     with pytest.raises(UsageError, match="--workers 3: each takes a GPU, and here are 2"):
         choose_training_layout("cuda", RunOptions(workers=3))
+
+
+def test_a_port_that_nobody_listens_at_is_named_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    refusal = f"cannot join the Ray cluster at '{address}': Connection refused; is its head running"
+    with pytest.raises(UsageError, match=refusal), connected(address, cpus=None):
+        pass
+
+
+def test_a_temporary_directory_that_is_too_long_for_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: object) -> None:
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes: /long/ray/session/sockets/plasma_store")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setenv("RAY_TMPDIR", "/long")
+    refusal = "its sockets, in /long, have longer names than the system allows; set RAY_TMPDIR to a short path"
+    with pytest.raises(UsageError, match=refusal), connected(None, cpus=1):
+        pass

@@ -286,7 +286,7 @@ def test_tables_redefined_between_scans_belong_to_the_scan_before_which_they_sta
         return b"\xff\xdb" + struct.pack(">HB", 67, 0) + bytes([value] * 64)
 
     def scan(component: int) -> bytes:
-        return b"\xff\xda" + struct.pack(">HBBB", 8, 1, component, 0) + b"\0\x3f\0" + b"\x12\x34"
+        return b"\xff\xda" + struct.pack(">HBBB", 8, 1, component, 0) + b"\0\x3f\0" + b"\x2b"
 
     frame = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 8, 8, 3) + b"\1\x11\0" + b"\2\x11\0" + b"\3\x11\0"
     data = b"\xff\xd8" + table(5) + frame + scan(1) + table(9) + scan(2) + scan(3) + b"\xff\xd9"
@@ -316,7 +316,7 @@ def test_hostile_containers_take_bounded_time() -> None:
     assert reason_of(SAMPLES["png"][:33] + empty_chunk * 1_500_000) == probe.CORRUPT
     assert reason_of(b"\xff\xd8" + b"\xff\xfe\0\2" * 2_000_000) == probe.CORRUPT
     assert reason_of(b"\xff\xd8" + b"\xff" * 20_000_000) == probe.TRUNCATED
-    assert reason_of(b"\xff\xd8\xff\xd0" + b"\xff\xd0" * 5_000_000) == probe.CORRUPT
+    assert reason_of(b"\xff\xd8\xff\xd0" + b"\xff\xd0" * 5_000_000) == probe.TRUNCATED
     assert reason_of(b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\0" * 2_000_000) == probe.CORRUPT
     assert time.perf_counter() - started < 60
 

@@ -154,9 +154,8 @@ def test_output_that_exists_is_left_alone(faces: Path, output: Path) -> None:
     assert stats(output).options["quality"] == 50
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
-def test_overwrite_replaces_archives_of_every_format(faces: Path, version: str, tmp_path: Path) -> None:
-    shutil.copytree(Path(__file__).parent / "golden" / version, tmp_path / "out")
+def test_overwrite_replaces_an_archive_of_another_writer(faces: Path, tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parent / "golden" / f"v{FORMAT_VERSION}", tmp_path / "out")
     assert make(faces, tmp_path / "out", run=OVERWRITE).total.images == 12
 
 

@@ -163,3 +163,28 @@ def test_sizes_have_three_digits(size: int, text: str) -> None:
 def test_lines_pickle() -> None:
     sample = line(0, quality=Quality.of([(30.0, 0.9)]), kept_raw={"corrupt": 1})
     assert pickle.loads(pickle.dumps(sample)) == sample
+
+
+WIDE = Line(
+    0, 4096, 10**9, 10**8, 4000, 10**8, 10**9, 10**9, 50, 10**6, 10**7, quality=Quality.of([(31.4, 0.91)]), seconds=9.5
+)
+
+
+@pytest.mark.parametrize("columns", [60, 72, 80, 100, None])
+def test_a_table_fits_its_terminal_and_says_what_it_leaves_out(columns: int | None) -> None:
+    report = ArchiveReport("a", (WIDE,), WIDE, {}, {})
+    lines = report.lines(columns)
+    end = next(i for i, line in enumerate(lines) if line.startswith("exact:"))
+    rows = [line for line in lines[:end] if not line.startswith("not shown")]
+    assert len(rows) == 3
+    assert max(map(len, rows)) <= (columns or 1000)
+    assert all(name in rows[0] for name in ("shard", "images", "archive", "ratio", "raw"))
+    left_out = ["worst SSIM"] if columns else []
+    assert [name for name in left_out if not any(name in line for line in lines[:end])] == []
+
+
+def test_one_is_not_counted_as_many() -> None:
+    facts = replace(RUN, images=1, empty_directories=1)
+    lines = ArchiveReport("a", (WIDE,), WIDE, {}, {}, run=facts).lines()
+    assert any(line.startswith("1 image in 2.0 s") for line in lines)
+    assert "1 empty directory is not in the archive, which holds files" in lines

@@ -197,3 +197,10 @@ def test_several_patterns_select_what_any_of_them_matches(faces: Path, tmp_path:
     assert {path.split(b".")[0] for path in files_of(tmp_path / "back")} == {b"sub/0", b"sub/1", b"3"}
     with pytest.raises(UsageError, match=r"no row of .* matches '\*\.gif' or '\*\.bmp'$"):
         back(made, tmp_path / "none", options=RestoreOptions(device="cpu", select=("*.gif", "*.bmp")))
+
+
+def test_a_directory_named_like_a_file_is_made_only_by_who_means_it(notes: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"files are restored to a directory, and its name ends in \.tar"):
+        back(notes, tmp_path / "back.tar")
+    (tmp_path / "back.tar").mkdir()
+    back(notes, tmp_path / "back.tar")

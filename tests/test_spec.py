@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,12 @@ from numpy.typing import NDArray
 from spec_decoder import SpecError
 from tiny import pictures, tiny_model
 
+from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.schema import FORMAT_VERSION
 from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem
 from zippy_batch.codecs.model_file import load_model, model_from_bytes, serialise
-from zippy_batch.errors import ModelError
 
-GOLDEN = Path(__file__).parent / "golden" / "v1.parquet"
+GOLDEN = Path(__file__).parent / "golden" / f"v{FORMAT_VERSION}.parquet"
 SIZES = [(1, 1), (7, 9), (42, 42), (33, 57), (3, 41)]
 
 
@@ -31,13 +31,8 @@ def compare(codec: LatentCodec, model: bytes, item: LatentItem) -> None:
     found = spec_decoder.decode(model, item.payload, *shape)
     wanted, damage = codec.decode_symbols([item])
     assert damage == {}
-    assert np.array_equal(found, wanted[0].numpy())
-    pixels = spec_decoder.synthesise(model, found, *shape)
-    image = codec.decode([item])[0]
-    assert pixels.shape == image.shape
-    assert np.abs(pixels.astype(int) - image).max() <= 1
-    # a wrong rounding would be within one level too
-    assert np.mean(pixels != image) < 0.02
+    assert np.array_equal(found, wanted[0])
+    assert np.array_equal(spec_decoder.synthesise(model, found, *shape), codec.decode([item])[0])
 
 
 def check(codec: LatentCodec, model: bytes, image: NDArray[np.uint8], quality: int) -> bytes:
@@ -76,20 +71,18 @@ def test_both_decoders_agree_on_escapes(codec: LatentCodec, monkeypatch: pytest.
     assert min(escaped) < 0 < max(escaped)
 
 
-def test_both_decoders_agree_on_latents_beyond_what_contexts_see() -> None:
+def test_both_decoders_agree_where_everything_is_clamped() -> None:
     base = tiny_model()
-    # contexts so much smaller that the clamp of the latents shows, not only that of the canvas
-    changed = {
-        "gain.analysis": base.arrays["gain.analysis"] * 40,
-        "level.to_context.exponent": base.arrays["level.to_context.exponent"] + np.int8(6),
+    gain = {"gain.analysis": base.arrays["gain.analysis"] * 40}
+    # multipliers so large that sums leave every range they are clamped to
+    wide = {
+        name: np.minimum(array.astype(np.int64) * 64, 2**25 - 1).astype(array.dtype)
+        for name, array in base.arrays.items()
+        if name.endswith(".mantissa") and not name.endswith((".shared.scale.mantissa", ".own.scale.mantissa"))
     }
-    data = serialise({**base.arrays, **changed}, base.card)
-    codec = LatentCodec(model_from_bytes(data))
+    data = serialise({**base.arrays, **gain, **wide}, base.card)
     image = pictures(1, 42, 42)[0]
-    item = LatentItem(codec.encode([image], [100])[0], 42, 42, False, 100)
-    y_hat = spec_decoder.decode(data, item.payload, 42, 42, False, 100)
-    assert np.abs(y_hat).max() > 8191
-    assert np.array_equal(y_hat, codec.decode_symbols([item])[0][0].numpy())
+    check(LatentCodec(model_from_bytes(data)), data, image, 100)
 
 
 @pytest.mark.parametrize(("height", "width", "grey", "quality"), [(42, 42, False, 60), (19, 70, True, 85)])
@@ -105,15 +98,12 @@ def test_both_decoders_agree_where_gates_are_clamped() -> None:
     check(LatentCodec(model), model.data, noise, 60)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden archive is not made yet")
 def test_both_decoders_agree_on_the_golden_archive() -> None:
-    data = GOLDEN.read_bytes()
-    head = json.loads(pq.read_metadata(GOLDEN).metadata[b"zippy_batch"])
-    offset, length = head["model_at"]
-    model = data[offset : offset + length]
+    with Archive.open(GOLDEN) as archive:
+        model = archive.info.model_files["latent"]
     codec = LatentCodec(model_from_bytes(model))
     rows = [row for row in pq.read_table(GOLDEN).to_pylist() if row["codec"] == "latent"]
-    assert rows
+    assert len({(row["height"], row["width"], row["grey"]) for row in rows}) > 3
     for row in rows:
         compare(codec, model, LatentItem(row["payload"], row["height"], row["width"], row["grey"], row["quality"]))
 
@@ -152,36 +142,3 @@ def test_both_decoders_read_the_same_lengths_of_lanes(codec: LatentCodec) -> Non
                 spec_decoder.decode(tiny_model().data, data, 256, 512, False, 40)
         else:
             spec_decoder.decode(tiny_model().data, data, 256, 512, False, 40)
-
-
-@pytest.mark.parametrize("layer", ["context.1.1.own", "context.2.0.own", "context.3.1.hidden", "context.0.0.out"])
-def test_both_readers_draw_the_line_at_the_same_sum(layer: str) -> None:
-    model = tiny_model()
-    arrays = {name: array.astype(np.int64) for name, array in model.arrays.items() if name.startswith("context.")}
-    parity, group = layer.split(".")[1:3]
-    base = f"context.{parity}.base"
-    shift = arrays[f"{base}.shift" if layer.endswith("own") else f"{layer}.shift"]
-    used = 2 ** shift[0]
-    if layer.endswith("own"):
-        used += abs(arrays[f"{base}.bias"][0])
-        for name, limit in (("spatial", 256), ("level", 256), ("neighbours", 511)):
-            used += limit * np.abs(arrays[f"{base}.{name}"][0]).sum()
-        if parity != "0":
-            neighbours = {"1": 4, "2": 4, "3": 8}[parity]
-            used += 511 * neighbours * np.abs(arrays[f"{base}.neighbour_sizes"][0]).sum()
-        for name in ("weight", "sizes") if group != "0" else ():
-            used += 511 * np.abs(arrays[f"{layer}.{name}"][0]).sum()
-    else:
-        used += 2047 * np.abs(arrays[f"{layer}.weight"][0]).sum()
-    for total, refused in ((2**24 - 1, False), (2**24, True)):
-        bias = model.arrays[f"{layer}.bias"].copy()
-        bias[0] = used - total
-        data = serialise({**model.arrays, f"{layer}.bias": bias}, model.card)
-        if not refused:
-            spec_decoder.read_model(data)
-            LatentCodec(model_from_bytes(data))
-            continue
-        with pytest.raises(SpecError, match="sums"):
-            spec_decoder.read_model(data)
-        with pytest.raises(ModelError, match="not exact"):
-            LatentCodec(model_from_bytes(data))

@@ -125,6 +125,24 @@ def test_files_come_back_from_the_built_in_model(tmp_path: Path, form: str) -> N
     check(store(tmp_path, {"a.jpg": (tmp_path / "a.jpg").read_bytes()}, BUILT_IN.read_bytes())["a.jpg"])
 
 
+def test_progressive_files_and_four_components(tmp_path: Path) -> None:
+    sources: dict[str, bytes] = {}
+    for mode in ("RGB", "L", "CMYK"):
+        for restart in (0, 3):
+            for progressive in (True, False) if mode == "CMYK" else (True,):
+                stream = io.BytesIO()
+                picture = Image.fromarray(pictures(1, 37, 50, len(sources))[0]).convert(mode)
+                options: dict[str, Any] = {"quality": 90, "restart_marker_blocks": restart, "progressive": progressive}
+                picture.save(stream, "JPEG", **options)
+                sources[f"{mode}-{restart}-{progressive:d}.jpg"] = stream.getvalue()
+    stored = store(tmp_path / "tiny", sources, tiny_exact_model().data)
+    others = {name: data for name, data in sources.items() if name not in stored}
+    stored |= store(tmp_path / "built-in", others, BUILT_IN.read_bytes()) if others else {}
+    assert stored.keys() == sources.keys()
+    for row in stored.values():
+        check(row)
+
+
 def test_the_check_finds_damage(from_pillow: dict[str, Stored]) -> None:
     stored = from_pillow["420-75-0-0.jpg"]
     payload = stored.payload
@@ -178,7 +196,7 @@ def number(value: int) -> bytes:
 
 
 def recipe(*scans: tuple[int, Sequence[tuple[int, Sequence[int]]], bytes], whole: int = 0, tail: bytes = EOI) -> bytes:
-    """Of scans: padding, what is left out (position and tables), run."""
+    """Of scans: padding (form), what is left out (position and tables), run."""
     out = bytes([1, whole, len(scans)])
     for padding, left_out, run in scans:
         out += bytes([padding]) + number(len(left_out))
@@ -192,8 +210,8 @@ def random_coefficients(header: bytes, seed: int = 0) -> list[Ints]:
     """Such as the tables of K.3.3 need many bits for: rows would be raw otherwise."""
     found = spec.read_recipe(header)
     state = spec.State()
-    for part in found.scans:
-        state.read(part.run)
+    for number, part in enumerate(found.scans):
+        state.read(part.run, found.scans[number + 1].run if number + 1 < len(found.scans) else found.tail)
     assert state.frame is not None
     rng = np.random.default_rng(seed)
     arrays = []
@@ -363,6 +381,68 @@ def test_scans_paddings_and_tables(tmp_path: Path) -> None:
     ]
 
 
+def progressive_scan(parts: Sequence[tuple[int, int]], first: int, last: int, high: int, low: int) -> bytes:
+    return segment(0xDA, bytes([len(parts), *(v for part in parts for v in part), first, last, 16 * high + low]))
+
+
+def form(bits: int, **odd: Sequence[tuple[int, ...] | int | tuple[int, int, bytes]]) -> bytes:
+    """The form byte and the odd endings, zeros and stops of a scan."""
+    out = bytes([bits | 2 * ("endings" in odd) | 4 * ("zeros" in odd) | 8 * ("stops" in odd)])
+    for name in ("endings", "zeros", "stops"):
+        if name in odd:
+            out += number(len(odd[name]))
+            before = 0
+            for one in odd[name]:
+                place, *rest = one if isinstance(one, tuple) else (one,)
+                assert isinstance(place, int)
+                out += number(place - before)
+                before = place
+                for value in rest:
+                    out += number(len(value)) + value if isinstance(value, bytes) else bytes([value])  # type: ignore[list-item]
+    return out
+
+
+def test_odd_scans() -> None:
+    """All that recipes say of scans that are not coded as libjpeg codes them; both readers write the same files."""
+    from zippy_batch.jpeg.file import parse, rebuild
+
+    start_of = start(40, 64, GREY, ONES)[:-13] + segment(0xC2, bytes([8, 0, 40, 0, 64, 1, 1, 0x11, 0]))
+    one = [(1, 0)]
+
+    def record(scan: bytes, run: bytes, tables: Sequence[int]) -> bytes:
+        left_out = number(len(tables)) + b"".join(
+            number(0 if run[:1] != b"\xff" or run[1] != 0xD8 else len(start_of)) + bytes([1, t]) for t in tables
+        )
+        return scan + left_out + number(len(run)) + run
+
+    first = record(form(1), start_of + progressive_scan(one, 0, 0, 0, 3), [O])
+    restart = restarts(7)
+    scans = [
+        first,
+        record(
+            form(1, zeros=[(2, 1), (3, 3), (39, 2)], stops=[0, 5, 12]),
+            restart + progressive_scan(one, 1, 63, 0, 2),
+            [O + AC],
+        ),
+        record(
+            form(0, endings=[(0, 0, b""), (3, 5, b"\xff\x01"), (5, 127, b"")]), progressive_scan(one, 0, 0, 3, 2), []
+        ),
+        record(form(17, zeros=[(1, 1), (20, 2)], stops=[1, 2, 30]), progressive_scan(one, 1, 63, 2, 1), [O + AC]),
+        record(form(1, stops=[38]), progressive_scan(one, 1, 63, 1, 0), [O + AC]),
+    ]
+    header = bytes([1, 0, len(scans)]) + b"".join(scans) + EOI
+    coefficients = random_coefficients(header)
+    coefficients[0][1:4, :, 3:] = 0
+    coefficients[0][:, 5, 10:40] = 0
+    file = spec.rebuild_file(header, coefficients)
+    assert rebuild(header, [array.astype(np.int16) for array in coefficients]) == file
+    # what a scan leaves unfinished, here the lowest bits of DC, is not in the file
+    coefficients[0][..., 0] &= ~3
+    found = parse(file)
+    assert np.array_equal(found.coefficients[0], coefficients[0])
+    assert spec.rebuild_file(found.header, coefficients) == file
+
+
 @pytest.mark.parametrize(("first", "other", "scale"), [(16, 300, 1800), (65535, 65535, 2800)])
 def test_large_steps(tmp_path: Path, first: int, other: int, scale: int) -> None:
     run = start(16, 24, GREY, [first, 3000, *[other] * 62]) + scan([(1, 0)])
@@ -474,15 +554,14 @@ def test_both_readers_draw_the_line_at_the_same_sum(tmp_path: Path, name: str) -
 def test_the_last_table_of_a_destination_counts_for_both() -> None:
     """One table left out, another of the same destination kept behind it: both readers use the one that is kept."""
     from zippy_batch.jpeg.file import parse, rebuild
-    from zippy_batch.jpeg.recipe import Run, kind_of, read_recipe, write_recipe
-    from zippy_batch.jpeg.tables import STANDARD, Table, write_segment
+    from zippy_batch.jpeg.recipe import Run, read_recipe, write_recipe
+    from zippy_batch.jpeg.tables import STANDARD, kind_of, write_segment
 
     image = parse(_grey_jpeg())
     (run,) = read_recipe(image.header).runs
-    values = STANDARD[4].values.copy()
-    values[[0, 1]] = values[[1, 0]]
+    table = STANDARD[4]
     # the run ends with its scan header, 10 bytes for one component
-    own = write_segment([(4, Table(STANDARD[4].counts, values))])
+    own = write_segment([(4, table[:16] + table[17:15:-1] + table[18:])])
     other = Run(run.data[:-10] + own + run.data[-10:], run.pad, [(len(run.data) - 10, [kind_of(4, False)])])
     header = write_recipe([other], b"\xff\xd9", padded=False)
     ours = rebuild(header, image.coefficients)

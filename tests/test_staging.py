@@ -243,3 +243,9 @@ def test_what_the_parts_are_made_of_is_known_to_the_next_run_of_the_same_plan(ou
         assert staging.source_states() == []
         commit(staging, 0)
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["x.tar", "faces.ZIP", "x.parquet.gz", "out.Parquet"])
+def test_a_directory_named_like_a_file_of_another_kind_is_refused(name: str, out: Out, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"an archive is a \.parquet file, or a directory whose name does not end in "):
+        refuse_output(tmp_path / "faces", out(name), overwrite=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -24,7 +25,7 @@ from typer.testing import CliRunner, Result
 from zippy_batch import __version__
 from zippy_batch.cli import job_client
 from zippy_batch.cli.app import app
-from zippy_batch.cli.job_client import CHECKED, Paths, follow, info_of, parameters_of, wait_until_checked
+from zippy_batch.cli.job_client import CHECKED, Paths, follow, framed, info_of, parameters_of, wait_until_checked
 from zippy_batch.cli.job_entry import check_cluster
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import UsageError, WorkerError
@@ -168,6 +169,10 @@ class Jobs:
         return True
 
 
+def ignore(text: str) -> None:
+    pass
+
+
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_client, "POLL_S", 0.01)
@@ -186,13 +191,24 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["done", "broken connection", "usage", "killed", "lost", "stopped"],
 )
 def test_the_log_is_shown_once_and_the_exit_code_is_the_jobs_own(jobs: Jobs, code: int) -> None:
+    noted: list[str] = []
+    assert follow(jobs, "known", noted.append, noted.append) == code
+    assert "".join(noted) == jobs.log
+
+
+def test_the_report_of_a_job_is_told_from_all_else_in_its_log() -> None:
+    """Ray writes there too, and the log comes in pieces."""
+    report = '{\n "rows": 3\n}\n'
+    log = f"2026-01-01 INFO worker.py: Connecting\n{framed(report)}INFO: the end"
     written: list[str] = []
-    assert follow(jobs, "known", written.append) == code
-    assert "".join(written) == jobs.log
+    noted: list[str] = []
+    assert follow(Jobs(["RUNNING", "SUCCEEDED"], log=log, breaks=2), "known", written.append, noted.append) == 0
+    assert json.loads("".join(written)) == {"rows": 3}
+    assert "".join(noted) == "2026-01-01 INFO worker.py: Connecting\nINFO: the end"
 
 
 def test_a_job_that_never_comes_to_zippy_batch_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    assert follow(Jobs(["FAILED"], log="No module named zippy_batch\n", code=1), "known", lambda text: None) == 1
+    assert follow(Jobs(["FAILED"], log="No module named zippy_batch\n", code=1), "known", ignore, ignore) == 1
     assert "is it installed on the cluster, for the `python` that its machines find first?" in capsys.readouterr().err
 
 
@@ -203,7 +219,7 @@ def test_a_job_server_that_is_lost_ends_the_following(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(job_client, "LOST_S", 0.1)
     with pytest.raises(WorkerError, match=r"does not answer any more \(gone\); the job known goes on"):
-        follow(Lost(["RUNNING"]), "known", lambda text: None)
+        follow(Lost(["RUNNING"]), "known", ignore, ignore)
 
 
 def test_an_unknown_job_is_a_usage_error() -> None:
@@ -341,11 +357,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_job_makes_the_archive_that_one_process_makes(
     head: str, model: Path, drawn_faces: Path, tmp_path: Path
 ) -> None:
-    flags = ["--model", model, "--no-exact", "--shard-size", 16, "--device", "cpu"]
+    flags = ["--model", model, "--no-exact", "--shard-size", 16, "--device", "cpu", "--json"]
     ended = done(head, "--", "archive", drawn_faces, tmp_path / "out.parquet", *flags)
     assert ended.returncode == 0, ended
-    assert f"{CHECKED} 1 machine: zippy-batch {__version__}" in ended.stdout
-    assert "40 images in " in ended.stdout
+    assert f"{CHECKED} 1 machine: zippy-batch {__version__}" in ended.stderr
+    run = json.loads(ended.stdout)["run"]
+    assert run["images"] == 40
+    assert run["workers"] >= 1
     options = ArchiveOptions(model=str(model), exact="never", shard_size=16, device="cpu")
     archive(drawn_faces, tmp_path / "here.parquet", options, RunOptions(workers=1))
     assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "here.parquet").read_bytes()
@@ -357,8 +375,8 @@ def test_paths_that_the_machines_do_not_see_are_named_and_nothing_is_done(
 ) -> None:
     ended = done(head, "--", "archive", tmp_path / "faces", tmp_path / "nowhere" / "out")
     assert ended.returncode == 2, ended
-    assert f"{tmp_path}/faces is not there (on 1 of 1 machines: " in ended.stdout
-    assert f"out cannot be made, there is no directory {tmp_path}/nowhere" in ended.stdout
+    assert f"{tmp_path}/faces is not there (on 1 of 1 machines: " in ended.stderr
+    assert f"out cannot be made, there is no directory {tmp_path}/nowhere" in ended.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -377,7 +395,7 @@ def test_a_job_outlives_the_one_who_follows_it_and_ends_when_it_is_stopped(
     ) as follower:
         assert follower.stdout
         assert follower.stderr
-        for line in follower.stdout:
+        for line in follower.stderr:
             if line.startswith(CHECKED):
                 break
         follower.send_signal(signal.SIGINT)
@@ -389,5 +407,5 @@ def test_a_job_outlives_the_one_who_follows_it_and_ends_when_it_is_stopped(
     followed = done(head, "--logs", job)
     assert followed.returncode == 130
     assert "submit the same again to go on" in followed.stderr
-    assert CHECKED in followed.stdout
+    assert CHECKED in followed.stderr
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,9 @@ from zippy_batch.codecs.latent.export import export_arrays
 from zippy_batch.codecs.latent.network import LatentArchitecture, LatentNetwork
 from zippy_batch.codecs.model_file import Model, model_from_bytes, serialise
 
-TINY = LatentArchitecture(width=24, blocks=1, synthesis_blocks=2, latents=24, groups=(8, 16), context_width=16)
+TINY = LatentArchitecture(
+    width=24, blocks=1, synthesis_blocks=2, latents=24, groups=(8, 16), context_width=16, far_latents=8
+)
 
 
 def tiny_network(seed: int = 0) -> LatentNetwork:

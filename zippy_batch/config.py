@@ -79,6 +79,14 @@ class ArchiveOptions:
         "an image that cannot is stored exactly or kept as it is.",
         metavar="DB",
     )
+    effort: int = _option(
+        0,
+        "How long to look for fewer bytes at the same quality, in gradient steps on each image that the lossy codec "
+        "stores: 0 takes none, 9 takes 300 and a thousand times as long.",
+        metavar="0..9",
+        low=0,
+        high=9,
+    )
     verify: bool = _option(
         True,
         "Decode every image again before it counts as archived. Without that a run is faster, but the archive says "
@@ -141,6 +149,23 @@ class ArchiveOptions:
         "Code page, such as cp932 or gbk, of names in a zip and of labels that are not in UTF-8.",
         metavar="NAME",
     )
+    include: tuple[str, ...] = _option(
+        (),
+        "Archive only the files that match, or that are in a folder that does, e.g. '*.jpg'; given several times, "
+        "those that any matches.",
+        metavar="GLOB",
+        shown="",
+    )
+    exclude: tuple[str, ...] = _option(
+        (),
+        "Leave out the files that match, and folders with all that is in them, e.g. __MACOSX; may be given several "
+        "times.",
+        metavar="GLOB",
+        shown="",
+    )
+    exclude_from: Path | None = _option(
+        None, "Leave out what any line of this file matches; # begins a comment.", metavar="FILE"
+    )
     leave_out: bool = _option(
         False,
         "Leave out, and name, what an archive has no place for, as other columns of a Parquet file; it is an error "
@@ -157,6 +182,11 @@ class ArchiveOptions:
     device: str = _device()
 
     def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, (getattr(self, name),))
+        if isinstance(self.exclude_from, str):
+            object.__setattr__(self, "exclude_from", Path(self.exclude_from))
         _check(self)
         check_labels(self.labels, self.label_pattern)
         check_encoding(self.encoding)
@@ -252,7 +282,6 @@ class TrainOptions:
     )
     loss: str = _option("mse", "Distortion of the lossy codec.", choices=LOSSES)
     rate: float = _option(1.0, "Factor on the learning rates; lower it where training diverges.", metavar="X")
-    fast: bool = _option(False, "A lossy model that decodes faster, as faces-fast does, for about a tenth more bytes.")
     mirror: bool = _option(
         True,
         "Turn half of the images left to right, except JPEG files whose blocks that would move.",
@@ -274,8 +303,6 @@ class TrainOptions:
             raise OptionError(f"{{rate}} must be above 0 and at most 100, not {self.rate}", "rate")
         if self.codec == "exact" and self.loss != "mse":
             raise OptionError("the exact codec has no distortion: {loss} is for the lossy codec alone", "loss")
-        if self.codec == "exact" and self.fast:
-            raise OptionError("the exact codec has no faster form: {fast} is for the lossy codec alone", "fast")
         self.shrunk_sizes()
 
     def is_mixed(self) -> bool:

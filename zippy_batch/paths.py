@@ -27,6 +27,20 @@ def display_path(path: bytes) -> str:
     return path.decode("utf-8", errors="backslashreplace").translate(_SHOWN_AS_CODES)
 
 
+_OTHER_KINDS = frozenset(
+    f".{kind}"
+    for kind in (
+        *("tar", "tgz", "gz", "bz2", "xz", "zst", "zip", "7z", "rar", "rec", "idx", "lst", "txt", "csv", "json"),
+        *("parquet", "parq", "pq", "arrow", "feather", "safetensors", "jpg", "jpeg", "png", "gif", "webp", "avif"),
+    )
+)
+
+
+def is_named_like_a_file(name: str) -> bool:
+    """Whether a directory of this name would be taken for a file of another kind, as x.tar would be."""
+    return os.path.splitext(name)[1].lower() in _OTHER_KINDS
+
+
 def is_below(path: bytes, directory: bytes) -> bool:
     """Whether an absolute path is a directory or something in it; neither goes through links."""
     return path == directory or path.startswith(directory.rstrip(b"/") + b"/")

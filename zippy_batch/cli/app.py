@@ -16,6 +16,7 @@ import typer
 
 from zippy_batch.cli.archive import archive
 from zippy_batch.cli.compare import compare
+from zippy_batch.cli.options import PlainCommand
 from zippy_batch.cli.restore import restore
 from zippy_batch.cli.submit import submit
 from zippy_batch.cli.train import models, train
@@ -24,13 +25,12 @@ from zippy_batch.cli.verify import stats, verify
 app = typer.Typer(
     name="zippy-batch",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (archive, restore, stats, verify, compare, train, models, submit):
-    app.command()(command)
+    app.command(cls=PlainCommand)(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zippy_batch.cli.options import Json, as_command
+from zippy_batch.cli.options import Json, ProgressFlag, Quiet, as_command
 from zippy_batch.cli.outcome import hint, print_report, quoted, reserved_stdout
 from zippy_batch.config import ArchiveOptions, RunOptions
 
@@ -31,6 +31,8 @@ def archive(
     ],
     options: ArchiveOptions,
     run: RunOptions,
+    progress: ProgressFlag = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Archive a directory of images, or a file that holds images.
@@ -49,14 +51,16 @@ def archive(
       zippy-batch archive ./shards out/ --input tar
       zippy-batch archive ./celeba out.parquet --labels identity_CelebA.txt
     """
-    from zippy_batch.cli.progress import showing
+    from zippy_batch.cli.progress import Shown, showing
     from zippy_batch.run import pipeline
     from zippy_batch.stores.object_path import place
 
     origin, target = place(source), place(output)
-    with reserved_stdout(), showing("archive") as watch:
+    shown = Shown.of(progress, quiet)
+    with reserved_stdout(), showing("archive", shown) as watch:
         report = pipeline.archive(origin, target, options, run, watch)
-    print_report(report, as_json)
+    print_report(report, as_json, quiet)
     kind = "" if options.input == "auto" else f" --input {options.input}"
     check = f"zippy-batch verify {quoted(target)} --against {quoted(origin)}{kind}"
-    hint(f"before you delete the originals: {check}")
+    if not quiet:
+        hint(f"before you delete the originals: {check}")

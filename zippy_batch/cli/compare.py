@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zippy_batch.cli.options import as_command, declared, flag
+from zippy_batch.cli.options import ProgressFlag, Quiet, as_command, declared, flag
 from zippy_batch.cli.outcome import json_text, print_text
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import OutputExists, UsageError
@@ -17,7 +17,7 @@ from zippy_batch.errors import OutputExists, UsageError
 @as_command("nothing was written")
 def compare(
     ctx: typer.Context,
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Directory of images; nothing in it is changed.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Directory of images; nothing in it is changed.")],
     limit: Annotated[
         int, typer.Option("--limit", metavar="N", help="Files to look at, spread evenly over SOURCE; 0 takes all.")
     ] = 200,
@@ -38,6 +38,8 @@ def compare(
         flag("--sheet", metavar="FILE.png", help="Lay faces side by side, as each gives them back at equal bytes."),
     ] = None,
     overwrite: Annotated[bool | None, declared(RunOptions, "overwrite")] = None,
+    progress: ProgressFlag = None,
+    quiet: Quiet = False,
 ) -> None:
     """Compare with JPEG, WebP, AVIF and others, on your own images.
 
@@ -51,11 +53,13 @@ def compare(
       zippy-batch compare ./faces --only jpeg,avif,zippy-batch --qualities 40,60,75
       zippy-batch compare ./faces --limit 500 --plot curves.png --sheet faces.png --json figures.json
     """
-    from zippy_batch.cli.progress import showing
+    from zippy_batch.cli.progress import Shown, showing
     from zippy_batch.compare import charts
     from zippy_batch.compare.measure import QUALITIES, CompareOptions
     from zippy_batch.compare.measure import compare as measured
+    from zippy_batch.stores.object_path import local_path
 
+    shown = Shown.of(progress, quiet)
     options = CompareOptions(
         limit=limit,
         qualities=_numbers(qualities) if qualities else QUALITIES,
@@ -68,9 +72,11 @@ def compare(
     _refuse_unwritable([path for path in (json_file, plot, sheet) if path], bool(overwrite))
     if plot:
         charts.require_matplotlib()
-    with showing("compare") as watch:
-        found = measured(source, options, watch)
-    print_text("\n".join(found.lines()))
+    root = local_path(source, "compare")
+    with showing("compare", shown) as watch:
+        found = measured(root, options, watch)
+    if not shown.is_quiet:
+        print_text("\n".join(found.lines()))
     if json_file:
         json_file.write_text(json_text(found.to_dict()) + "\n")
     if plot:

@@ -34,6 +34,8 @@ ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 """Of the environment, as Ray's own tools read it."""
 CHECKED = "zippy-batch: checked"
 """Begins the line that a job writes when it has found nothing wrong and starts to work."""
+REPORT_BEGINS, REPORT_ENDS = "zippy-batch: report", "zippy-batch: end of the report"
+"""Lines around the report in a job's log."""
 ANSWER_S = 15.0
 """For the job server."""
 AGENT_S = 60.0
@@ -42,7 +44,7 @@ POLL_S = 0.5
 LOST_S = 60.0
 """Without a connection to the job server, before the log is given up."""
 
-_NEEDED = ("source", "sources", "archive", "against", "reference")
+_NEEDED = ("source", "sources", "archive", "against", "reference", "exclude_from")
 _MADE = ("output", "destination")
 _MODELS = ("model", "exact_model", "start")
 
@@ -162,13 +164,14 @@ def submit(client: Any, arguments: Sequence[str], joins: bool) -> str:
             time.sleep(POLL_S)
 
 
-def follow(client: Any, job: str, write: Callable[[str], None]) -> int:
-    """Writes the job's log as it grows, and returns the exit code of the job when it has ended.
+def follow(client: Any, job: str, write: Callable[[str], None], note: Callable[[str], None]) -> int:
+    """Writes the report of the job and notes the rest of its log as it grows, and returns the exit code of the job when
+    it has ended.
 
     Raises WorkerError when the job server is lost for good.
     """
     info_of(client, job)
-    log = _Log(write)
+    log = _Log(write, note)
     while True:
         # a connection that breaks says nothing about the job, and asking for the log again serves as well
         with suppress(Exception):
@@ -176,6 +179,7 @@ def follow(client: Any, job: str, write: Callable[[str], None]) -> int:
         ended, text = _progress(client, job)
         log.catch_up(text)
         if ended:
+            log.finish()
             return _ended(client, job, log.checked)
         time.sleep(POLL_S)
 
@@ -195,14 +199,14 @@ def _progress(client: Any, job: str) -> tuple[bool, str]:
         time.sleep(POLL_S)
 
 
-def wait_until_checked(client: Any, job: str, write: Callable[[str], None]) -> int | None:
-    """None once the job works; its exit code, when it has ended without coming so far, after writing its log."""
+def wait_until_checked(client: Any, job: str, note: Callable[[str], None]) -> int | None:
+    """None once the job works; its exit code, when it has ended without coming so far, after noting its log."""
     while True:
         ended, log = _progress(client, job)
         if CHECKED in log:
             return None
         if ended:
-            write(log)
+            note(log)
             return _ended(client, job, checked=False)
         time.sleep(POLL_S)
 
@@ -225,18 +229,40 @@ def info_of(client: Any, job: str) -> Any:
         raise UsageError(f"there is no job {job} on this cluster; its dashboard lists those there are") from error
 
 
+def framed(report: str) -> str:
+    """What a job prints of the report of its command: a log is one stream, in which Ray writes as well."""
+    return f"{REPORT_BEGINS}\n{report.rstrip()}\n{REPORT_ENDS}\n" if report else ""
+
+
 class _Log:
     """What was written of a log, so that a connection that is made again repeats nothing."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[str], None], note: Callable[[str], None]) -> None:
+        self._write, self._note = write, note
         self.written, self.checked = 0, False
+        self._is_report, self._rest = False, ""
 
     def catch_up(self, text: str) -> None:
         self.checked = self.checked or CHECKED in text
         if len(text) > self.written:
-            self._write(text[self.written :])
+            *lines, self._rest = (self._rest + text[self.written :]).splitlines(keepends=True)
+            if self._rest.endswith("\n"):
+                lines, self._rest = [*lines, self._rest], ""
             self.written = len(text)
+            for line in lines:
+                self._pass_on(line)
+
+    def finish(self) -> None:
+        """Pass on what a job that has ended left without the end of a line."""
+        if self._rest:
+            self._pass_on(self._rest)
+        self._rest = ""
+
+    def _pass_on(self, line: str) -> None:
+        if line.rstrip() in (REPORT_BEGINS, REPORT_ENDS):
+            self._is_report = line.rstrip() == REPORT_BEGINS
+        else:
+            (self._write if self._is_report else self._note)(line)
 
 
 async def _tail(client: Any, job: str, log: _Log) -> None:

@@ -5,9 +5,11 @@ It checks versions and paths on every machine, and then runs the command, with -
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import typer
 
 from zippy_batch import __version__
 from zippy_batch.cli.app import app
-from zippy_batch.cli.job_client import CHECKED, Paths, parameters_of, platform_text, say
+from zippy_batch.cli.job_client import CHECKED, Paths, framed, parameters_of, platform_text, say
 from zippy_batch.errors import UsageError, ZippyError
 from zippy_batch.run.executor import connected
 
@@ -93,10 +95,20 @@ def main() -> None:
         paths = Paths.of(parameters_of(typer.main.get_command(app), arguments))
         with connected("auto", cpus=None):
             say(check_cluster(version, paths))
-            app(arguments, prog_name="zippy-batch")
+            _run(arguments)
     except ZippyError as error:
         say(f"error: {error}")
         sys.exit(error.exit_code)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    """Raises SystemExit."""
+    report = io.StringIO()
+    try:
+        with redirect_stdout(report):
+            app(arguments, prog_name="zippy-batch")
+    finally:
+        print(framed(report.getvalue()), end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from zippy_batch.cli.outcome import outcome
 from zippy_batch.config import TABLES, Option, Preset, combine, load_preset, option_of
@@ -37,6 +39,8 @@ def declared(kind: type, name: str, help: str | None = None) -> Any:
     return flag(*(option.flags or (_flag_name(name),)), help=help or option.help, default=default, metavar=metavar)
 
 
+_LAST = ("progress", "quiet", "as_json")
+"""Parameters whose flags come after all others."""
 Config = Annotated[
     Path | None,
     flag(
@@ -47,9 +51,34 @@ Config = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the whole report as JSON on standard output.")]
+ProgressFlag = Annotated[
+    str | None,
+    flag(
+        "--progress",
+        metavar="auto|json|off",
+        help="Progress on standard error: a bar or a line now and then, or JSON, a line a second.",
+        default="auto",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show errors alone, and the report only with --json.")]
 ArchivePath = Annotated[
     str, typer.Argument(metavar="ARCHIVE", help="A .parquet file or a directory of parts; a path or an s3:// URI.")
 ]
+
+
+class PlainCommand(TyperCommand):
+    """Its help shows arguments by their names, without the types that they have in Python."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for argument in self.params:
+            if isinstance(argument, TyperArgument):
+                usage = argument._usage_display_name().replace("{", "").replace("}", "")
+                vars(argument).update(display_type_rich=_no_type, _usage_display_name=partial(str, usage))
+
+
+def _no_type(ctx: typer.Context) -> None:
+    return None
 
 
 def as_command(
@@ -107,18 +136,19 @@ def _value(option: Option, given: Any) -> Any:
 def _parameters(
     function: Callable[..., None], hints: Mapping[str, Any], without: tuple[str, ...], help: Mapping[str, str]
 ) -> Iterator[inspect.Parameter]:
-    """Those of the command, with one for each option in place of the object; --config and --json come last."""
+    """Those of the command, with one for each option in place of the object; `_LAST` come last."""
     own = list(inspect.signature(function).parameters.values())
     for parameter in own:
         kind = hints[parameter.name]
         if isinstance(kind, type) and kind in KINDS:
             yield from _flags_of(kind, without, help)
-        elif parameter.name != "as_json":
+        elif parameter.name not in _LAST:
             yield parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY)
     if any(isinstance(hint, type) and hint in KINDS for hint in hints.values()):
         yield _parameter("config", Config, None)
-    if "as_json" in hints:
-        yield _parameter("as_json", Json, False)
+    for parameter in own:
+        if parameter.name in _LAST:
+            yield parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
 
 
 def _flags_of(kind: type, without: tuple[str, ...], help: Mapping[str, str]) -> Iterator[inspect.Parameter]:

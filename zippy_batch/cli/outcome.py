@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -69,13 +70,20 @@ def reserved_stdout() -> Iterator[None]:
         yield
 
 
-def print_report(report: Report | TrainReport, as_json: bool) -> None:
+def print_report(report: Report | TrainReport, as_json: bool, quiet: bool = False) -> None:
     if as_json:
         print_text(json_text(report.to_dict()))
-    else:
-        print_text("\n".join(report.lines()))
+    elif not quiet or report.exit_code:
+        print_text("\n".join(report.lines(terminal_columns())))
     if report.exit_code:
         raise typer.Exit(report.exit_code)
+
+
+def terminal_columns() -> int | None:
+    """Width of the terminal that standard output is, or what COLUMNS says; None where there is neither."""
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        return None
+    return shutil.get_terminal_size().columns
 
 
 def json_text(value: object) -> str:

@@ -1,23 +1,59 @@
-"""Where a run stands, on standard error: a bar on a terminal, a line now and then elsewhere (a log, a Ray job)."""
+"""Where a run stands, on standard error: a bar on a terminal, a line now and then elsewhere (a log, a Ray job), or JSON
+for programs."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from dataclasses import dataclass
+from typing import Any, TextIO
 
-from zippy_batch.run.report import Progress, size_text
+from zippy_batch.errors import UsageError
+from zippy_batch.run.report import Progress, count_text, size_text
 
 LINE_EVERY_S = 10.0
 """Seconds between two lines where there is no terminal."""
 
 
+JSON_EVERY_S = 1.0
+"""Seconds between two lines of JSON."""
+PROGRESS_MODES = ("auto", "json", "off")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What of a run is shown beside errors and what was asked for as JSON."""
+
+    progress: str = "auto"
+    is_quiet: bool = False
+
+    @classmethod
+    def of(cls, progress: str | None, quiet: bool) -> Shown:
+        """Raises UsageError."""
+        if progress not in (None, *PROGRESS_MODES):
+            raise UsageError(f"--progress must be one of {', '.join(PROGRESS_MODES)}, not {progress!r}")
+        return cls(progress or ("off" if quiet else "auto"), quiet)
+
+
 @contextmanager
-def showing(verb: str, stream: TextIO | None = None) -> Iterator[Callable[[Progress], None]]:
+def showing(
+    verb: str, shown: Shown | None = None, stream: TextIO | None = None
+) -> Iterator[Callable[[Progress], None]]:
     """A watcher for the pipeline that shows what it is told on `stream`, which is standard error when not given."""
-    out = sys.stderr if stream is None else stream
+    out, mode = sys.stderr if stream is None else stream, (shown or Shown()).progress
+    if mode == "off":
+        yield lambda progress: None
+        return
+    if mode == "json":
+        json_writer = JsonWriter(verb, out)
+        try:
+            yield json_writer
+        finally:
+            json_writer.finish()
+        return
     if not out.isatty():
         yield LineWriter(verb, out)
         return
@@ -40,6 +76,42 @@ def showing(verb: str, stream: TextIO | None = None) -> Iterator[Callable[[Progr
         yield watch
 
 
+class JsonWriter:
+    """An object a line: at once, then every `every_s` seconds, and where the run stood when it ended."""
+
+    def __init__(self, verb: str, out: TextIO, every_s: float = JSON_EVERY_S) -> None:
+        self._verb, self._out, self._every_s = verb, out, every_s
+        self._due_s = 0.0
+        self._unwritten: Progress | None = None
+
+    def __call__(self, p: Progress) -> None:
+        self._unwritten = p
+        if time.monotonic() >= self._due_s:
+            self.finish()
+            self._due_s = time.monotonic() + self._every_s
+
+    def finish(self) -> None:
+        p, self._unwritten = self._unwritten, None
+        if p is not None:
+            print(json.dumps({"command": self._verb, **json_facts(p)}), file=self._out, flush=True)
+
+
+def json_facts(p: Progress) -> dict[str, Any]:
+    """Images done, in all and per second, seconds so far and left, bytes read and stored, and shards."""
+    return {
+        "done": p.images,
+        "total": p.images_total,
+        "rate": round(p.images_per_s, 2),
+        "seconds": round(p.seconds, 3),
+        "seconds_left": None if p.seconds_left is None else round(p.seconds_left, 3),
+        "source_bytes": p.source_bytes,
+        "source_bytes_total": p.source_bytes_total,
+        "stored_bytes": p.stored_bytes,
+        "shards": p.shards,
+        "shards_total": p.shards_total,
+    }
+
+
 class LineWriter:
     """One line at most every `every_s` seconds; a run that is over sooner writes none."""
 
@@ -54,7 +126,7 @@ class LineWriter:
         if now_s < self._due_s:
             return
         self._due_s = now_s + self._every_s
-        done = f"{p.images} of {p.images_total} images"
+        done = f"{p.images} of {count_text(p.images_total, 'image')}"
         print(f"{self._verb}: {', '.join([done, *facts(p)])}", file=self._out, flush=True)
 
 

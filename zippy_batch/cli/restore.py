@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zippy_batch.cli.options import ArchivePath, Json, as_command
+from zippy_batch.cli.options import ArchivePath, Json, ProgressFlag, Quiet, as_command
 from zippy_batch.cli.outcome import print_report, reserved_stdout
 from zippy_batch.config import RestoreOptions, RunOptions
 
@@ -18,6 +18,8 @@ def restore(
     destination: Annotated[str, typer.Argument(metavar="DIR", help="Where the files go; made if it does not exist.")],
     options: RestoreOptions,
     run: RunOptions,
+    progress: ProgressFlag = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Restore the files of an archive.
@@ -34,10 +36,11 @@ def restore(
       zippy-batch restore out.parquet ./worst --where "psnr < 29 or codec == 'raw'"
       zippy-batch restore out.parquet ./restored --reference ./faces --json
     """
-    from zippy_batch.cli.progress import showing
+    from zippy_batch.cli.progress import Shown, showing
     from zippy_batch.run import pipeline
     from zippy_batch.stores.object_path import place
 
-    with reserved_stdout(), showing("restore") as watch:
+    shown = Shown.of(progress, quiet)
+    with reserved_stdout(), showing("restore", shown) as watch:
         report = pipeline.restore(place(archive), place(destination), options, run, watch)
-    print_report(report, as_json)
+    print_report(report, as_json, quiet)

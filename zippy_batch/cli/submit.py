@@ -18,7 +18,7 @@ def submit(
     ctx: typer.Context,
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- COMMAND ...", help="archive, restore, verify or train, with all it needs."),
+        typer.Argument(metavar="-- COMMAND", help="archive, restore, verify or train, with all it needs."),
     ] = None,
     address: Annotated[
         str | None,
@@ -39,7 +39,8 @@ def submit(
     """Run a command on a Ray cluster, through its job server.
 
     Paths are those that the machines of the cluster see. Versions and paths are checked on every machine; then the
-    job's log is shown, and its exit code becomes that of this command. Ctrl-C ends the showing and not the job.
+    job's log is shown, and its exit code becomes that of this command. Its report goes to standard output, all else to
+    standard error. Ctrl-C ends the showing and not the job.
 
     Examples:
 
@@ -76,7 +77,7 @@ def _submit(client: Any, command: list[str], address: str, detach: bool, joins: 
     job = jobs.submit(client, command, joins)
     if not detach:
         _follow(client, job, address)
-    elif code := jobs.wait_until_checked(client, job, _write):
+    elif code := jobs.wait_until_checked(client, job, _note):
         raise typer.Exit(code)
     else:
         print_text(job)
@@ -88,10 +89,15 @@ def _follow(client: Any, job: str, address: str) -> None:
 
     again = f"zippy-batch submit --address {quoted(address)}"
     try:
-        raise typer.Exit(jobs.follow(client, job, _write))
+        raise typer.Exit(jobs.follow(client, job, _write, _note))
     except KeyboardInterrupt:
         typer.echo(f"\nthe job goes on. To follow it: {again} --logs {job}\nto end it: {again} --stop {job}", err=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def _write(text: str) -> None:

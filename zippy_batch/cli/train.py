@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zippy_batch.cli.options import Json, as_command
+from zippy_batch.cli.options import Json, Quiet, as_command
 from zippy_batch.cli.outcome import json_text, print_report, print_text, reserved_stdout
 from zippy_batch.config import RunOptions, TrainOptions
 
@@ -22,13 +22,14 @@ _WORKERS = (
 def train(
     ctx: typer.Context,
     sources: Annotated[
-        list[Path],
-        typer.Argument(metavar="SOURCE...", help="Directories of images, lists of paths (a line each), or archives."),
+        list[str],
+        typer.Argument(metavar="SOURCE", help="Directories of images, lists of paths (a line each), or archives."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Model to write, NAME.safetensors.")],
     options: TrainOptions,
     run: RunOptions,
     restart: Annotated[bool, typer.Option("--restart", help="Forget the run that is there and begin anew.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Fit a model to your own images, and say what it saves.
@@ -44,18 +45,24 @@ def train(
       zippy-batch train ./photos ./more -o new.safetensors --sizes own,64x64 --minutes 600
       zippy-batch archive ./faces out.parquet --model mine.safetensors
     """
+    from zippy_batch.stores.object_path import local_path
     from zippy_batch.training import session
 
+    def watch(line: str) -> None:
+        if not quiet:
+            typer.echo(line, err=True)
+
+    roots = [local_path(source, "train") for source in sources]
     with reserved_stdout():
-        report = session.train(sources, output, options, run, lambda line: typer.echo(line, err=True), restart)
-    print_report(report, as_json)
+        report = session.train(roots, output, options, run, watch, restart)
+    print_report(report, as_json, quiet)
 
 
 @as_command("nothing was changed")
 def models(
     ctx: typer.Context,
     wanted: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME|FILE]...", help="Only these, among them model files of yours.")
+        list[str] | None, typer.Argument(metavar="NAME|FILE", help="Only these, among them model files of yours.")
     ] = None,
     as_json: Json = False,
 ) -> None:

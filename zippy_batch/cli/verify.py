@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zippy_batch.cli.options import ArchivePath, Json, as_command, declared, flag
+from zippy_batch.cli.options import ArchivePath, Json, ProgressFlag, Quiet, as_command, declared, flag
 from zippy_batch.cli.outcome import print_report, reserved_stdout
 from zippy_batch.config import ArchiveOptions, RunOptions
 
@@ -45,6 +45,8 @@ def verify(
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image, beyond the checksums.")] = False,
     *,
     run: RunOptions,
+    progress: ProgressFlag = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Check an archive, by its checksums or against the originals.
@@ -56,11 +58,12 @@ def verify(
       zippy-batch verify out.parquet --deep
       zippy-batch verify out.parquet --against ./faces
     """
-    from zippy_batch.cli.progress import showing
+    from zippy_batch.cli.progress import Shown, showing
     from zippy_batch.run import pipeline
     from zippy_batch.stores.object_path import place
 
     originals = None if against is None else place(against)
-    with reserved_stdout(), showing("verify") as watch:
+    shown = Shown.of(progress, quiet)
+    with reserved_stdout(), showing("verify", shown) as watch:
         report = pipeline.verify(place(archive), originals, deep, run, watch, input=input or ArchiveOptions.input)
-    print_report(report, as_json)
+    print_report(report, as_json, quiet)

@@ -123,6 +123,13 @@ def recording_bounds() -> Iterator[dict[str, int]]:
         _bounds.reset(token)
 
 
+def record_bound(name: str, largest: int) -> None:
+    """Note the largest magnitude that a layer's sums may reach, for whoever is `recording_bounds`."""
+    recorded = _bounds.get()
+    if recorded is not None:
+        recorded[name] = max(recorded.get(name, 0), largest)
+
+
 def prove(
     name: str,
     weights: Mapping[str, NDArray[np.integer]],
@@ -144,9 +151,7 @@ def prove(
         raise ModelError(
             f"layer {name} is not exact: a sum may reach {largest.max()}, and float32 is exact below {FLOAT32_EXACT}"
         )
-    recorded = _bounds.get()
-    if recorded is not None and len(largest):
-        recorded[name] = max(recorded.get(name, 0), int(largest.max()))
+    record_bound(name, int(largest.max(initial=0)))
     tensors = {k: torch.from_numpy(w.astype(np.float32)) for k, w in wide.items()}
     factor = torch.from_numpy(np.exp2(-shift.astype(np.float64)).astype(np.float32))
     return IntegerSum(tensors, torch.from_numpy(np.asarray(bias, np.float32)), factor)
@@ -159,6 +164,14 @@ def fetch(arrays: Arrays, name: str, kind: str, *shape: int) -> NDArray[Any]:
     array = arrays[name]
     if array.dtype != np.dtype(kind) or array.shape != shape:
         raise ModelError(f"model: array {name} is {array.dtype} {array.shape}, expected {kind} {shape}")
+    return array
+
+
+def fetch_within(arrays: Arrays, name: str, kind: str, limit: int, *shape: int) -> NDArray[Any]:
+    """As `fetch`; ModelError also where a value lies beyond +-limit."""
+    array = fetch(arrays, name, kind, *shape)
+    if array.size and max(int(array.max()), -int(array.min())) > limit:
+        raise ModelError(f"model: {name} must be within +-{limit}, found {array.min()}..{array.max()}")
     return array
 
 
@@ -243,3 +256,10 @@ def exact_products(device: torch.device) -> Iterator[None]:
     finally:
         if before != "highest":
             torch.set_float32_matmul_precision(before)
+
+
+def fast_type(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU and on processors with bfloat16 dot products, else float32."""
+    if device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16"):
+        return torch.bfloat16
+    return torch.float32

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from zippy_batch.errors import ModelError, UsageError
 
-MODEL_FORMAT = 1
+MODEL_FORMAT = 2
 MAX_MODEL_BYTES = 64 << 20
 _METADATA_KEY = "zippy_batch"
 
@@ -94,7 +94,10 @@ def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"not a zippy-batch model file: {error}") from error
     if card.get("format") != MODEL_FORMAT:
-        raise ModelError(f"model format {card.get('format')!r} is unknown; this version reads format {MODEL_FORMAT}")
+        raise ModelError(
+            f"a model file of format {card.get('format')!r}, and this version reads format {MODEL_FORMAT}: another "
+            "version of zippy-batch made it, and reads it; train a new model to archive with this one"
+        )
     return card, arrays
 
 

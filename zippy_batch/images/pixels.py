@@ -8,10 +8,8 @@ so a viewer turns the restored file as it turned the source. An orientation that
 metadata (XMP, IPTC, comments, gamma, resolution) is not kept; `Picture.dropped` says which there was.
 
 What is taken: greyscale and RGB of 8 bits per sample, with alpha that is opaque everywhere, palettes, CMYK without a
-profile (converted to RGB), one image per file. Everything else is `Unsuitable`, with a reason from `probe.REASONS`. Two
-limits: damage inside the scans of a progressive JPEG that its decoder repairs without a word is not noticed, so the
-file is archived as a viewer shows it; and libtiff may print a line of its own on stderr about damaged LZW or PackBits
-data.
+profile (converted to RGB), one image per file. Everything else is `Unsuitable`, with a reason from `probe.REASONS`. One
+limit: libtiff may print a line of its own on stderr about damaged LZW or PackBits data.
 
 Shapes: H W pixels. Images are uint8, (H, W, 3) in RGB or (H, W) where red, green and blue are equal everywhere.
 """

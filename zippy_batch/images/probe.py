@@ -12,22 +12,18 @@ Formats: JPEG (ITU-T T.81), PNG (ISO/IEC 15948), WebP (RFC 9649), BMP, TIFF 6.0,
 
 from __future__ import annotations
 
-import functools
-import itertools
-import re
 import struct
 import zlib
 from dataclasses import dataclass
 
 from zippy_batch.archives.schema import MAX_SIDE
 from zippy_batch.images.metadata import COMMENT, EXIF_PREFIX, GAMMA, IPTC, XMP, XMP_PREFIX, profile_in_text
-from zippy_batch.jpeg.probe import Scan, is_whole
+from zippy_batch.jpeg.faults import Fault, Malformed
+from zippy_batch.jpeg.markers import MAX_JPEG_BYTES
+from zippy_batch.jpeg.probe import JpegProbe
 
-MAX_IMAGE_BYTES = 1 << 28
+MAX_IMAGE_BYTES = MAX_JPEG_BYTES
 """Larger files are kept raw: uncompressed, the largest image has 50 MB."""
-
-MAX_SCANS = 100
-"""Scans of a progressive JPEG. Each costs a pass over all coefficients, however few bytes it has."""
 
 MAX_PROFILE_BYTES = 255 * 65519
 """Of an ICC profile: what the 255 numbered segments of a JPEG hold."""
@@ -152,227 +148,90 @@ def _is_padding(data: bytes) -> bool:
 
 # ---------------------------------------------------------------------------------------------------------------- JPEG
 
-_JPEG_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
-_JPEG_OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
-_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
-"""End of entropy-coded data: a marker that is neither a stuffed zero nor a restart."""
+_JPEG_REASONS = {
+    Fault.CORRUPT: CORRUPT,
+    Fault.TRUNCATED: TRUNCATED,
+    Fault.TOO_LARGE: TOO_LARGE,
+    Fault.UNSUPPORTED: CODING,
+    Fault.DEEP: DEEP,
+    Fault.COMPONENTS: COLOUR,
+    Fault.SEVERAL: ANIMATION,
+}
 _ICC_PREFIX = b"ICC_PROFILE\0"
-_METADATA_MARKERS = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
-"""APP1 to APP13, APP15 and comments; APP0 and APP14 decide how the components are to be read."""
 
 
-class _JpegWalk:
-    """State of one walk over the marker segments of a JPEG."""
+class _JpegMetadata:
+    """What is beside the pixels, segment by segment."""
 
     def __init__(self) -> None:
-        self.width = self.height = self.scans = 0
-        self.ids: tuple[int, ...] = ()
-        self.sampling: tuple[tuple[int, int], ...] = ()
-        self.table_numbers: tuple[int, ...] = ()
-        self.tables: dict[int, tuple[int, ...]] = {}
-        self.is_progressive = False
-        self.huffman: dict[int, bytes] = {}
-        self.restart_interval = 0
-        self.tables_in_use: dict[int, tuple[int, ...]] = {}
         self.exif: list[bytes] = []
-        self.icc: list[bytes] = []
         self.xmp: bytes | None = None
         self.dropped: set[str] = set()
-        self.has_jfif = False
+        self.has_jfif = self.has_more_pictures = False
         self.adobe_transform: int | None = None
-        self.kept: list[bytes] = []
+        self._icc: list[bytes] = []
 
+    def take(self, marker: int, body: bytes) -> None:
+        if marker == 0xE0 and body.startswith(b"JFIF\0"):
+            self.has_jfif = True
+        elif marker == 0xE1 and body.startswith(EXIF_PREFIX):
+            self.exif.append(body[len(EXIF_PREFIX) :])
+        elif marker == 0xE1 and body.startswith(XMP_PREFIX):
+            self.xmp = self.xmp or body.removeprefix(XMP_PREFIX)
+            self.dropped.add(XMP)
+        elif marker == 0xED and body.startswith(b"Photoshop 3.0\0"):
+            self.dropped.add(IPTC)
+        elif marker == 0xFE:
+            self.dropped.add(COMMENT)
+        elif marker == 0xE2 and body.startswith(_ICC_PREFIX):
+            self._icc.append(body[len(_ICC_PREFIX) :])
+        elif marker == 0xE2 and body.startswith(b"MPF\0"):
+            self.has_more_pictures = True
+        elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+            self.adobe_transform = body[11]
 
-def _jpeg_tables(body: bytes, tables: dict[int, tuple[int, ...]]) -> None:
-    at = 0
-    while at < len(body):
-        wide, number = body[at] >> 4, body[at] & 15
-        size = 128 if wide else 64
-        values = struct.unpack_from(">64H" if wide else ">64B", body, at + 1)
-        if wide > 1 or number > 3 or min(values) == 0:
-            raise Refused(CORRUPT, "jpeg")
-        tables[number] = values
-        at += 1 + size
+    def icc(self) -> bytes | None:
+        """The profile in its numbered segments; None when they do not make up a whole one, which no viewer would use
+        either."""
+        chunks = self._icc
+        if not chunks or any(len(chunk) < 2 for chunk in chunks):
+            return None
+        ordered = sorted(chunks, key=lambda chunk: chunk[0])
+        if [chunk[0] for chunk in ordered] != list(range(1, ordered[0][1] + 1)):
+            return None
+        return b"".join(chunk[2:] for chunk in ordered) or None
 
-
-def _jpeg_frame(marker: int, body: bytes, walk: _JpegWalk) -> None:
-    precision, height, width, count = struct.unpack_from(">BHHB", body)
-    if walk.ids:
-        raise Refused(ANIMATION if marker in _JPEG_FRAMES else CODING, "jpeg", walk.width, walk.height)
-    if width == 0 or len(body) < 6 + 3 * count:
-        raise Refused(CORRUPT, "jpeg")
-    if marker not in _JPEG_FRAMES or height == 0:
-        # lossless, hierarchical and arithmetic coding; a height that only follows after the first scan
-        raise Refused(CODING, "jpeg", width, height or None)
-    _check_size("jpeg", width, height)
-    if precision != 8:
-        raise Refused(DEEP, "jpeg", width, height)
-    if count not in (1, 3, 4):
-        raise Refused(COLOUR, "jpeg", width, height)
-    parts = [body[6 + 3 * i : 9 + 3 * i] for i in range(count)]
-    walk.width, walk.height = width, height
-    walk.is_progressive = _JPEG_FRAMES[marker] == "progressive"
-    walk.ids = tuple(part[0] for part in parts)
-    walk.sampling = tuple((part[1] >> 4, part[1] & 15) for part in parts)
-    walk.table_numbers = tuple(part[2] for part in parts)
-    if any(not (1 <= h <= 4 and 1 <= v <= 4) for h, v in walk.sampling) or len(set(walk.ids)) != count:
-        raise Refused(CORRUPT, "jpeg", width, height)
-
-
-def _jpeg_scan(body: bytes, walk: _JpegWalk) -> None:
-    """A component's table is the one in force when its first scan begins; later ones may reuse the number."""
-    walk.scans += 1
-    names = body[1 : 1 + 2 * body[0] : 2]
-    if not walk.ids or walk.scans > MAX_SCANS or not set(names) <= set(walk.ids):
-        raise Refused(CORRUPT, "jpeg", walk.width or None, walk.height or None)
-    for name in names:
-        number = walk.table_numbers[walk.ids.index(name)]
-        if number not in walk.tables:
-            raise Refused(CORRUPT, "jpeg", walk.width, walk.height)
-        walk.tables_in_use.setdefault(name, walk.tables[number])
-
-
-def _jpeg_huffman(body: bytes, tables: dict[int, bytes]) -> None:
-    at = 0
-    while at < len(body):
-        size = 16 + sum(body[at + 1 : at + 17])
-        if size > 16 + 256 or at + 1 + size > len(body):
-            raise Refused(CORRUPT, "jpeg")
-        tables[body[at]] = body[at + 1 : at + 1 + size]
-        at += 1 + size
-
-
-@functools.lru_cache(maxsize=256)
-def _jpeg_units(
-    width: int, height: int, sampling: tuple[tuple[int, int], ...], indices: tuple[int, ...]
-) -> tuple[int, tuple[int, ...]]:
-    """Number of coded units in a scan of these components, and for each block of a unit its place in `indices`."""
-    widest, tallest = (max(factors) for factors in zip(*sampling, strict=True))
-    if len(indices) > 1:
-        blocks = [place for place, index in enumerate(indices) for _ in range(sampling[index][0] * sampling[index][1])]
-        return -(-width // (8 * widest)) * -(-height // (8 * tallest)), tuple(blocks)
-    # a scan of one component has no units of several blocks, and codes no block outside the component
-    h, v = sampling[indices[0]]
-    return -(-width * h // (8 * widest)) * -(-height * v // (8 * tallest)), (0,)
-
-
-def _check_jpeg_scan(body: bytes, data: bytes, walk: _JpegWalk) -> None:
-    """Raise Refused if the codes of a sequential scan are damaged; decoders fill in what they cannot read."""
-    indices = tuple(walk.ids.index(name) for name in body[1 : 1 + 2 * body[0] : 2])
-    selectors = [body[2 + 2 * i] for i in range(body[0])]
-    keys = [key for selector in selectors for key in (selector >> 4, 0x10 | selector & 15)]
-    if not all(key in walk.huffman for key in keys):
-        # motion JPEG leaves out the standard tables
-        return
-    tables = list(dict.fromkeys(keys))
-    units, blocks = _jpeg_units(walk.width, walk.height, walk.sampling, indices)
-    scan = Scan(
-        data=data,
-        blocks=tuple((tables.index(keys[2 * place]), tables.index(keys[2 * place + 1])) for place in blocks),
-        tables=tuple(walk.huffman[key] for key in tables),
-        units=units,
-        restart_interval=walk.restart_interval,
-    )
-    if not is_whole(scan):
-        raise Refused(CORRUPT, "jpeg", walk.width, walk.height)
-
-
-def _jpeg_metadata(marker: int, body: bytes, walk: _JpegWalk) -> None:
-    if marker == 0xE0 and body.startswith(b"JFIF\0"):
-        walk.has_jfif = True
-    elif marker == 0xE1 and body.startswith(EXIF_PREFIX):
-        walk.exif.append(body[len(EXIF_PREFIX) :])
-    elif marker == 0xE1 and body.startswith(XMP_PREFIX):
-        walk.xmp = walk.xmp or body.removeprefix(XMP_PREFIX)
-        walk.dropped.add(XMP)
-    elif marker == 0xED and body.startswith(b"Photoshop 3.0\0"):
-        walk.dropped.add(IPTC)
-    elif marker == 0xFE:
-        walk.dropped.add(COMMENT)
-    elif marker == 0xE2 and body.startswith(_ICC_PREFIX):
-        walk.icc.append(body[len(_ICC_PREFIX) :])
-    elif marker == 0xE2 and body.startswith(b"MPF\0"):
-        raise Refused(ANIMATION, "jpeg", walk.width or None, walk.height or None)
-    elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
-        walk.adobe_transform = body[11]
-
-
-def _jpeg_segments(data: bytes, walk: _JpegWalk) -> int:
-    """Walk all segments and scans; offset of the first byte after the end-of-image marker."""
-    at, kept_from = 2, 0
-    for _ in range(_MAX_PARTS):
-        start = data.find(b"\xff", at)
-        marker_at = start
-        while start >= 0 and data[marker_at : marker_at + 1] == b"\xff":
-            marker_at += 1
-        if start < 0 or marker_at >= len(data):
-            raise Refused(TRUNCATED, "jpeg", walk.width or None, walk.height or None)
-        marker = data[marker_at]
-        if marker == 0xD9:
-            walk.kept.append(data[kept_from : marker_at + 1])
-            return marker_at + 1
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
-            at = marker_at + 1
-            continue
-        (length,) = struct.unpack_from(">H", data, marker_at + 1)
-        end = marker_at + 1 + length
-        if length < 2 or end > len(data):
-            raise Refused(CORRUPT if length < 2 else TRUNCATED, "jpeg", walk.width or None, walk.height or None)
-        body = data[marker_at + 3 : end]
-        at = end
-        if marker in _METADATA_MARKERS:
-            walk.kept.append(data[kept_from:start])
-            kept_from = end
-        if marker == 0xDB:
-            _jpeg_tables(body, walk.tables)
-        elif marker == 0xC4:
-            _jpeg_huffman(body, walk.huffman)
-        elif marker == 0xDD:
-            (walk.restart_interval,) = struct.unpack_from(">H", body)
-        elif marker in _JPEG_FRAMES or marker in _JPEG_OTHER_FRAMES:
-            _jpeg_frame(marker, body, walk)
-        elif marker == 0xDA:
-            _jpeg_scan(body, walk)
-            found = _AFTER_SCAN.search(data, end)
-            if found is None:
-                raise Refused(TRUNCATED, "jpeg", walk.width, walk.height)
-            at = found.start()
-            if not walk.is_progressive:
-                _check_jpeg_scan(body, data[end:at], walk)
-        elif marker >= 0xE0:
-            _jpeg_metadata(marker, body, walk)
-    raise Refused(CORRUPT, "jpeg", walk.width or None, walk.height or None)
-
-
-def _jpeg_icc(chunks: list[bytes]) -> bytes | None:
-    """Profile from its numbered chunks; None when they do not make up a whole one, which no viewer would use either."""
-    if not chunks or any(len(chunk) < 2 for chunk in chunks):
-        return None
-    ordered = sorted(chunks, key=lambda chunk: chunk[0])
-    if [chunk[0] for chunk in ordered] != list(range(1, ordered[0][1] + 1)):
-        return None
-    return b"".join(chunk[2:] for chunk in ordered) or None
+    def is_rgb(self, ids: tuple[int, ...]) -> bool:
+        """Whether three components of these names are red, green and blue rather than Y, Cb and Cr: by the order of
+        precedence of libjpeg, JFIF, then Adobe, then the names."""
+        if len(ids) != 3 or self.has_jfif:
+            return False
+        return ids == (82, 71, 66) if self.adobe_transform is None else self.adobe_transform == 0
 
 
 def _read_jpeg(data: bytes) -> Header:
-    walk = _JpegWalk()
-    end = _jpeg_segments(data, walk)
-    if set(walk.tables_in_use) != set(walk.ids) or not walk.ids:
-        raise Refused(TRUNCATED, "jpeg", walk.width or None, walk.height or None)
+    probe = JpegProbe()
+    headers = probe.headers
+    try:
+        end = probe.read(data)
+    except Malformed as error:
+        raise Refused(_JPEG_REASONS[error.fault], "jpeg", headers.width or None, headers.height or None) from None
+    width, height = headers.width, headers.height
+    metadata = _JpegMetadata()
+    for marker, body in probe.metadata:
+        metadata.take(marker, body)
+    if metadata.has_more_pictures:
+        raise Refused(ANIMATION, "jpeg", width, height)
     if not _is_padding(data[end:]):
-        raise Refused(TRAILING, "jpeg", walk.width, walk.height)
-    icc = _jpeg_icc(walk.icc)
-    if len(walk.ids) == 4 and icc is not None:
-        raise Refused(CMYK_PROFILE, "jpeg", walk.width, walk.height)
-    # the order of precedence of libjpeg: JFIF, then Adobe, then the components' names
-    is_rgb = len(walk.ids) == 3 and not walk.has_jfif
-    is_rgb &= walk.ids == (82, 71, 66) if walk.adobe_transform is None else walk.adobe_transform == 0
-    tables = tuple(walk.tables_in_use[name] for name in walk.ids)
-    numbered = tuple(walk.tables[n] for n in itertools.takewhile(walk.tables.__contains__, range(4)))
-    facts = JpegFacts(walk.sampling, tables, numbered, is_rgb)
-    exif, dropped = b"".join(walk.exif) or None, tuple(sorted(walk.dropped))
-    pixel_data = b"".join(walk.kept)
-    return Header("jpeg", walk.width, walk.height, pixel_data, exif, icc, facts, xmp=walk.xmp, dropped=dropped)
+        raise Refused(TRAILING, "jpeg", width, height)
+    icc = metadata.icc()
+    if len(headers.parts) == 4 and icc is not None:
+        raise Refused(CMYK_PROFILE, "jpeg", width, height)
+    sampling = tuple((part.horizontal, part.vertical) for part in headers.parts)
+    is_rgb = metadata.is_rgb(tuple(part.id for part in headers.parts))
+    facts = JpegFacts(sampling, probe.tables(), probe.numbered_tables(), is_rgb)
+    exif, dropped = b"".join(metadata.exif) or None, tuple(sorted(metadata.dropped))
+    return Header("jpeg", width, height, probe.pixel_data, exif, icc, facts, xmp=metadata.xmp, dropped=dropped)
 
 
 # ----------------------------------------------------------------------------------------------------------------- PNG

@@ -1,23 +1,109 @@
-"""Marker segments of sequential Huffman JPEG files: frame, scans, tables, restart intervals.
+"""Marker segments of JPEG files: where they are, and what they say of the frame, its scans and tables.
 
-What is read are 8-bit files (SOF0, SOF1) of one or three components, from the files themselves and from recipes
-(`recipe.py`), which hold the same segments. Source: ITU-T T.81, Annex B.
+    file --> segments --> Headers (tables, frame, restart interval) --> ScanHeader for every scan
+
+What is understood are sequential and progressive Huffman-coded files of 8 bits per sample (SOF0, SOF1, SOF2). Segments
+come from the files themselves, from headers that are probed, and from recipes (`recipe.py`), which hold the same ones.
+Source: ITU-T T.81, Annexes A, B and G.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zippy_batch.archives.schema import MAX_SIDE
-from zippy_batch.images.probe import TOO_LARGE
-from zippy_batch.jpeg.tables import STANDARD, Malformed, Table, read_tables
+from zippy_batch.jpeg.faults import Fault, Malformed
+from zippy_batch.jpeg.tables import STANDARD, Table, read_tables
 
-MAX_COEFFICIENTS = 3 * MAX_SIDE * MAX_SIDE
+MAX_JPEG_BYTES = 1 << 28
+MAX_COEFFICIENTS = 4 * MAX_SIDE * MAX_SIDE
 MAX_MCU_BLOCKS = 10
+MAX_SCANS = 100
+"""Each costs a pass over the coefficients, however few bytes it has."""
+MAX_SEGMENTS = 1 << 20
+"""A bound on the time that a hostile file takes."""
+
+DHT, EOI, SOS, DQT, DNL, DRI = 0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD
+SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1), 0xC2
+_OTHER_FRAMES = {
+    0xC3: "lossless JPEG",
+    **dict.fromkeys((0xC5, 0xC6, 0xC7), "hierarchical JPEG"),
+    **dict.fromkeys((0xC9, 0xCA), "arithmetic-coded JPEG"),
+    **dict.fromkeys((0xCB, 0xCD, 0xCE, 0xCF), "lossless or hierarchical JPEG"),
+}
+
+# neither a stuffed zero, nor a marker that stands alone, nor a fill byte
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+_NEVER = 255
+"""In place of a bit position: not coded so far."""
+
+
+class Segment(NamedTuple):
+    marker: int
+    start: int
+    """Of its 0xFF."""
+    body: int
+    """Of what comes after its length."""
+    end: int
+
+
+def next_segment(data: bytes, at: int) -> Segment | None:
+    """The first segment from data[at] on, or the end-of-image marker; None where there is neither.
+
+    What is no segment is skipped: fill bytes, restart markers and anything else that stands between segments.
+    """
+    found = _MARKER.search(data, at)
+    if found is None:
+        return None
+    start, body = found.span()
+    marker = data[body - 1]
+    if marker == EOI:
+        return Segment(EOI, start, body, body)
+    end = body + int.from_bytes(data[body : body + 2], "big")
+    if body + 2 > len(data) or end > len(data):
+        raise Malformed("a segment runs past the end of the file", Fault.TRUNCATED)
+    if end < body + 2:
+        raise Malformed("a segment without a length")
+    return Segment(marker, start, body + 2, end)
+
+
+class ScanHeader(NamedTuple):
+    parts: tuple[tuple[int, int, int], ...]
+    """Of each component its number in the frame, and the destinations of its DC and AC tables."""
+    first: int
+    last: int
+    """Coefficients in zigzag order: 0..63 in a sequential scan."""
+    high: int
+    low: int
+    """Bit positions of successive approximation: `low` is coded, all bits above it if `high` is 0."""
+    progressive: bool
+
+
+class ScanComponent(NamedTuple):
+    """A component as the frame header has it."""
+
+    id: int
+    horizontal: int
+    vertical: int
+    """Sampling factors 1..4."""
+    quantiser: int
+
+
+class Grid(NamedTuple):
+    """Blocks of a component."""
+
+    real: tuple[int, int]
+    """Height and width of what the picture covers."""
+    whole: tuple[int, int]
+    """Of all MCUs of an interleaved scan."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +122,7 @@ class Frame:
     height: int
     width: int
     components: tuple[Component, ...]
-    """One, or three."""
+    """One, three or four."""
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
@@ -44,91 +130,49 @@ class Frame:
         return [(c.blocks_high, c.blocks_wide, 64) for c in self.components]
 
 
-@dataclass
-class _Part:
-    """A component as SOF says it."""
+class Layout(NamedTuple):
+    """Where the blocks of a scan are, in an array of the blocks of all components."""
 
-    id: int
-    horizontal: int
-    vertical: int
-    quantiser: int
-    real: tuple[int, int] = (0, 0)
-    """Height and width in blocks of what the picture covers."""
-    whole: tuple[int, int] = (0, 0)
-    """Of all MCUs of an interleaved scan."""
-    table: NDArray[np.uint16] | None = None
-    """Taken when its scan begins."""
+    order: NDArray[np.int32]
+    """(n, 3) of each block in coding order: its place in the array, or -1 where it has none; its component's number in
+    the scan; 1 where it lies outside the picture, else 0."""
+    tables: NDArray[np.int64]
+    """(S, 2) keys of the DC and the AC table of each component of the scan."""
+    unit: int
+    """Blocks of an MCU."""
 
 
-@dataclass(frozen=True)
-class Scan:
-    parts: tuple[tuple[int, int, int], ...]
-    """Of each component its number in the frame, and the destinations of its DC and AC tables."""
-
-
-Layout = tuple[NDArray[np.int64], int, int]
-"""`huffman.COLUMNS` of every component of a scan; rows and columns of MCUs."""
-
-
-@dataclass
 class Headers:
     """What the marker segments met so far say."""
 
-    quantisers: dict[int, NDArray[np.uint16]] = field(default_factory=dict)
-    huffman: dict[int, Table] = field(default_factory=lambda: dict(STANDARD))
-    """By key; Motion JPEG files leave out the standard ones."""
-    restart: int = 0
-    size: tuple[int, int] = (0, 0)
-    parts: list[_Part] = field(default_factory=list)
-    scanned: set[int] = field(default_factory=set)
+    def __init__(self) -> None:
+        self.quantisers: dict[int, tuple[int, ...]] = {}
+        self.huffman: dict[int, Table] = dict(STANDARD)
+        """By key; motion JPEG files leave out the standard ones."""
+        self.restart = 0
+        """MCUs between restart markers, or 0."""
+        self.height = self.width = 0
+        """A height of 0 follows after the first scan."""
+        self.progressive = False
+        self.parts: tuple[ScanComponent, ...] = ()
+        self.steps: dict[int, tuple[int, ...]] = {}
+        """By component: its quantisation table when its first scan began."""
+        self.scans = 0
+        self._coded: list[bytearray] = []
+        """By component: of each coefficient the lowest bit that was coded."""
 
-    def read(
-        self, data: bytes, at: int, before_segment: Callable[[int, int], None] | None = None
-    ) -> tuple[int, Scan | None]:
-        """Read marker segments from `at`. Returns the position after a scan header, and the scan; or the end of data
-        or of the image. Calls before_segment(position, marker) ahead of every segment."""
-        while at < len(data):
-            start = at
-            while at < len(data) and data[at] == 0xFF:
-                at += 1
-            if at == start or at >= len(data):
-                return start, None
-            marker = data[at]
-            at += 1
-            if marker == 0xD9:
-                return at, None
-            if marker == 0xD8 or 0xD0 <= marker <= 0xD7 or marker in (0x00, 0x01):
-                if marker != 0xD8 or start:
-                    raise Malformed("a marker stands where no marker may")
-                continue
-            end = at + int.from_bytes(data[at : at + 2], "big")
-            if end < at + 2 or end > len(data):
-                raise Malformed("a segment runs past the end of the file")
-            if before_segment is not None:
-                before_segment(start, marker)
-            body = data[at + 2 : end]
-            if marker == 0xDA:
-                return end, self._scan(body)
-            self._segment(marker, body)
-            at = end
-        return at, None
-
-    def _segment(self, marker: int, body: bytes) -> None:
-        if marker == 0xDB:
+    def read(self, marker: int, body: bytes) -> None:
+        """A segment other than a scan header; those of no interest are passed over."""
+        if marker == DQT:
             self._read_quantisers(body)
-        elif marker == 0xC4:
+        elif marker == DHT:
             self.huffman.update(read_tables(body))
-        elif marker == 0xDD:
+        elif marker == DRI:
             if len(body) != 2:
                 raise Malformed("its restart interval is malformed")
             self.restart = int.from_bytes(body, "big")
-        elif marker in (0xC0, 0xC1):
-            self._frame(body)
-        elif 0xC2 <= marker <= 0xCF:
-            kinds = {0xC2: "a progressive JPEG", 0xC9: "an arithmetic-coded JPEG", 0xCA: "an arithmetic-coded JPEG"}
-            raise Malformed(kinds.get(marker, "a JPEG of a kind that is not sequential"))
-        elif marker == 0xDC:
-            raise Malformed("its height is given after its scan")
+        elif marker in SEQUENTIAL or marker == PROGRESSIVE or marker in _OTHER_FRAMES:
+            self._read_frame(marker, body)
 
     def _read_quantisers(self, body: bytes) -> None:
         at = 0
@@ -137,87 +181,174 @@ class Headers:
             size = 128 if wide else 64
             if wide > 1 or key > 3 or at + 1 + size > len(body):
                 raise Malformed("a quantisation table is malformed")
-            table = np.frombuffer(body[at + 1 : at + 1 + size], ">u2" if wide else np.uint8).astype(np.uint16)
-            if not table.all():
+            table = struct.unpack_from(">64H" if wide else ">64B", body, at + 1)
+            if 0 in table:
                 raise Malformed("a quantisation table has a step of 0")
             self.quantisers[key] = table
             at += 1 + size
 
-    def _frame(self, body: bytes) -> None:
+    def _read_frame(self, marker: int, body: bytes) -> None:
         if self.parts:
-            raise Malformed("a file with several frames")
-        if len(body) < 6 or len(body) != 6 + 3 * body[5]:
+            raise Malformed("a file with several frames", Fault.SEVERAL)
+        if len(body) < 6 or len(body) < 6 + 3 * body[5]:
             raise Malformed("its frame header is malformed")
-        height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
-        if body[0] != 8:
-            raise Malformed("a JPEG of other than 8 bits per sample")
-        if body[5] not in (1, 3):
-            raise Malformed("a JPEG of other than one or three components")
-        if max(height, width) > MAX_SIDE:
-            raise Malformed(TOO_LARGE)
-        if min(height, width) == 0:
+        self.height, self.width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+        if self.width == 0:
             raise Malformed("a picture without pixels")
-        parts = [_Part(body[i], body[i + 1] >> 4, body[i + 1] & 15, body[i + 2]) for i in range(6, len(body), 3)]
+        if marker in _OTHER_FRAMES:
+            raise Malformed(_OTHER_FRAMES[marker], Fault.UNSUPPORTED)
+        if max(self.height, self.width) > MAX_SIDE:
+            raise Malformed(f"more than {MAX_SIDE} pixels on a side", Fault.TOO_LARGE)
+        if body[0] != 8:
+            raise Malformed("a JPEG of more than 8 bits per sample", Fault.DEEP)
+        if body[5] not in (1, 3, 4):
+            raise Malformed("a JPEG of two, or of more than four, components", Fault.COMPONENTS)
+        parts = [
+            ScanComponent(body[i], body[i + 1] >> 4, body[i + 1] & 15, body[i + 2])
+            for i in range(6, 6 + 3 * body[5], 3)
+        ]
         if len({p.id for p in parts}) < len(parts):
             raise Malformed("two components of the same name")
         if any(not (1 <= p.horizontal <= 4 and 1 <= p.vertical <= 4) for p in parts):
             raise Malformed("sampling factors outside 1..4")
-        widest, tallest = max(p.horizontal for p in parts), max(p.vertical for p in parts)
-        for p in parts:
-            covered = _ceil(height * p.vertical, tallest), _ceil(width * p.horizontal, widest)
-            p.real = (_ceil(covered[0], 8), _ceil(covered[1], 8))
-            p.whole = (_ceil(height, 8 * tallest) * p.vertical, _ceil(width, 8 * widest) * p.horizontal)
-            if len(parts) == 1:
-                p.whole = p.real
-        if sum(64 * p.whole[0] * p.whole[1] for p in parts) > MAX_COEFFICIENTS:
-            raise Malformed(f"more than {MAX_COEFFICIENTS} coefficients")
-        self.size, self.parts = (height, width), parts
+        self.progressive = marker == PROGRESSIVE
+        self.parts = tuple(parts)
+        self._coded = [bytearray([_NEVER]) * 64 for _ in parts]
+        if self.height:
+            self._check_size()
 
-    def _scan(self, body: bytes) -> Scan:
-        if not body or len(body) != 4 + 2 * body[0] or body[-3:] != b"\0\x3f\0":
-            raise Malformed("a scan header is malformed or not sequential")
+    def _check_size(self) -> None:
+        if sum(64 * high * wide for _, (high, wide) in self.grids()) > MAX_COEFFICIENTS:
+            raise Malformed(f"more than {MAX_COEFFICIENTS} coefficients", Fault.TOO_LARGE)
+
+    def read_height(self, data: bytes, at: int) -> None:
+        """The height of a frame that leaves it to a segment behind its first scan, which begins at data[at]."""
+        found = next_segment(data, at)
+        if found is None or found.marker != DNL or found.end != found.body + 2:
+            raise Malformed("a picture without a height")
+        self.height = int.from_bytes(data[found.body : found.end], "big")
+        if not 1 <= self.height <= MAX_SIDE:
+            raise Malformed(f"a height that is not 1 to {MAX_SIDE}", Fault.TOO_LARGE)
+        self._check_size()
+
+    def read_scan(self, body: bytes) -> ScanHeader:
+        """A scan header."""
+        self.scans += 1
+        if not self.parts:
+            raise Malformed("a scan before its frame header")
+        if self.scans > MAX_SCANS:
+            raise Malformed(f"more than {MAX_SCANS} scans")
+        count = body[0] if body else 0
+        if not 1 <= count <= len(self.parts) or len(body) != 4 + 2 * count:
+            raise Malformed("a scan header is malformed")
+        ids = [p.id for p in self.parts]
         parts = []
-        for i in range(1, 1 + 2 * body[0], 2):
-            known = [k for k, p in enumerate(self.parts) if p.id == body[i]]
-            if not known or known[0] in self.scanned:
-                raise Malformed("a scan of an unknown or repeated component")
-            k = known[0]
-            self.scanned.add(k)
-            table = self.quantisers.get(self.parts[k].quantiser)
+        for i in range(1, 1 + 2 * count, 2):
             dc, ac = body[i + 1] >> 4, body[i + 1] & 15
-            if table is None or dc > 3 or ac > 3:
-                raise Malformed("a scan without its tables")
-            self.parts[k].table = table
-            parts.append((k, dc, ac))
-        blocks = sum(self.parts[k].horizontal * self.parts[k].vertical for k, _, _ in parts)
-        if not parts or (len(parts) > 1 and blocks > MAX_MCU_BLOCKS):
-            raise Malformed("a scan of no component, or of MCUs of more than 10 blocks")
-        return Scan(tuple(parts))
+            if body[i] not in ids or dc > 3 or ac > 3:
+                raise Malformed("a scan of an unknown component or table")
+            parts.append((ids.index(body[i]), dc, ac))
+        # a sequential scan's parameters say nothing: decoders take them for 0, 63, 0, 0
+        first, last, high, low = (*body[-3:-1], body[-1] >> 4, body[-1] & 15) if self.progressive else (0, 63, 0, 0)
+        scan = ScanHeader(tuple(parts), first, last, high, low, self.progressive)
+        self._check_scan(scan)
+        return scan
+
+    def _check_scan(self, scan: ScanHeader) -> None:
+        parts = [self.parts[k] for k, _, _ in scan.parts]
+        if len(set(parts)) < len(parts):
+            raise Malformed("a component twice in one scan")
+        if len(parts) > 1 and sum(p.horizontal * p.vertical for p in parts) > MAX_MCU_BLOCKS:
+            raise Malformed(f"MCUs of more than {MAX_MCU_BLOCKS} blocks")
+        if self.progressive:
+            band = scan.first == scan.last == 0 or (1 <= scan.first <= scan.last <= 63 and len(parts) == 1)
+            if not band or scan.low > 13 or scan.high not in (0, scan.low + 1):
+                raise Malformed("a progressive scan with malformed parameters")
+        count = scan.last + 1 - scan.first
+        before = bytes([scan.high or _NEVER]) * count
+        for k, _, _ in scan.parts:
+            coded = self._coded[k]
+            if coded[scan.first : scan.last + 1] != before:
+                raise Malformed("a scan codes what was coded before, or refines what was not")
+            coded[scan.first : scan.last + 1] = bytes([scan.low]) * count
+            if k not in self.steps:
+                if self.parts[k].quantiser not in self.quantisers:
+                    raise Malformed("a scan without its quantisation table")
+                self.steps[k] = self.quantisers[self.parts[k].quantiser]
+
+    def check_complete(self) -> None:
+        """Raise Malformed unless every component has been in a scan."""
+        if not self.parts or len(self.steps) < len(self.parts):
+            raise Malformed("a file without all of its scans", Fault.TRUNCATED)
+
+    def grids(self) -> tuple[Grid, ...]:
+        """Of the components."""
+        return _grids(self.height, self.width, self._sampling())
 
     def frame(self, padded: bool) -> Frame:
         """The frame, once all scans are read, with the blocks of whole MCUs or of the picture."""
-        if not self.parts or len(self.scanned) < len(self.parts):
-            raise Malformed("a file without all of its scans")
+        self.check_complete()
         components = []
-        for p in self.parts:
-            high, wide = p.whole if padded else p.real
-            assert p.table is not None
-            components.append(Component(p.horizontal, p.vertical, high, wide, p.table))
-        return Frame(*self.size, tuple(components))
+        for k, (part, grid) in enumerate(zip(self.parts, self.grids(), strict=True)):
+            high, wide = grid.whole if padded else grid.real
+            components.append(Component(part.horizontal, part.vertical, high, wide, _array(self.steps[k])))
+        return Frame(self.height, self.width, tuple(components))
 
-    def layout(self, scan: Scan, padded: bool) -> Layout:
-        """Where a scan's blocks are in arrays of the whole MCUs, or of the picture."""
-        single = len(scan.parts) == 1
-        grids = [p.whole if padded else p.real for p in self.parts]
-        begin = np.cumsum([0, *(high * wide for high, wide in grids)])
-        rows = []
-        for k, dc, ac in scan.parts:
-            p, (high, wide) = self.parts[k], grids[k]
-            h, v = (1, 1) if single else (p.horizontal, p.vertical)
-            rows.append((h, v, wide, high, begin[k], dc, ac, p.real[1], p.real[0]))
-        p = self.parts[scan.parts[0][0]]
-        mcus = p.real if single else (p.whole[0] // p.vertical, p.whole[1] // p.horizontal)
-        return np.array(rows, np.int64), *mcus
+    def layout(self, scan: ScanHeader, padded: bool) -> Layout:
+        """Where a scan's blocks are in an array of the whole MCUs, or of the picture, of all components."""
+        sampling = self._sampling()
+        blocks = sum(high * wide for _, (high, wide) in self.grids())
+        make = _cached_layout if blocks <= _LAYOUT_BLOCKS else _make_layout
+        return make(self.height, self.width, sampling, scan.parts, padded)
+
+    def _sampling(self) -> tuple[tuple[int, int], ...]:
+        return tuple((p.horizontal, p.vertical) for p in self.parts)
+
+
+@lru_cache(maxsize=256)
+def _grids(height: int, width: int, sampling: tuple[tuple[int, int], ...]) -> tuple[Grid, ...]:
+    widest, tallest = (max(factors) for factors in zip(*sampling, strict=True))
+    grids = []
+    for h, v in sampling:
+        real = _ceil(_ceil(height * v, tallest), 8), _ceil(_ceil(width * h, widest), 8)
+        whole = _ceil(height, 8 * tallest) * v, _ceil(width, 8 * widest) * h
+        grids.append(Grid(real, real if len(sampling) == 1 else whole))
+    return tuple(grids)
+
+
+def _make_layout(
+    height: int, width: int, sampling: tuple[tuple[int, int], ...], parts: Sequence[tuple[int, int, int]], padded: bool
+) -> Layout:
+    grids = _grids(height, width, sampling)
+    shapes = [grid.whole if padded else grid.real for grid in grids]
+    begin = np.cumsum([0, *(high * wide for high, wide in shapes)]).tolist()
+    columns = []
+    for s, (k, _, _) in enumerate(parts):
+        # the blocks of a single component come one by one, and none outside the picture
+        single = len(parts) == 1
+        h, v = (1, 1) if single else sampling[k]
+        rows, across = grids[k].real if single else grids[k].whole
+        y = np.arange(rows).reshape(rows // v, 1, v, 1)
+        x = np.arange(across).reshape(1, across // h, 1, h)
+        place = np.where((y < shapes[k][0]) & (x < shapes[k][1]), begin[k] + y * shapes[k][1] + x, -1)
+        outside = (y >= grids[k].real[0]) | (x >= grids[k].real[1])
+        blocks = np.stack([place, np.full_like(place, s), outside], axis=-1)
+        columns.append(blocks.reshape(rows // v * (across // h), v * h, 3))
+    order = np.concatenate(columns, axis=1).astype(np.int32)
+    tables = np.array([(dc, 4 + ac) for _, dc, ac in parts], np.int64)
+    return Layout(order.reshape(-1, 3), tables, order.shape[1])
+
+
+_LAYOUT_BLOCKS = 2048
+"""Of larger pictures no layout is kept."""
+_cached_layout = lru_cache(maxsize=256)(_make_layout)
+
+
+@lru_cache(maxsize=256)
+def _array(steps: tuple[int, ...]) -> NDArray[np.uint16]:
+    table = np.array(steps, np.uint16)
+    table.flags.writeable = False
+    return table
 
 
 def _ceil(value: int, divisor: int) -> int:

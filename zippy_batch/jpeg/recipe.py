@@ -1,13 +1,20 @@
 """What a JPEG file is rebuilt from besides its coefficients, as bytes.
 
-    recipe   version (1), blocks (0: those of the picture, 1: those of whole MCUs), number of scans, per scan:
-               bit that pads bytes (0, 1), number of table segments left out, each:
+    recipe   version (1), blocks (0: those of the picture, 1: those of whole MCUs),
+             scans (1..100: how many; 128 + 2 s + j: those after the first are of script s, j: their tables share
+             segments), per scan:
+               form: bit 0 the bit that pads bytes, 1..3 what follows of the next three, 4 no limit on correction bits
+               odd endings, number, each: intervals since the last, bits, number of bytes, bytes
+               odd runs of zeros, number, each: blocks since the last, runs
+               odd stops of end-of-block runs, number, each: blocks since the last
+               number of table segments left out, each:
                  offset in the run, number of tables, per table: bits 0..1 destination, 4 AC, 5 optimised
                length of the run, run: the bytes before the scan, its own header included
              the bytes after the last scan
     Numbers are LEB128.
 
-Files of one size, quality and encoder have equal recipes, however much their pictures differ.
+Files of one size, quality and encoder have equal recipes, however much their pictures differ. The specification is in
+docs/format.md.
 """
 
 from __future__ import annotations
@@ -16,30 +23,69 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from zippy_batch.errors import DamagedRow
-from zippy_batch.jpeg.markers import Frame, Headers, Layout
-from zippy_batch.jpeg.tables import EMPTY_TABLE, STANDARD, Malformed, Table
+from zippy_batch.jpeg.faults import Malformed
+from zippy_batch.jpeg.markers import EOI, MAX_SCANS, SOS, Frame, Headers, Layout, ScanHeader, next_segment
+from zippy_batch.jpeg.scripts import SCRIPTS, later_runs
+from zippy_batch.jpeg.tables import EMPTY_TABLE, OPTIMISED, STANDARD, Table, is_kind, key_of
 from zippy_batch.varint import read_varint, write_varint
 
 VERSION = 1
-MAX_RECIPE_SCANS = 3
 MAX_LEFT_OUT = 32
 """Table segments that are left out of one run."""
 MAX_TABLES = 8
 """Of one such segment: there are no more destinations."""
 _CACHED_BYTES = 4096
 """Longer recipes are read anew each time: a cache of them would hold what they hold."""
-OPTIMISED, _AC = 32, 16
+_SCRIPT = 128
+_PADDING, _ENDINGS, _ZEROS, _STOPS, _UNLIMITED = 1, 2, 4, 8, 16
+_FORMS = 32
+
+
+@dataclass
+class Oddities:
+    """Where a scan is not coded as libjpeg codes it. Numbers ascend."""
+
+    endings: list[tuple[int, int, bytes]] = field(default_factory=list)
+    """Restart interval, bits that fill up its last byte, and what follows that, without stuffing."""
+    zeros: list[tuple[int, int]] = field(default_factory=list)
+    """Block of the scan, and how many runs of 16 zeros stand before its end."""
+    stops: list[int] = field(default_factory=list)
+    """Blocks of the scan after which a run of ends stops before it has to."""
+    unlimited: bool = False
+    """Whether runs of ends go on however many correction bits they have."""
 
 
 @dataclass
 class Run:
-    """The bytes before a scan, its own header included, and what is left out of them."""
+    """The bytes before a scan, its own header included, what is left out of them, and how the scan is coded."""
 
     data: bytes
     pad: int = 1
     left_out: list[tuple[int, list[int]]] = field(default_factory=list)
     """Offset of each table segment, and kinds of its tables."""
+    odd: Oddities = field(default_factory=Oddities)
+
+
+@dataclass(frozen=True)
+class PlannedScan:
+    run: Run
+    header: ScanHeader
+    layout: Layout
+    tables: dict[int, Table]
+    """By key; EMPTY_TABLE for those that are to be optimised."""
+    restart: int
+    """MCUs between restart markers, or 0."""
+    endings: NDArray[np.int64]
+    """(n, 3) interval, bits, number of bytes of `extra`."""
+    extra: NDArray[np.uint8]
+    zeros: NDArray[np.int64]
+    """(n, 2) block, runs."""
+    stops: NDArray[np.int64]
+    """(n,) blocks."""
 
 
 @dataclass(frozen=True)
@@ -47,33 +93,80 @@ class Plan:
     """A recipe, read."""
 
     frame: Frame
-    runs: list[Run]
-    layouts: list[Layout]
-    """Of the scans."""
-    tables: list[dict[int, Table]]
-    """Of each scan, by key; EMPTY_TABLE for those that are to be optimised."""
-    restarts: list[int]
-    """MCUs between restart markers in each scan, or 0."""
+    scans: list[PlannedScan]
     tail: bytes
 
+    @property
+    def runs(self) -> list[Run]:
+        return [scan.run for scan in self.scans]
 
-def kind_of(key: int, optimised: bool) -> int:
-    """How a recipe calls a table that is left out."""
-    return key & 3 | (_AC if key >= 4 else 0) | (OPTIMISED if optimised else 0)
 
-
-def key_of(kind: int) -> int:
-    return (4 if kind & _AC else 0) + (kind & 3)
+# ---- writing ----
 
 
 def write_recipe(runs: Sequence[Run], tail: bytes, padded: bool) -> bytes:
-    out = [bytes([VERSION, int(padded), len(runs)])]
-    for run in runs:
-        out += [bytes([run.pad]), write_varint(len(run.left_out))]
-        for at, kinds in run.left_out:
-            out += [write_varint(at), bytes([len(kinds), *kinds])]
-        out += [write_varint(len(run.data)), run.data]
-    return b"".join([*out, tail])
+    script = _script_of(runs)
+    spelled = runs if script is None else runs[:1]
+    scans = len(runs) if script is None else _SCRIPT + script
+    return b"".join([bytes([VERSION, int(padded), scans]), *map(_write_run, spelled), tail])
+
+
+def _script_of(runs: Sequence[Run]) -> int | None:
+    """What a recipe says instead of the runs after the first."""
+    if len(runs) < 2:
+        return None
+    later = [(run.data, run.pad, run.left_out, run.odd) for run in runs[1:]]
+    for code in range(2 * len(SCRIPTS)):
+        try:
+            implied = _implied(code, runs[0])
+        except Malformed:
+            continue
+        if [(run.data, run.pad, run.left_out, run.odd) for run in implied] == later:
+            return code
+    return None
+
+
+def _implied(code: int, first: Run) -> list[Run]:
+    """The runs after the first one by the script of this number; Malformed where there is none."""
+    if code >= 2 * len(SCRIPTS):
+        raise Malformed(f"there is no scan script {code // 2}")
+    headers = Headers()
+    scan = _read_run(headers, first, b"")
+    ids = [part.id for part in headers.parts]
+    destinations = [1] * len(ids)
+    for k, dc, _ in scan.parts:
+        destinations[k] = dc
+    if len(ids) not in SCRIPTS[code // 2].components:
+        raise Malformed(f"scan script {code // 2} is not for {len(ids)} components")
+    later = later_runs(code // 2, code % 2 == 1, ids, destinations)
+    return [Run(data, first.pad, left_out) for data, left_out in later]
+
+
+def _write_run(run: Run) -> bytes:
+    odd = run.odd
+    form = _PADDING * run.pad | _ENDINGS * bool(odd.endings) | _ZEROS * bool(odd.zeros) | _STOPS * bool(odd.stops)
+    out = [bytes([form | _UNLIMITED * odd.unlimited])]
+    if odd.endings:
+        out.append(write_varint(len(odd.endings)))
+        for delta, (_, bits, extra) in zip(_deltas([n for n, _, _ in odd.endings]), odd.endings, strict=True):
+            out += [write_varint(delta), bytes([bits]), write_varint(len(extra)), extra]
+    if odd.zeros:
+        out.append(write_varint(len(odd.zeros)))
+        for delta, (_, count) in zip(_deltas([n for n, _ in odd.zeros]), odd.zeros, strict=True):
+            out += [write_varint(delta), bytes([count])]
+    if odd.stops:
+        out += [write_varint(len(odd.stops)), *map(write_varint, _deltas(odd.stops))]
+    out.append(write_varint(len(run.left_out)))
+    for at, kinds in run.left_out:
+        out += [write_varint(at), bytes([len(kinds), *kinds])]
+    return b"".join([*out, write_varint(len(run.data)), run.data])
+
+
+def _deltas(numbers: Sequence[int]) -> list[int]:
+    return [b - a for a, b in zip([0, *numbers], numbers, strict=False)]
+
+
+# ---- reading ----
 
 
 def read_recipe(header: bytes) -> Plan:
@@ -83,7 +176,7 @@ def read_recipe(header: bytes) -> Plan:
 
 def _read(header: bytes) -> Plan:
     try:
-        return _Reader(header).plan()
+        return _plan(*_Reader(header).read())
     except (Malformed, ValueError) as error:
         raise DamagedRow(f"header: {error}") from None
 
@@ -91,48 +184,99 @@ def _read(header: bytes) -> Plan:
 _read_cached = lru_cache(maxsize=128)(_read)
 
 
+def _plan(runs: Sequence[Run], tail: bytes, padded: bool) -> Plan:
+    headers = Headers()
+    if runs[0].data[:2] != b"\xff\xd8":
+        raise Malformed("the first run does not begin as a JPEG file")
+    read = []
+    for number, run in enumerate(runs):
+        following = runs[number + 1].data if number + 1 < len(runs) else tail
+        scan = _read_run(headers, run, following)
+        read.append((run, scan, dict(headers.huffman), headers.restart))
+    frame = headers.frame(padded)
+    return Plan(frame, [_planned(*one, headers.layout(one[1], padded)) for one in read], tail)
+
+
+def _read_run(headers: Headers, run: Run, following: bytes) -> ScanHeader:
+    """Take a run's segments into headers; returns the scan that it ends with. following: what comes after the scan."""
+    waiting = list(run.left_out)
+    # the first run begins with the marker that begins a file
+    at = 0 if headers.scans else 2
+    while (segment := next_segment(run.data, at)) is not None and segment.marker != EOI:
+        while waiting and waiting[0][0] <= segment.start:
+            offset, kinds = waiting.pop(0)
+            if offset < at:
+                raise Malformed("table segments are out of place")
+            # optimised ones stand empty until the coefficients are there
+            headers.huffman.update((key_of(k), EMPTY_TABLE if k & OPTIMISED else STANDARD[key_of(k)]) for k in kinds)
+        body = run.data[segment.body : segment.end]
+        at = segment.end
+        if segment.marker == SOS:
+            break
+        headers.read(segment.marker, body)
+    if segment is None or segment.marker != SOS or at != len(run.data) or waiting:
+        raise Malformed("a run does not end with a scan header")
+    scan = headers.read_scan(body)
+    if headers.height == 0:
+        headers.read_height(following, 0)
+    return scan
+
+
+def _planned(run: Run, header: ScanHeader, tables: dict[int, Table], restart: int, layout: Layout) -> PlannedScan:
+    odd = run.odd
+    return PlannedScan(
+        run,
+        header,
+        layout,
+        tables,
+        restart,
+        np.array([(n, bits, len(extra)) for n, bits, extra in odd.endings], np.int64).reshape(-1, 3),
+        np.frombuffer(b"".join(extra for _, _, extra in odd.endings), np.uint8),
+        np.array(odd.zeros, np.int64).reshape(-1, 2),
+        np.array(odd.stops, np.int64),
+    )
+
+
 class _Reader:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
 
-    def plan(self) -> Plan:
+    def read(self) -> tuple[list[Run], bytes, bool]:
+        """Runs, tail, and whether blocks are those of whole MCUs."""
         version = self._byte()
         if version != VERSION:
             raise Malformed(f"recipe version {version} is unknown; this version reads {VERSION}")
         padded = bool(self._byte(1))
-        headers = Headers()
-        runs: list[Run] = []
-        scans, tables, restarts = [], [], []
-        for _ in range(self._byte(MAX_RECIPE_SCANS)):
-            run = self._run()
-            if not runs and run.data[:2] != b"\xff\xd8":
-                raise Malformed("the first run does not begin as a JPEG file")
-            waiting = list(run.left_out)
-
-            def put_back(at: int, marker: int, waiting: list[tuple[int, list[int]]] = waiting) -> None:
-                """The segments that stand before this one in the file."""
-                while waiting and waiting[0][0] <= at:
-                    offset, kinds = waiting.pop(0)
-                    if offset < at:
-                        raise Malformed("table segments are out of place")
-                    # optimised ones stand empty until the coefficients are there
-                    headers.huffman.update(
-                        (key_of(k), EMPTY_TABLE if k & OPTIMISED else STANDARD[key_of(k)]) for k in kinds
-                    )
-
-            end, scan = headers.read(run.data, 0, put_back)
-            if scan is None or end != len(run.data) or waiting:
-                raise Malformed("a run does not end with a scan header")
-            runs.append(run)
-            scans.append(scan)
-            tables.append(dict(headers.huffman))
-            restarts.append(headers.restart)
-        frame = headers.frame(padded)
-        return Plan(frame, runs, [headers.layout(s, padded) for s in scans], tables, restarts, self._data[self._at :])
+        scans = self._byte()
+        if scans >= _SCRIPT:
+            first = self._run()
+            runs = [first, *_implied(scans - _SCRIPT, first)]
+        elif 1 <= scans <= MAX_SCANS:
+            runs = [self._run() for _ in range(scans)]
+        else:
+            raise Malformed(f"{scans} scans, expected 1 to {MAX_SCANS}")
+        return runs, self._data[self._at :], padded
 
     def _run(self) -> Run:
-        run = Run(b"", self._byte(1))
+        form = self._byte(_FORMS - 1)
+        run = Run(b"", form & _PADDING)
+        if form & _ENDINGS:
+            interval = 0
+            for _ in range(self._number()):
+                interval += self._number()
+                run.odd.endings.append((interval, self._byte(), self._take(self._number())))
+        if form & _ZEROS:
+            block = 0
+            for _ in range(self._number()):
+                block += self._number()
+                run.odd.zeros.append((block, self._byte()))
+        if form & _STOPS:
+            block = 0
+            for _ in range(self._number()):
+                block += self._number()
+                run.odd.stops.append(block)
+        run.odd.unlimited = bool(form & _UNLIMITED)
         count = self._number()
         if count > MAX_LEFT_OUT:
             raise Malformed(f"{count} table segments left out of a run, expected at most {MAX_LEFT_OUT}")
@@ -140,8 +284,7 @@ class _Reader:
             at = self._number()
             kinds = [self._byte() for _ in range(self._byte(MAX_TABLES))]
             for kind in kinds:
-                known = kind & OPTIMISED or key_of(kind) in STANDARD
-                if kind & ~(OPTIMISED | _AC | 3) or not known:
+                if not is_kind(kind):
                     raise Malformed(f"there is no table of the kind {kind}")
             run.left_out.append((at, kinds))
         run.data = self._take(self._number())

@@ -57,8 +57,10 @@ MakeCodec = Callable[[Model, str], Any]
 """Model and device ("cpu", "cuda") -> the codec that the model is of. Pickles."""
 
 
-def make_codec(model: Model, device: str) -> LatentCoder | ExactCoder:
-    """The real codecs. Their networks run on one thread each: batches are what runs side by side."""
+def make_codec(model: Model, device: str, effort: int = 0) -> LatentCoder | ExactCoder:
+    """The real codecs. Their networks run on one thread each: batches are what runs side by side. effort: of the lossy
+    codec's encoder, 0..9.
+    """
     # torch takes seconds to import, and stats or a check of checksums do without it
     import torch
 
@@ -69,7 +71,7 @@ def make_codec(model: Model, device: str) -> LatentCoder | ExactCoder:
         return ExactCodec(model, device)
     from zippy_batch.codecs.latent.codec import LatentCodec
 
-    return LatentCodec(model, device)
+    return LatentCodec(model, device, effort=effort)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,8 @@ from zippy_batch.run.report import Done, Tick
 
 MAX_FAILED_STARTS = 3
 """Workers that die before their first unit, before the run gives up."""
+PORT_S = 10.0
+"""For the head of a cluster to take a connection."""
 WAIT_NOTICE_S = 60.0
 """Without any result, before saying what the run is waiting for."""
 RAY_PAYS_IMAGES = 30_000
@@ -148,8 +152,15 @@ def _workers_that_fit(nodes: Sequence[Mapping[str, float]], workers: int, gpus: 
     return wanted, max(threads for threads, places in room.items() if places >= wanted)
 
 
-def run_units(job: Job[Unit, Result], units: Iterable[Unit], layout: WorkerLayout, tick: Tick) -> Iterator[Result]:
+def run_units(
+    job: Job[Unit, Result],
+    units: Iterable[Unit],
+    layout: WorkerLayout,
+    tick: Tick,
+    settled: Callable[[WorkerLayout], None] = lambda layout: None,
+) -> Iterator[Result]:
     """Results in the order they come. `tick` hears of work as it is done: per batch in process, per unit on Ray.
+    `settled` is told what a layout that leaves things to the cluster comes to there.
 
     What a unit raises is raised here, and what the job says when a worker has died once too often. Closing the iterator
     stops the workers.
@@ -160,7 +171,9 @@ def run_units(job: Job[Unit, Result], units: Iterable[Unit], layout: WorkerLayou
             yield work(unit, tick)
         return
     with connected(layout.address, cpus=layout.workers * max(1, layout.threads)):
-        actors = _ActorPool(job, iter(units), _settle(layout))
+        layout = _settle(layout)
+        settled(layout)
+        actors = _ActorPool(job, iter(units), layout)
         try:
             for result in actors.results():
                 tick(result.done)
@@ -337,6 +350,8 @@ def connected(address: str | None, cpus: int | None) -> Iterator[None]:
     """A connection to Ray: the one this process has, the named cluster, or one started here and stopped at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is not None:
+        _refuse_closed_port(address)
     import ray
 
     if ray.is_initialized():
@@ -347,7 +362,12 @@ def connected(address: str | None, cpus: int | None) -> Iterator[None]:
         quiet.update(num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
     try:
         ray.init(address=address or "local", **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        if "AF_UNIX path length" in str(error):
+            raise UsageError(
+                f"Ray cannot start: its sockets, in {_ray_directory()}, have longer names than the system allows; "
+                f"set RAY_TMPDIR to a short path, such as RAY_TMPDIR=/tmp"
+            ) from error
         if address is None:
             raise
         raise UsageError(f"cannot join the Ray cluster at {address!r}: {_reason(error)}") from error
@@ -355,3 +375,21 @@ def connected(address: str | None, cpus: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _ray_directory() -> str:
+    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+
+
+def _refuse_closed_port(address: str) -> None:
+    """Raises UsageError, which Ray does half a minute later."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PORT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"cannot join the Ray cluster at {address!r}: {getattr(error, 'strerror', None) or error}; is its head "
+            f"running, and is this its address (by default port 6379)?"
+        ) from error

@@ -16,7 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import Archive
@@ -48,6 +50,7 @@ from zippy_batch.run.staging import Staging, open_staging, refuse_output
 from zippy_batch.run.verify_shard import ShardVerified, VerifyJob, VerifyUnit
 from zippy_batch.sources import Source, Wanted, list_source
 from zippy_batch.sources.clashes import refuse_restored_clashes
+from zippy_batch.sources.selection import patterns_in
 from zippy_batch.stores.object_path import Place, place
 
 _log = logging.getLogger(__name__)
@@ -89,7 +92,9 @@ def archive(
     origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
     with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
-        job = ArchiveJob(origin, staging.parts.absolute(), plan.options, models, codecs.make, _info(plan, models))
+        effort = plan.options.effort
+        make: MakeCodec = partial(make_codec, effort=effort) if effort and codecs.make is make_codec else codecs.make
+        job = ArchiveJob(origin, staging.parts.absolute(), plan.options, models, make, _info(plan, models))
         facts, seconds = _archive_shards(job, plan, staging, run, clock)
         if not staging.is_published():
             _publish(plan, staging, models)
@@ -113,6 +118,8 @@ def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Mo
 
 
 def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -> tuple[Source, ArchivePlan]:
+    if options.exclude_from is not None:
+        options = replace(options, exclude=(*options.exclude, *patterns_in(options.exclude_from)), exclude_from=None)
     origin, listing = list_source(source, Wanted.of(options))
     if not listing.files:
         raise UsageError(f"nothing to archive: there is no file in {source}")
@@ -148,12 +155,12 @@ def _archive_shards(
     seconds: dict[int | None, float] = {}
     worked = Done()
     if todo:
-        for result in run_units(job, map(plan.shard, todo), layout, clock.tick):
+        for result in run_units(job, map(plan.shard, todo), layout, clock.tick, clock.settle):
             staging.require(result.index)
             seconds[result.index] = result.seconds
             worked += result.done
             clock.shard_done()
-    facts = clock.facts(plan.options.device, layout)
+    facts = clock.facts(plan.options.device)
     facts = replace(
         facts,
         shards_resumed=len(done),
@@ -270,11 +277,11 @@ def restore(
             job = RestoreJob(
                 archive_path.absolute(), destination.absolute(), temporary.absolute(), options, models, codecs.make
             )
-            for result in run_units(job, planned.units, layout, clock.tick):
+            for result in run_units(job, planned.units, layout, clock.tick, clock.settle):
                 lines.append(result.line)
                 clock.shard_done()
     lines.sort(key=lambda line: line.shard or 0)
-    facts = clock.facts(options.device, layout)
+    facts = clock.facts(options.device)
     return RestoreReport(
         path=_shown(archive_path),
         destination=_shown(destination),
@@ -311,7 +318,7 @@ def verify(
         source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
         layout = clock.expect(Done(opened.row_count, source_bytes), len(matched.units), device, run)
         job = VerifyJob(archive_path.absolute(), matched.source, deep, device, models, codecs.make, matched.with_labels)
-        for result in run_units(job, matched.units, layout, clock.tick):
+        for result in run_units(job, matched.units, layout, clock.tick, clock.settle):
             results.append(result)
             clock.shard_done()
         problems = opened.check_files()
@@ -327,7 +334,7 @@ def verify(
         extra=tuple(matched.extra),
         differing=tuple(finding for result in results for finding in result.differing),
         unpromised=sum(result.unpromised for result in results),
-        run=clock.facts(device, layout),
+        run=clock.facts(device),
     )
 
 
@@ -347,8 +354,12 @@ def _as_archived(options: Mapping[str, object], input: str) -> Wanted:
     labels = options.get("labels")
     # with a table, the columns are the table's
     names = ("image_column", "encoding", *(() if labels == "table" else ("name_column", "label_column")))
-    given = {name: value for name in names if isinstance(value := options.get(name), str)}
-    return Wanted(input, labels if isinstance(labels, str) and labels in LABELS else "none", leave_out=True, **given)
+    given: dict[str, Any] = {name: value for name in names if isinstance(value := options.get(name), str)}
+    for name in ("include", "exclude"):
+        patterns = options.get(name)
+        given[name] = tuple(map(str, patterns)) if isinstance(patterns, list) else ()
+    labels = labels if isinstance(labels, str) and labels in LABELS else "none"
+    return Wanted(input, labels, leave_out=True, **given)
 
 
 def _match(opened: Archive, against: Place, input: str) -> _Matched:
@@ -446,11 +457,17 @@ class _Clock:
     def __init__(self, watch: Watch | None) -> None:
         self._watch, self._started = watch, time.monotonic()
         self._total, self._done, self._shards_total, self._shards = Done(), Done(), 0, 0
+        self._layout = WorkerLayout(1, 1, on_ray=False)
 
     def expect(self, work: Done, shards: int, device: str, run: RunOptions) -> WorkerLayout:
         """Says what is to be done, and who will do it."""
         self._total, self._shards_total = work, shards
-        return choose_layout(shards, work.images, work.source_bytes, device, run)
+        self._layout = choose_layout(shards, work.images, work.source_bytes, device, run)
+        return self._layout
+
+    def settle(self, layout: WorkerLayout) -> None:
+        """How many workers a cluster has been found to have."""
+        self._layout = layout
 
     def tick(self, done: Done) -> None:
         self._done += done
@@ -460,9 +477,11 @@ class _Clock:
         self._shards += 1
         self._tell()
 
-    def facts(self, device: str, layout: WorkerLayout) -> RunFacts:
-        seconds = time.monotonic() - self._started
-        return RunFacts(seconds, self._done.images, self._done.source_bytes, device, layout.workers)
+    def facts(self, device: str) -> RunFacts:
+        seconds, layout = time.monotonic() - self._started, self._layout
+        return RunFacts(
+            seconds, self._done.images, self._done.source_bytes, device, layout.workers, on_ray=layout.on_ray
+        )
 
     def _tell(self) -> None:
         if self._watch is None:

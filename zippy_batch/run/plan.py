@@ -34,8 +34,8 @@ PLAN_VERSION = 2
 """Raised when the cuts below change, so that no staging of another version is taken up."""
 
 
-_NOT_RECORDED = ("model", "exact_model", "strict", "input", "labels", "label_pattern", "leave_out")
-_RECORDED_IF_GIVEN = ("image_column", "name_column", "label_column", "encoding")
+_NOT_RECORDED = ("model", "exact_model", "strict", "input", "labels", "label_pattern", "leave_out", "exclude_from")
+_RECORDED_IF_GIVEN = ("image_column", "name_column", "label_column", "encoding", "include", "exclude")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def recorded(options: ArchiveOptions) -> dict[str, Any]:
     whether there is an archive, and what is taken of a source shows in what is found there.
     """
     found = {name: value for name, value in asdict(options).items() if name not in _NOT_RECORDED}
-    return {name: value for name, value in found.items() if value is not None or name not in _RECORDED_IF_GIVEN}
+    return {name: value for name, value in found.items() if value not in (None, ()) or name not in _RECORDED_IF_GIVEN}
 
 
 def cut_shards(count: int, bytes_before: Callable[[int], int], most_images: int, most_bytes: int) -> tuple[int, ...]:

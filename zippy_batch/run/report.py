@@ -263,6 +263,7 @@ class RunFacts:
     """What of the source is not in the archive as one might expect."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Pictures whose metadata of a kind is not archived, by kind; only those that this run coded with loss."""
+    on_ray: bool = False
 
     @property
     def images_per_s(self) -> float:
@@ -339,9 +340,10 @@ class ArchiveReport:
             "run": self.run.to_dict() if self.run else None,
         }
 
-    def lines(self) -> list[str]:
-        """The table of shards, then what it does not show."""
-        out = table(_ARCHIVE_HEAD, [_archive_cells(line) for line in (*self.shards, self.total)])
+    def lines(self, columns: int | None = None) -> list[str]:
+        """The table of shards, no wider than this if it can be, then what it does not show."""
+        rows = [_archive_cells(line) for line in (*self.shards, self.total)]
+        out = fitted(table, _ARCHIVE_HEAD, rows, _ARCHIVE_LEAST, columns)
         out += _by_codec(self.total)
         out += _reasons(self.total.kept_raw)
         unproved = self.total.exact_images and self.options.get("verify") is False
@@ -349,7 +351,8 @@ class ArchiveReport:
             out.append("quality was not measured (--no-verify): no payload was decoded before it was committed")
         if self.floor:
             out.append(
-                f"floor {self.floor.min_psnr_db:g} dB: {self.floor.at_once} images at the quality asked for, "
+                f"floor {self.floor.min_psnr_db:g} dB: {count_text(self.floor.at_once, 'image')} at the quality asked "
+                "for, "
                 f"{self.floor.raised} with it raised, {self.floor.exact} exact, {self.floor.kept_raw} kept raw"
             )
         return out + (_run_lines(self.run, len(self.shards)) if self.run else [])
@@ -452,12 +455,15 @@ class RestoreReport:
             "run": self.run.to_dict(),
         }
 
-    def lines(self) -> list[str]:
+    def lines(self, columns: int | None = None) -> list[str]:
+        """As of an ArchiveReport."""
         head = _RESTORE_HEAD + (_QUALITY_HEAD if self.with_reference else ())
         rows = [_restore_cells(line, self.with_reference) for line in (*self.shards, self.total)]
-        out = table(head, rows)
+        out = fitted(table, head, rows, _RESTORE_LEAST, columns)
         if self.total.unmatched:
-            out.append(f"{self.total.unmatched} restored images have no picture of the same size under --reference")
+            have = "has" if self.total.unmatched == 1 else "have"
+            unmatched = count_text(self.total.unmatched, "restored image")
+            out.append(f"{unmatched} {have} no picture of the same size under --reference")
         out += _findings(f"{len(self.total.damaged)} rows are damaged and were not restored:", self.total.damaged)
         return out + _run_lines(self.run, len(self.shards))
 
@@ -506,8 +512,8 @@ class VerifyReport:
             "run": self.run.to_dict() if self.run else None,
         }
 
-    def lines(self) -> list[str]:
-        out = [f"{self.rows} rows, {self.decoded} decoded, {len(self.damaged)} damaged"]
+    def lines(self, columns: int | None = None) -> list[str]:
+        out = [f"{count_text(self.rows, 'row')}, {self.decoded} decoded, {len(self.damaged)} damaged"]
         out += self.problems
         out += _findings("damaged:", self.damaged)
         if self.against is not None:
@@ -560,6 +566,9 @@ _ARCHIVE_HEAD = (
     "s",
     "images/s",
 )
+_ARCHIVE_LEAST = (10, 7, 13, 9, 14, 5, 8, 11, 2, 6)
+"""Columns by number, from the one that is missed least where a terminal is narrow."""
+_RESTORE_LEAST = (13, 10, 12, 7, 11, 8, 2, 5, 4)
 _RESTORE_HEAD = ("shard", "images", "source", "restored", "exact", "raw", "damaged", "s", "images/s")
 
 
@@ -612,6 +621,38 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 0) ->
     return ["  ".join(align[i](row[i], widths[i]) for i in keep) for row in (head, *rows)]
 
 
+def fitted(
+    make: Callable[[Sequence[str], Sequence[Sequence[str]]], list[str]],
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    least: Sequence[int],
+    columns: int | None,
+) -> list[str]:
+    """The table that `make` makes, without as many of the columns `least` as are too many for a terminal, and a line
+    that names those."""
+    keep, gone = list(range(len(head))), []
+    candidates = [i for i in least if i < len(head)]
+    while True:
+        out = make([head[i] for i in keep], [[row[i] for i in keep] for row in rows])
+        if columns is None or not candidates or max(map(len, out)) <= columns:
+            break
+        gone.append(candidates.pop(0))
+        keep.remove(gone[-1])
+    left_out = [_full_name(head, i) for i in sorted(gone) if any(row[i] != "-" for row in rows)]
+    return [*out, f"not shown for want of room: {', '.join(left_out)}"] if left_out else out
+
+
+def _full_name(head: Sequence[str], column: int) -> str:
+    """`worst` stands in more than one column: after PSNR, and after SSIM."""
+    name = head[column]
+    return name if name != "worst" else f"worst {'SSIM' if head[column - 1] == 'SSIM' else 'PSNR'}"
+
+
+def count_text(count: int, noun: str) -> str:
+    """1 image, 2 images."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _by_codec(total: Line) -> list[str]:
     """What the rows of each codec take, where there is more than the lossy one."""
     if not total.exact_images:
@@ -621,7 +662,8 @@ def _by_codec(total: Line) -> list[str]:
         ("lossy", total.lossy_images, total.lossy_source_bytes, total.lossy_bytes),
     ]
     return [
-        f"{name}: {images} files of {size_text(source)} in {size_text(stored)} of payload ({stored / source:.3f})"
+        f"{name}: {count_text(images, 'file')} of {size_text(source)} in {size_text(stored)} of payload "
+        f"({stored / source:.3f})"
         for name, images, source, stored in kinds
         if images and source
     ]
@@ -639,12 +681,16 @@ def _findings(title: str, findings: Sequence[Finding]) -> list[str]:
 
 
 def _run_lines(run: RunFacts, shards: int) -> list[str]:
-    workers = {0: "on a cluster", 1: "in process"}.get(run.workers, f"{run.workers} workers")
-    out = [f"{run.images} images in {run.seconds:.1f} s: {run.images_per_s:.0f} images/s on {run.device}, {workers}"]
+    workers = count_text(run.workers, "worker") if run.on_ray else "in process"
+    speed = f"{run.images_per_s:.0f} images/s on {run.device}"
+    out = [f"{count_text(run.images, 'image')} in {run.seconds:.1f} s: {speed}, {workers}"]
     if run.shards_resumed:
         out.append(f"{run.shards_resumed} of {shards} shards were there from an earlier run")
     if run.empty_directories:
-        out.append(f"{run.empty_directories} empty directories are not in the archive, which holds files")
+        directories = (
+            "1 empty directory is" if run.empty_directories == 1 else f"{run.empty_directories} empty directories are"
+        )
+        out.append(f"{directories} not in the archive, which holds files")
     if run.dropped:
         counts = ", ".join(f"{kind} of {count}" for kind, count in sorted(run.dropped.items()))
         out.append(f"metadata that is not archived, by the pictures that have it: {counts}")

@@ -20,7 +20,7 @@ from zippy_batch.archives.where import parse_condition
 from zippy_batch.config import RestoreOptions
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.images.pixels import restored_path
-from zippy_batch.paths import MAX_NAME_BYTES, display_path, is_below, safe_relative_path
+from zippy_batch.paths import MAX_NAME_BYTES, display_path, is_below, is_named_like_a_file, safe_relative_path
 from zippy_batch.run.restore_folder import restore_folder
 from zippy_batch.run.restore_shard import RestoreUnit
 from zippy_batch.stores.atomic_file import flush_all
@@ -156,6 +156,11 @@ def restoring(
     """
     if os.path.lexists(destination) and not destination.is_dir():
         raise UsageError(f"cannot restore into {destination}: it is not a directory")
+    if is_named_like_a_file(destination.name) and not destination.is_dir():
+        raise UsageError(
+            f"cannot restore into {destination}: files are restored to a directory, and its name ends in "
+            f"{destination.suffix}; choose another name, or make that directory first"
+        )
     _refuse_obstacles(destination, plan.paths)
     identity = _restore_identity(archive, options)
     new_directories = _missing(destination)

@@ -39,6 +39,7 @@ from zippy_batch.run.staging_plan import (
     parse_plan,
     parse_states,
     plan_text,
+    refuse_other_kind,
     shard_of,
     states_text,
 )
@@ -187,6 +188,7 @@ def refuse_unsuitable(source: Place, output: Path) -> None:
         raise UsageError(
             f"cannot write {display_path(os.fsencode(output))}: the Parquet library takes UTF-8 paths only"
         )
+    refuse_other_kind(output)
     if not output.parent.is_dir():
         raise UsageError(f"cannot write {output}: there is no directory {output.parent}")
     if not isinstance(source, Path):

@@ -37,6 +37,7 @@ from zippy_batch.run.staging_plan import (
     parse_plan,
     parse_states,
     plan_text,
+    refuse_other_kind,
     shard_of,
     states_text,
 )
@@ -216,6 +217,7 @@ def refuse_unsuitable_object(source: Place, output: ObjectPath) -> None:
         raise UsageError(
             f"cannot write {output}: it names no object; choose a name in it, such as {output}/out.parquet"
         )
+    refuse_other_kind(output)
     require_bucket(output)
     if not isinstance(source, ObjectPath) or source.store.scheme != output.store.scheme:
         return

@@ -11,6 +11,8 @@ from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo
 from zippy_batch.archives.part_file import OLD_MODEL_NAME, model_name
 from zippy_batch.archives.schema import CODED
 from zippy_batch.archives.writer import part_name
+from zippy_batch.errors import UsageError
+from zippy_batch.paths import is_named_like_a_file
 from zippy_batch.stores.object_path import Place
 
 PLAN_FILE = "plan.json"
@@ -34,6 +36,15 @@ def is_archive_of(names: Set[str]) -> bool:
 
 def _archive_file(name: str) -> bool:
     return name in (MANIFEST_NAME, OLD_MODEL_NAME, *map(model_name, CODED)) or shard_of(name) is not None
+
+
+def refuse_other_kind(output: Place) -> None:
+    """Raises UsageError for the name of a file of another kind, which would become a directory."""
+    if output.suffix != ".parquet" and is_named_like_a_file(output.name):
+        raise UsageError(
+            f"cannot write {output}: an archive is a .parquet file, or a directory whose name does not end in "
+            f"{output.suffix}; choose another name"
+        )
 
 
 def plan_text(fingerprint: str, facts: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from zippy_batch.archives.info import MANIFEST_NAME
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
 from zippy_batch.sources import labels, listfile, parquet, recordio, tar, zip_file
@@ -38,6 +39,7 @@ from zippy_batch.sources.directory import (
     require_none_refused,
 )
 from zippy_batch.sources.object_store import ObjectReader, list_objects
+from zippy_batch.sources.selection import Selection, left_by_systems
 from zippy_batch.stores.object_path import ObjectPath, Place
 
 __all__ = ["Read", "Source", "Wanted", "list_source"]
@@ -92,18 +94,32 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     Raises UsageError for what is no source, and naming what in it could not be archived or would be lost, before
     anything is written; SourceError for a container that is truncated or damaged.
     """
+    selection = Selection(wanted.include, wanted.exclude)
     if isinstance(path, ObjectPath):
         if wanted.input not in ("auto", "files"):
             raise UsageError(f"{path}: --input {wanted.input} is read from a disk; bring it to this machine first")
-        return Source("files", path), _labelled(list_objects(path), wanted)
+        return Source("files", path), _finished(list_objects(path, selection), wanted, selection)
     kind = _kind(path, wanted.input)
     if kind not in ("files", "list"):
-        source, listing = _list_containers(path, kind, wanted)
-        return source, _labelled(listing, wanted)
-    listing, refused = find_files(path) if kind == "files" else listfile.find(path)
+        source, listing = _list_containers(path, kind, wanted, selection)
+        return source, _finished(listing, wanted, selection)
+    if wanted.input == "auto" and path.is_dir() and _is_archive(path):
+        raise UsageError(parquet.archive_as_source(display_path(os.fsencode(path))))
+    listing, refused = find_files(path, selection) if kind == "files" else listfile.find(path, selection)
     require_none_refused(path, refused)
     root = path.absolute()
-    return Source(kind, root if kind == "files" else root.parent), _labelled(listing, wanted)
+    return Source(kind, root if kind == "files" else root.parent), _finished(listing, wanted, selection)
+
+
+def _finished(listing: Listing, wanted: Wanted, selection: Selection) -> Listing:
+    """With labels, and with notes about what was selected."""
+    listing = _labelled(listing, wanted)
+    notes = (*listing.notes, *selection.notes(), *left_by_systems(file.path for file in listing.files))
+    return replace(listing, notes=notes)
+
+
+def _is_archive(directory: Path) -> bool:
+    return (directory / MANIFEST_NAME).is_file() and next(directory.glob("part-*.parquet"), None) is not None
 
 
 def _labelled(listing: Listing, wanted: Wanted) -> Listing:
@@ -143,7 +159,7 @@ def _kind(path: Path, asked: str) -> str:
     return kinds[0]
 
 
-def _list_containers(path: Path, kind: str, wanted: Wanted) -> tuple[Source, Listing]:
+def _list_containers(path: Path, kind: str, wanted: Wanted, selection: Selection) -> tuple[Source, Listing]:
     paths, notes = _containers_below(path, kind, wanted) if path.is_dir() else ([path], [])
     containers = tuple(container_at(one.absolute()) for one in paths)
     files: list[SourceFile] = []
@@ -154,8 +170,9 @@ def _list_containers(path: Path, kind: str, wanted: Wanted) -> tuple[Source, Lis
         members = Members(number, prefix, wanted.labels_kind)
         with opened(container) as file:
             _FIND[kind](file, members, wanted)
-        files += members.files
-        refused += members.refused
+        # only now, because links lead to members that are left out
+        files += [file for file in members.files if selection.takes(file.path)]
+        refused += [found for found in members.refused if selection.takes(found[0])]
         notes += members.notes
         empty_directories += members.empty_directories
     found = Files(files)
@@ -170,7 +187,9 @@ def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path]
     else."""
     suffix = _SUFFIX[kind]
     beside = (suffix, *_BESIDE.get(kind, ()))
+    excluded = Selection(exclude=wanted.exclude)
     found = sorted((one for one in path.rglob("*") if not one.is_dir()), key=os.fsencode)
+    found = [one for one in found if excluded.takes(os.fsencode(one.relative_to(path)))]
     others = [one for one in found if one.suffix.lower() not in beside]
     shown = ", ".join(display_path(os.fsencode(one.relative_to(path))) for one in others[:_SHOWN])
     shown += ", ..." if len(others) > _SHOWN else ""
@@ -180,4 +199,4 @@ def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path]
             f"or leave them out with --leave-out"
         )
     notes = [f"{len(others)} files that do not end in {suffix} are left out: {shown}"] if others else []
-    return [one for one in found if one.suffix.lower() == suffix], notes
+    return [one for one in found if one.suffix.lower() == suffix], [*notes, *excluded.notes()]

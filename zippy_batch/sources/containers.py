@@ -20,7 +20,7 @@ from pathlib import Path
 
 from zippy_batch.archives.schema import MAX_LABEL_BYTES
 from zippy_batch.config import INPUTS, ArchiveOptions, check_encoding, check_labels, labels_kind
-from zippy_batch.errors import SourceError, UsageError
+from zippy_batch.errors import OptionError, SourceError
 from zippy_batch.paths import display_path, name_problem
 from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, SourceFile, file_state
 
@@ -44,10 +44,12 @@ class Wanted:
     name_column: str | None = None
     label_column: str | None = None
     encoding: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.input not in INPUTS:
-            raise UsageError(f"input must be one of {', '.join(INPUTS)}, not {self.input!r}")
+            raise OptionError(f"{{input}} must be one of {', '.join(INPUTS)}, not {self.input!r}", "input")
         check_labels(self.labels, self.label_pattern)
         check_encoding(self.encoding)
 

@@ -26,6 +26,7 @@ from typing import NoReturn, overload
 
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, is_below, name_problem
+from zippy_batch.sources.selection import Selection
 from zippy_batch.stores.atomic_file import writing
 
 MAX_FILE_BYTES = 1 << 30
@@ -234,8 +235,8 @@ def require_none_refused(root: Path | str, refused: Sequence[tuple[bytes, str]])
         raise UsageError(f"{shown_root}: {count} cannot be archived; remove or rename:\n{shown}{more}")
 
 
-def find_files(root: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
-    """Every file below a directory, and what is no such file: its path and the reason, sorted.
+def find_files(root: Path, selection: Selection | None = None) -> tuple[Listing, list[tuple[bytes, str]]]:
+    """Every file below a directory that is selected, and what is no such file: its path and the reason, sorted.
 
     Refused are files over `MAX_FILE_BYTES`, links that are broken, circular or lead outside, sockets, pipes and
     devices, what may not be read, and names that restore would refuse. Raises UsageError where
@@ -244,7 +245,7 @@ def find_files(root: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
     top = os.fsencode(root)
     if not os.path.isdir(top):
         raise UsageError(f"{display_path(top)}: not a directory")
-    walk = _TreeWalk(os.path.realpath(top))
+    walk = _TreeWalk(os.path.realpath(top), selection or Selection())
     files = Files(walk.files())
     return Listing(files, walk.empty_directories), sorted(walk.refused)
 
@@ -252,8 +253,8 @@ def find_files(root: Path) -> tuple[Listing, list[tuple[bytes, str]]]:
 class _TreeWalk:
     """Findings of one walk over a directory tree."""
 
-    def __init__(self, top: bytes):
-        self._top = top
+    def __init__(self, top: bytes, selection: Selection):
+        self._top, self._selection = top, selection
         self._visits: dict[tuple[int, int], int] = {}
         self.refused: list[tuple[bytes, str]] = []
         self.empty_directories = 0
@@ -273,6 +274,8 @@ class _TreeWalk:
                         is_empty = False
                         path = relative + b"/" + entry.name if relative else entry.name
                         found = self._look(entry, path)
+                        if not (self._selection.enters(path) if found is None else self._selection.takes(path)):
+                            continue
                         if found is None:
                             pending.append((path, (*ancestors, identity)))
                         elif isinstance(found, str):

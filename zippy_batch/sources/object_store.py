@@ -17,6 +17,7 @@ from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, name_problem
 from zippy_batch.sources.clashes import clashes
 from zippy_batch.sources.directory import MAX_FILE_BYTES, Files, Listing, SourceFile, file_state, require_none_refused
+from zippy_batch.sources.selection import Selection
 from zippy_batch.stores.object_path import REQUESTS, ObjectPath, listed, read_checked
 
 _AHEAD_FILES = 4 * REQUESTS
@@ -24,8 +25,8 @@ _AHEAD_BYTES = 64 << 20
 """Of objects that are read before they are asked for; the last one may exceed it."""
 
 
-def list_objects(root: ObjectPath) -> Listing:
-    """Every object below `root`, in the order in which `list_files` has files.
+def list_objects(root: ObjectPath, selection: Selection | None = None) -> Listing:
+    """Every object below `root` that is selected, in the order in which `list_files` has files.
 
     Raises UsageError naming what could not be archived, before anything is read, and where there is no object.
     """
@@ -36,6 +37,8 @@ def list_objects(root: ObjectPath) -> Listing:
         filled.add(path.rpartition(b"/")[0])
         if not info.is_file:
             directories.add(path)
+            continue
+        if selection is not None and not selection.takes(path):
             continue
         why = name_problem(path)
         if info.size > MAX_FILE_BYTES:

@@ -229,12 +229,22 @@ def _label_text(value: Any, class_names: Sequence[str]) -> str | None:
     return str(value)
 
 
+def archive_as_source(name: str) -> str:
+    """Why an archive is no source, and what the way around it costs."""
+    return (
+        f"{name} is an archive of zippy-batch already: archive the originals, if they are still there. To restore it "
+        "and archive what comes back codes every lossy image a second time: about 1 dB more is lost, and the psnr "
+        "column of the new archive is measured against the restored files, so it does not show what the first one "
+        "lost. With --exact nothing more is lost, and images take what restored JPEG files take"
+    )
+
+
 # ---- columns ----
 
 
 def _choose(file: Opened, schema: pa.Schema, members: Members, wanted: Wanted) -> _Columns:
     if METADATA_KEY.encode() in (schema.metadata or {}):
-        raise UsageError(f"{file.name} is an archive of zippy-batch already; restore it, and archive the directory")
+        raise UsageError(archive_as_source(file.name))
     there = ", ".join(f"{field.name}: {field.type}" for field in schema)
     found = _image_column(schema, wanted.image_column)
     if found is None:

@@ -88,7 +88,8 @@ class ObjectPath:
     """As pyarrow's file system of the store has it: with the bucket."""
 
     def __str__(self) -> str:
-        return f"{self.store.scheme}://{self.key.lstrip('/')}"
+        # of HTTP a key is the whole URL
+        return self.key if _URI.fullmatch(self.key) else f"{self.store.scheme}://{self.key.lstrip('/')}"
 
     __repr__ = __str__
 
@@ -154,6 +155,11 @@ def place(text: str | Place) -> Place:
         return text
     if not text:
         raise UsageError("a path is empty; name a file or a directory, . for this one")
+    if text == "-":
+        raise UsageError(
+            "- is no path: nothing is read from standard input, and only reports go to standard output; name a file or "
+            "a directory (./- for one of that name)"
+        )
     uri = _URI.fullmatch(text)
     if uri is None:
         return Path(text)
@@ -171,6 +177,14 @@ def place(text: str | Place) -> Place:
     if not bucket or any(part in ("", ".", "..") for part in path.key.split("/")):
         raise UsageError(f"{path} names no object: expected {scheme}://BUCKET/NAME, with no empty part and no dots")
     return path
+
+
+def local_path(text: str, what: str) -> Path:
+    """The path that a text names, for `what` reads or writes on this machine alone. Raises UsageError for a URI."""
+    found = place(text)
+    if not isinstance(found, Path):
+        raise UsageError(f"{found}: {what} works with files of this machine; bring some of them here first")
+    return found
 
 
 def _fsspec_place(store: Store, key: str) -> ObjectPath:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zippy_batch.codecs.exact.blocks import Geometry, geometry
+from zippy_batch.codecs.exact.blocks import ROLES, Geometry, geometry
 from zippy_batch.jpeg.file import JpegImage, Unrebuildable, parse
 from zippy_batch.jpeg.markers import Component, Frame
 from zippy_batch.stores.atomic_file import replacing
@@ -191,7 +191,9 @@ def _take_apart(task: tuple[list[tuple[str, Path]], list[ThumbnailSpec], Wanted,
     for seed, data in read_all(sources):
         if takes_own:
             with contextlib.suppress(Unrebuildable):
-                out.append(_piece(parse(data), random.Random(f"{seed} own")))
+                own = parse(data)
+                if len(own.frame.components) <= len(ROLES):
+                    out.append(_piece(own, random.Random(f"{seed} own")))
         image = decode(data) if wanted else None
         if image is not None:
             for number, piece, rng in pieces_of(image, wanted, seed):

@@ -82,6 +82,10 @@ class ExactTask:
     def card(self) -> dict[str, Any]:
         return self.network.architecture.to_dict()
 
+    def reach(self, share: float) -> bool:
+        """Nothing changes in the course of a run."""
+        return False
+
     def is_hidden(self, name: str) -> bool:
         return any(part in name for part in ("hidden", "taps"))
 

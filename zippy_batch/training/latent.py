@@ -21,7 +21,12 @@ from torch.nn import functional as F
 
 from zippy_batch.codecs.latent.codec import LatentCodec
 from zippy_batch.codecs.latent.context import QUALITY_LEVELS
-from zippy_batch.codecs.latent.export import entropy_arrays, export_arrays, quality_levels, threshold_array
+from zippy_batch.codecs.latent.export import (
+    entropy_arrays,
+    export_arrays,
+    quality_levels,
+    threshold_array,
+)
 from zippy_batch.codecs.latent.features import LEVEL_MAX, spatial_features
 from zippy_batch.codecs.latent.network import LatentArchitecture, LatentNetwork, as_float, lambda_of, to_input
 from zippy_batch.codecs.model_file import model_from_bytes, serialise
@@ -32,6 +37,11 @@ from zippy_batch.training.run import Score
 
 POSITIONS = 3456
 """8x8 blocks per step; 96 thumbnails of 42x42."""
+ROUNDING_STRENGTH = 0.2
+"""How strongly the encoder's rounding trades error for bits (`export.threshold_array`)."""
+QUANTISED_FROM = 2 / 3
+"""Share of a run after which it rounds weights and activations."""
+_MEASURED_BATCHES = 48
 MIN_IMAGES = 8
 """Below this there is nothing to train on."""
 _HELD_OUT = 256
@@ -169,12 +179,34 @@ class LatentTask:
         self._pools, self._specs, self._positions = list(pools), specs, positions
         self._pools[scored] = pools[scored][:kept]
         self._ssim_share = SSIM_SHARES[loss]
+        self._is_quantised = False
 
     def card(self) -> dict[str, Any]:
         return self.network.architecture.to_dict()
 
     def is_hidden(self, name: str) -> bool:
-        return any(part in name for part in ("expand", "project", "hidden", "neighbours"))
+        return any(part in name for part in ("expand", "project", "hidden", "near.", "far."))
+
+    def reach(self, share: float) -> bool:
+        """The last third of a run rounds weights and activations as the integer networks do."""
+        if self._is_quantised or share < QUANTISED_FROM:
+            return False
+        if not self.network.has_units:
+            self._measure()
+        strengths = threshold_array(entropy_arrays(), ROUNDING_STRENGTH)
+        self.network.threshold.copy_(torch.from_numpy(strengths))
+        self.network.quantise()
+        self._is_quantised = True
+        return True
+
+    def _measure(self) -> None:
+        rng = np.random.default_rng(2)
+        device = self.network.log_gain.device
+        with torch.no_grad(), self.network.measuring():
+            for _ in range(_MEASURED_BATCHES):
+                images, grey = _of_one_kind(draw_batch(self._pools, self._specs, self._positions, rng))
+                level = random_levels(len(images), rng).to(device)
+                reconstruct(self.network, images, level, grey, noise=False)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         images, grey = _of_one_kind(draw_batch(self._pools, self._specs, self._positions, rng))
@@ -213,7 +245,7 @@ def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) 
     """How often each residual came up under each scale index, in the order of the tables, over batches at random
     qualities.
     """
-    radius = codec.book.radius
+    radius = codec.tables.radius
     counts = [np.zeros(2 * r + 2) for r in radius]
     rng = np.random.default_rng(seed)
     for images in samples:
@@ -221,7 +253,7 @@ def count_residuals(codec: LatentCodec, samples: Sequence[Pool], seed: int = 0) 
         residuals, tables = codec.encode_symbols(_as_archived(images), qualities)
         for i in range(1, len(radius)):
             of_table = tables == i
-            symbols = codec.book.symbols(residuals[of_table], tables[of_table])
+            symbols = codec.tables.symbols(residuals[of_table], tables[of_table])
             counts[i] += np.bincount(symbols, minlength=len(counts[i]))
     return counts
 
@@ -232,7 +264,7 @@ def export(
     specs: Sequence[PoolSpec],
     card: dict[str, Any],
     batches_of_samples: int = 160,
-    strength: float = 0.15,
+    strength: float = ROUNDING_STRENGTH,
 ) -> bytes:
     """A network -> the bytes of a model file, integer layers calibrated and tables counted on samples of its pools.
 
@@ -251,8 +283,8 @@ def export(
     return serialise(arrays, card)
 
 
-def new_network(fast: bool = False) -> LatentNetwork:
-    return LatentNetwork(LatentArchitecture().fast() if fast else LatentArchitecture())
+def new_network() -> LatentNetwork:
+    return LatentNetwork(LatentArchitecture())
 
 
 def build(card: dict[str, Any]) -> LatentNetwork:

@@ -79,6 +79,10 @@ class Task(Protocol):
         """Whether the matrix of this name is one between hidden layers, which Muon takes."""
         ...
 
+    def reach(self, share: float) -> bool:
+        """Told before every step which share of the run is over; True where scores mean something else from now on."""
+        ...
+
     def loss(self, rng: np.random.Generator) -> Tensor:
         """Of one batch, the next one drawn by `rng`."""
         ...
@@ -87,15 +91,19 @@ class Task(Protocol):
 
 
 class Average:
-    """Exponential moving average of the weights."""
+    """Exponential moving average of the weights; buffers are as the network has them."""
 
     def __init__(self, network: nn.Module) -> None:
         self.weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        self._learnt = [name for name, _ in network.named_parameters()]
 
     def update(self, network: nn.Module, step: int) -> None:
         decay = min(_AVERAGE_DECAY, (step + 1) / (step + 20))
         current = network.state_dict()
-        torch._foreach_lerp_(list(self.weights.values()), [current[k] for k in self.weights], 1 - decay)
+        learnt = [self.weights[k] for k in self._learnt]
+        torch._foreach_lerp_(learnt, [current[k] for k in self._learnt], 1 - decay)
+        for name in self.weights.keys() - set(self._learnt):
+            self.weights[name].copy_(current[name])
 
 
 @dataclass
@@ -164,6 +172,8 @@ def fit(
         for optimiser, rate in zip(optimisers, (o.rate_adam, o.rate_muon), strict=True):
             for parameters in optimiser.param_groups:
                 parameters["lr"] = rate * factor
+        if task.reach(progress.seconds / total):
+            progress.best_loss = math.inf
         with _precision(o, network):
             loss = task.loss(rng)
         network.zero_grad(set_to_none=True)
@@ -208,7 +218,9 @@ def _optimisers(task: Task, o: Schedule) -> list[torch.optim.Optimizer]:
     hidden = [p for name, p in task.network.named_parameters() if p.ndim == 2 and task.is_hidden(name)]
     ids = {id(p) for p in hidden}
     rest = [p for p in task.network.parameters() if id(p) not in ids]
-    return [torch.optim.AdamW(rest, o.rate_adam, betas=(0.9, 0.98), weight_decay=0.0), Muon(hidden, o.rate_muon)]
+    adam = torch.optim.AdamW(rest, o.rate_adam, betas=(0.9, 0.98), weight_decay=0.0)
+    precision = torch.bfloat16 if o.bfloat16 else torch.float32
+    return [adam, Muon(hidden, o.rate_muon, precision=precision)]
 
 
 def _precision(o: Schedule, network: nn.Module) -> AbstractContextManager[Any]:

@@ -66,7 +66,8 @@ class TrainReport:
     def _pays_from(self) -> int | None:
         return self.gain.pays_from(self.model_bytes - self.against_bytes) if self.gain else None
 
-    def lines(self) -> list[str]:
+    def lines(self, columns: int | None = None) -> list[str]:
+        """For people; nothing in it depends on the columns of a terminal."""
         out = [
             f"{self.model}: {self.codec} codec, {self.model_bytes / 1e6:.1f} MB, {self.model_id}",
             f"trained for {self.minutes:.1f} minutes, {self.steps} steps, on {self.images} images "

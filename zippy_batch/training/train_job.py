@@ -77,8 +77,7 @@ class TrainJob:
             coefficients = exact_network(self.start) if self.start else exact.new_network(pools)
             return exact.ExactTask(coefficients, pools)
         specs, pictures = self.pictures()
-        fast = self.options.fast
-        network = latent_network(self.start, fast) if self.start else latent.new_network(fast)
+        network = latent_network(self.start) if self.start else latent.new_network()
         return latent.LatentTask(network, pictures, specs, loss=self.options.loss)
 
     def pictures(self) -> tuple[list[PoolSpec], list[Pool]]:

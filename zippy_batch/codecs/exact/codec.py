@@ -31,7 +31,8 @@ from zippy_batch.codecs.model_file import Model
 from zippy_batch.codecs.rans import STATE_BYTES, STATE_LOW, lane_bytes
 from zippy_batch.errors import ModelError
 from zippy_batch.jpeg.file import Coefficients
-from zippy_batch.jpeg.markers import Frame
+from zippy_batch.jpeg.markers import Component, Frame
+from zippy_batch.varint import read_varint, write_varint
 
 BATCH_BLOCKS = 16384
 """Blocks that go through the network at once; more take memory and are no faster."""
@@ -67,6 +68,13 @@ class ExactCodec:
 
     def encode(self, images: Sequence[tuple[Frame, Coefficients]]) -> list[bytes]:
         """One payload each."""
+        pieces = [_pieces_of(frame) for frame, _ in images]
+        coded = iter(
+            self._encode([piece for one, image in zip(pieces, images, strict=True) for piece in _cut(one, image[1])])
+        )
+        return [_join([next(coded) for _ in one]) for one in pieces]
+
+    def _encode(self, images: Sequence[tuple[Frame, Coefficients]]) -> list[bytes]:
         out = [b""] * len(images)
         for part in _parts([frame for frame, _ in images]):
             frames = [images[i][0] for i in part]
@@ -78,6 +86,20 @@ class ExactCodec:
 
     def decode_checked(self, items: Sequence[ExactItem]) -> tuple[list[Coefficients], dict[int, str]]:
         """Coefficients of each; and the damage by index of those whose payload is not what this model wrote."""
+        pieces = [_take_pieces(item) for item in items]
+        found, wrong = self._decode([piece for one in pieces for piece in one])
+        out: list[Coefficients] = []
+        damage: dict[int, str] = {}
+        at = 0
+        for i, one in enumerate(pieces):
+            out.append(tuple(c for coefficients in found[at : at + len(one)] for c in coefficients))
+            reasons = [wrong[n] for n in range(at, at + len(one)) if n in wrong]
+            if reasons:
+                damage[i] = reasons[0]
+            at += len(one)
+        return out, damage
+
+    def _decode(self, items: Sequence[ExactItem]) -> tuple[list[Coefficients], dict[int, str]]:
         out: list[Coefficients] = [()] * len(items)
         damage: dict[int, str] = {}
         for part in _parts([item.frame for item in items]):
@@ -104,6 +126,47 @@ class ExactCodec:
                     seen[name] = plane.inputs_of(found, ends_of(found), blocks)
                 out[name] = blocks, found
         return out
+
+
+def _pieces_of(frame: Frame) -> list[Frame]:
+    """The frame; one of four components as that of the first three, and that of the fourth alone."""
+    if len(frame.components) <= len(ROLES):
+        return [frame]
+    return [_frame_of(frame, frame.components[: len(ROLES)]), _frame_of(frame, frame.components[len(ROLES) :])]
+
+
+def _frame_of(frame: Frame, components: tuple[Component, ...]) -> Frame:
+    """A frame of some components, of the size that they have."""
+    down, across = (max(c.vertical for c in components), max(c.horizontal for c in components))
+    most_down, most_across = (max(c.vertical for c in frame.components), max(c.horizontal for c in frame.components))
+    return Frame(-(-frame.height * down // most_down), -(-frame.width * across // most_across), components)
+
+
+def _cut(pieces: Sequence[Frame], coefficients: Coefficients) -> Iterator[tuple[Frame, Coefficients]]:
+    at = 0
+    for piece in pieces:
+        yield piece, coefficients[at : at + len(piece.components)]
+        at += len(piece.components)
+
+
+def _join(payloads: Sequence[bytes]) -> bytes:
+    """One payload; of several, each but the last after its length."""
+    return b"".join([part for one in payloads[:-1] for part in (write_varint(len(one)), one)] + [payloads[-1]])
+
+
+def _take_pieces(item: ExactItem) -> list[ExactItem]:
+    """Inverse of `_join`. Lengths that make no sense give payloads that do not decode."""
+    pieces = _pieces_of(item.frame)
+    payload = item.payload
+    out = []
+    for piece in pieces[:-1]:
+        try:
+            size, at = read_varint(payload, 0)
+        except ValueError:
+            size, at = 0, 0
+        out.append(ExactItem(payload[at : at + size], piece))
+        payload = payload[at + size :]
+    return [*out, ExactItem(payload, pieces[-1])]
 
 
 def _parts(frames: Sequence[Frame]) -> Iterator[list[int]]:

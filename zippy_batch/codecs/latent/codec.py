@@ -1,10 +1,10 @@
 """Batches of pixels <-> payloads with the lossy codec.
 
     pixels -> analysis (float) -> y -> integer context + rANS -> payload
-    payload -> rANS + integer context -> y_hat (integers) -> synthesis (float) -> pixels
+    payload -> rANS + integer context -> y_hat (integers) -> integer synthesis -> pixels
 
-Floats stand only where they cannot change a symbol that was written: in the analysis, before rounding, and in the
-synthesis, after decoding. A batch holds images with the same grid of 8x8 blocks; their pixel sizes, quality and
+Floats stand only where they cannot change what is decoded: in the analysis, before rounding. A payload decodes to the
+same pixels on every machine. A batch holds images with the same grid of 8x8 blocks; their pixel sizes, quality and
 greyness may differ.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +20,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zippy_batch.archives.schema import MAX_SIDE
-from zippy_batch.codecs.integer import exact_products, fetch
-from zippy_batch.codecs.latent.context import QUALITY_LEVELS, SIXTEENTHS, IntegerContext
-from zippy_batch.codecs.latent.features import LEVEL_MAX, ONE, PATCH, grid_size, level_features, spatial_features
-from zippy_batch.codecs.latent.network import PARITIES, SCALE_LEVELS, Analysis, LatentArchitecture, Synthesis
+from zippy_batch.codecs.int8 import ProductKind
+from zippy_batch.codecs.integer import exact_products, fast_type, fetch
+from zippy_batch.codecs.latent.backend import Array, backend_of
+from zippy_batch.codecs.latent.context import QUALITY_LEVELS, SIXTEENTHS, IntegerContext, Place
+from zippy_batch.codecs.latent.features import ONE, PATCH, grid_size, level_features, spatial_features
+from zippy_batch.codecs.latent.float_network import fill_network
+from zippy_batch.codecs.latent.network import SCALE_LEVELS, Analysis, LatentArchitecture, LatentNetwork
+from zippy_batch.codecs.latent.order import visits
+from zippy_batch.codecs.latent.refine import can_refine, refined
+from zippy_batch.codecs.latent.static import Size
+from zippy_batch.codecs.latent.synthesis import IntegerSynthesis
 from zippy_batch.codecs.model_file import Model
 from zippy_batch.codecs.rans import RESIDUAL_LIMIT, Decoder, Tables, encode, lane_count
 from zippy_batch.errors import DamagedRow, ModelError
 
 Pixels = NDArray[np.uint8]
 """(H, W, 3) RGB, or (H, W) grey."""
+
+_FARTHEST = 1e5
+"""Largest latent, in sixteenths of a step, that the encoder takes: no picture comes near it."""
+_BAND_POSITIONS = 1 << 14
+"""Positions that the analysis takes at a time, which bounds its memory."""
 
 
 @dataclass(frozen=True)
@@ -51,30 +63,38 @@ def grid(height: int, width: int) -> tuple[int, int]:
 class LatentCodec:
     """One model on one device. Safe to use from several threads.
 
-    What was written decodes to the same symbols on every device, at any batch size, thread count and precision. By
-    default the analysis runs in bfloat16 where the device is fast at it, and the synthesis in float32; `precision` sets
-    both. Raises ModelError for a model that is not whole or not exact.
+    What was written decodes to the same pixels on every device, at any batch size, thread count and `precision`, which
+    is that of the analysis: by default bfloat16 where the device is fast at it. `products` names the arithmetic of the
+    integer networks, which changes no result; by default the faster one. With more `effort`, 0..9, `encode` takes
+    longer and finds smaller payloads (`refine.py`). Raises ModelError for a model that is not whole or not exact.
     """
 
-    def __init__(self, model: Model, device: str = "cpu", precision: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        device: str = "cpu",
+        precision: torch.dtype | None = None,
+        products: ProductKind | None = None,
+        effort: int = 0,
+    ) -> None:
         arrays = model.arrays
         self._architecture = a = _architecture(model)
-        self._device = torch.device(device)
-        self._synthesis_type = precision or torch.float32
-        self._analysis_type = precision or _fast_type(self._device)
-        self._analysis = _transform(Analysis, a, arrays, "analysis.", self._device).to(self._analysis_type)
-        self._synthesis = _transform(Synthesis, a, arrays, "synthesis.", self._device).to(self._synthesis_type)
-        self._context = IntegerContext(a, arrays, self._device)
+        self._device, self._effort = torch.device(device), effort
+        self._backend = backend_of(self._device, products)
+        self._type = precision or fast_type(self._device)
+        self._analysis = _analysis(a, arrays, self._device).to(self._type)
+        self._context = IntegerContext(a, arrays, self._backend)
+        self._synthesis = IntegerSynthesis(a, arrays, self._backend)
         self._level = fetch(arrays, "quality.level", "int16", QUALITY_LEVELS)
-        if not 0 <= self._level.min() <= self._level.max() <= LEVEL_MAX:
-            raise ModelError(f"model: quality.level must be 0..{LEVEL_MAX}")
-        self._gain = self._float(arrays, "gain.analysis", QUALITY_LEVELS, a.latents)
-        self._inverse_gain = self._float(arrays, "gain.synthesis", QUALITY_LEVELS, a.latents)
-        self._threshold = self._float(arrays, "encoder.threshold", SCALE_LEVELS)
-        self.book = _tables(arrays)
-
-    def _float(self, arrays: Mapping[str, NDArray], name: str, *shape: int) -> Tensor:
-        return torch.from_numpy(fetch(arrays, name, "float32", *shape).copy()).to(self._device)
+        gain = fetch(arrays, "gain.analysis", "float32", QUALITY_LEVELS, a.latents)
+        threshold = fetch(arrays, "encoder.threshold", "float32", SCALE_LEVELS)
+        if not (np.isfinite(gain).all() and np.isfinite(threshold).all()):
+            raise ModelError("model: gain.analysis and encoder.threshold must be finite")
+        self._gain = torch.from_numpy(gain.copy()).to(self._device)
+        self._threshold = self._backend.put(threshold)
+        self._nearest = self._backend.put(np.zeros_like(threshold))
+        self.tables = _tables(arrays)
+        self._float_network = _float_network(a, arrays).to(self._device) if effort else None
 
     def encode(self, images: Sequence[Pixels], qualities: Sequence[int]) -> list[bytes]:
         """Images (H, W, 3) or (H, W) uint8 of one grid, quality 1..100 of each -> one payload each."""
@@ -82,33 +102,62 @@ class LatentCodec:
             return []
         residuals, tables = self.encode_symbols(images, qualities)
         h, w = grid(*images[0].shape[:2])
-        return encode(residuals, tables, _symbol_lanes((h, w), self._architecture.groups), self.book)
+        return encode(residuals, tables, _symbol_lanes((h, w), self._architecture.groups), self.tables)
 
     def encode_symbols(
         self, images: Sequence[Pixels], qualities: Sequence[int]
     ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """What `encode` writes, before entropy coding: residuals and table indices (N, T), in coding order."""
-        sizes = [(i.shape[0], i.shape[1], i.ndim == 2) for i in images]
-        h, w = self._common_grid([s[:2] for s in sizes])
-        x = _to_blocks(images, h, w).to(self._device).float().mul_(1 / 255).sub_(0.5).to(self._analysis_type)
         tables: list[NDArray[np.uint8]] = []
         residuals: list[NDArray[np.int32]] = []
+        sizes = [(i.shape[0], i.shape[1], i.ndim == 2) for i in images]
+        h, w = self._common_grid([s[:2] for s in sizes])
+        quality = _quality_indices(qualities)
+        backend, count = self._backend, len(images)
         with exact_products(self._device):
-            spatial, level, quality = self._features(sizes, qualities)
-            features = ((f / ONE).to(self._analysis_type) for f in (spatial, level))
-            y = self._analysis(x, *features).float()
-            # clamped to what the coder can represent: no picture comes near it, and NaN must not reach the integers
-            y = torch.nan_to_num(y * self._gain[quality][:, None, None] * SIXTEENTHS).clamp_(-1e5, 1e5)
+            y, threshold = self._latents(images, sizes, quality)
 
-            def code(k: int, channels: slice, mu: Tensor, index: Tensor) -> Tensor:
-                i, j = PARITIES[k]
-                r = self._quantise(y[:, i::2, j::2, channels], mu, index)
-                tables.append(index.flatten(1).to(torch.uint8).cpu().numpy())
-                residuals.append(r.flatten(1).to(torch.int32).cpu().numpy())
+            def code(place: Place, start: int, mean: Array, index: Array) -> Array:
+                r = backend.empty("int32", *mean.shape)
+                backend.passes.quantise(y, place.numbers(), start, mean, index, threshold, RESIDUAL_LIMIT, r)
+                tables.append(backend.get(index).reshape(count, -1))
+                residuals.append(backend.get(r).reshape(count, -1))
                 return r
 
-            self._context.traverse(spatial, level, quality, (h, w), code)
+            self._context.traverse(_sizes(sizes), quality, (h, w), code)
         return np.concatenate(residuals, 1), np.concatenate(tables, 1)
+
+    def _latents(
+        self, images: Sequence[Pixels], sizes: Sequence[Size], quality: NDArray[np.int64]
+    ) -> tuple[Array, Array]:
+        """(N, h, w, M) float32 in sixteenths of a step, and the thresholds to round them with."""
+        blocks = _to_blocks(images, *grid(*images[0].shape[:2]))
+        y = self._analysed(blocks, sizes, quality)
+        threshold = self._threshold
+        if self._float_network is not None and can_refine((y.shape[1], y.shape[2])):
+            # what is refined has its bits weighed against its error already
+            threshold = self._nearest
+            y = refined(self._float_network, y, blocks, sizes, self._level[quality], self._effort)
+        # NaN must not reach the integers
+        return self._backend.from_tensor(torch.nan_to_num(y * SIXTEENTHS).clamp_(-_FARTHEST, _FARTHEST)), threshold
+
+    def _analysed(self, blocks: Tensor, sizes: Sequence[Size], quality: NDArray[np.int64]) -> Tensor:
+        """(N, h, w, M) float32 in steps."""
+        count, h, w, _ = blocks.shape
+        level = torch.from_numpy(level_features(self._level[quality])).float().div(ONE).to(self._device, self._type)
+        gain = self._gain[torch.from_numpy(quality).to(self._device)][:, None, None]
+        y = torch.empty(count, h, w, self._architecture.latents, device=self._device)
+        # a band of rows sees as many rows around it as the blocks of the analysis reach
+        reach = self._architecture.blocks
+        height = max(1, _BAND_POSITIONS // (count * w))
+        for top in range(0, h, height):
+            above, below = max(0, top - reach), min(h, top + height + reach)
+            x = blocks[:, above:below].to(self._device).float().mul_(1 / 255).sub_(0.5).to(self._type)
+            band = [spatial_features(*size, slice(above, below)) for size in _sizes(sizes)]
+            spatial = torch.from_numpy(np.stack(band)).float().div(ONE).to(self._device, self._type)
+            part = self._analysis(x, spatial, level)[:, top - above : top - above + height].float()
+            y[:, top : top + height] = part * gain
+        return y
 
     def decode(self, items: Sequence[LatentItem]) -> list[Pixels]:
         """Items of one grid -> their pixels; DamagedRow where a payload is not what this model wrote."""
@@ -123,66 +172,36 @@ class LatentCodec:
         if not items:
             return [], {}
         y_hat, damage = self.decode_symbols(items)
-        sizes = [(i.height, i.width, i.grey) for i in items]
+        sizes = _sizes([(i.height, i.width, i.grey) for i in items])
         with exact_products(self._device):
-            spatial, level, quality = self._features(sizes, [i.quality for i in items])
-            y = y_hat * (self._inverse_gain[quality][:, None, None] / SIXTEENTHS)
-            inputs = ((v).to(self._synthesis_type) for v in (y, spatial / ONE, level / ONE))
-            blocks = self._synthesis(*inputs).float()
-        colour = _to_pixels(blocks) if not all(i.grey for i in items) else None
-        grey = _to_grey_pixels(blocks) if any(i.grey for i in items) else None
-        out = []
-        for n, item in enumerate(items):
-            source = grey if item.grey else colour
-            assert source is not None
-            out.append(np.ascontiguousarray(source[n, : item.height, : item.width]))
+            stream = self._synthesis.stream(y_hat, sizes, _quality_indices([i.quality for i in items]))
+            of_kind = {grey: self._synthesis.pixels(stream, grey) for grey in sorted({item.grey for item in items})}
+        out = [np.ascontiguousarray(of_kind[item.grey][n, : item.height, : item.width]) for n, item in enumerate(items)]
         return out, damage
 
-    def decode_symbols(self, items: Sequence[LatentItem]) -> tuple[Tensor, dict[int, str]]:
-        """Items of one grid -> y_hat in sixteenths (N, h, w, M), the same on every machine, and the damage by image
-        index.
+    def decode_symbols(self, items: Sequence[LatentItem]) -> tuple[Array, dict[int, str]]:
+        """Items of one grid -> y_hat (N, h, w, M) int32 in sixteenths, the same on every machine, and the damage by
+        image index.
         """
         sizes = [(i.height, i.width, i.grey) for i in items]
         h, w = self._common_grid([s[:2] for s in sizes])
         lanes = lane_count(h * w)
-        decoder = Decoder([i.payload for i in items], lanes, self.book)
+        decoder = Decoder([i.payload for i in items], lanes, self.tables)
+        backend = self._backend
+
+        def code(place: Place, start: int, mean: Array, index: Array) -> Array:
+            flat = backend.get(index).reshape(len(items), -1)
+            r = decoder.pop(flat, _step_lanes(place.positions, mean.shape[1], lanes))
+            return backend.put(r.reshape(mean.shape))
+
         with exact_products(self._device):
-            spatial, level, quality = self._features(sizes, [i.quality for i in items])
-
-            def code(k: int, channels: slice, mu: Tensor, index: Tensor) -> Tensor:
-                flat = index.flatten(1).to(torch.uint8).cpu().numpy()
-                positions = mu.shape[1] * mu.shape[2]
-                r = decoder.pop(flat, _step_lanes(positions, channels.stop - channels.start, lanes))
-                return torch.from_numpy(r).to(self._device, torch.float32).view_as(mu)
-
-            y_hat = self._context.traverse(spatial, level, quality, (h, w), code)
+            quality = _quality_indices([i.quality for i in items])
+            y_hat = self._context.traverse(_sizes(sizes), quality, (h, w), code)
         return y_hat, decoder.finish()
-
-    def _quantise(self, y: Tensor, mu: Tensor, index: Tensor) -> Tensor:
-        """Residuals that trade a little error for fewer bits: magnitudes round up only above 1/2 + threshold."""
-        distance = (y - mu) * (1 / SIXTEENTHS)
-        magnitude = distance.abs()
-        threshold = self._threshold[index.long()]
-        up = torch.where(magnitude < 1.5, threshold, 0.4 * threshold)
-        rounded = (magnitude + 0.5 - up).floor_().clamp_(0, RESIDUAL_LIMIT) * distance.sign()
-        return rounded * (index > 0)
 
     def level_of(self, quality: int) -> int:
         """Level of a quality 1..100 (see `features.py`)."""
         return int(self._level[quality - 1])
-
-    def _features(
-        self, sizes: Sequence[tuple[int, int, bool]], qualities: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Integer features in float32 containers: spatial (N or 1, h, w, F), level (N, F), quality index (N,)."""
-        if any(not 1 <= q <= QUALITY_LEVELS for q in qualities):
-            raise DamagedRow(f"quality must be 1..{QUALITY_LEVELS}, found {sorted(set(qualities))}")
-        distinct = sorted(set(sizes))
-        maps = {size: torch.from_numpy(spatial_features(*size)).float() for size in distinct}
-        spatial = torch.stack([maps[s] for s in (sizes if len(distinct) > 1 else distinct)])
-        quality = torch.tensor([q - 1 for q in qualities])
-        level = torch.from_numpy(level_features(self._level[quality.numpy()])).float()
-        return spatial.to(self._device), level.to(self._device), quality.to(self._device)
 
     @staticmethod
     def _common_grid(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -201,10 +220,20 @@ def _step_lanes(positions: int, group: int, lanes: int) -> NDArray[np.int64]:
 
 def _symbol_lanes(size: tuple[int, int], groups: Sequence[int]) -> NDArray[np.int64]:
     """Lane of every symbol of an image with this grid, in coding order."""
-    h, w = size
-    lanes = lane_count(h * w)
-    counts = [len(range(i, h, 2)) * len(range(j, w, 2)) for i, j in PARITIES]
+    lanes = lane_count(size[0] * size[1])
+    counts = [Place.of(visit, size).positions for visit in visits(size)]
     return np.concatenate([_step_lanes(count, group, lanes) for count in counts for group in groups])
+
+
+def _sizes(sizes: Sequence[Size]) -> list[Size]:
+    """The sizes of a batch, or one where all are alike."""
+    return [sizes[0]] if len(set(sizes)) == 1 else list(sizes)
+
+
+def _quality_indices(qualities: Sequence[int]) -> NDArray[np.int64]:
+    if any(not 1 <= q <= QUALITY_LEVELS for q in qualities):
+        raise DamagedRow(f"quality must be 1..{QUALITY_LEVELS}, found {sorted(set(qualities))}")
+    return np.array(qualities, np.int64) - 1
 
 
 def _to_blocks(images: Sequence[Pixels], h: int, w: int) -> Tensor:
@@ -219,21 +248,6 @@ def _to_blocks(images: Sequence[Pixels], h: int, w: int) -> Tensor:
     return blocks.permute(0, 1, 3, 5, 2, 4).reshape(-1, h, w, 3 * PATCH * PATCH)
 
 
-def _to_pixels(blocks: Tensor) -> NDArray[np.uint8]:
-    """(N, h, w, 192) around -0.5..0.5 -> (N, 8h, 8w, 3) uint8."""
-    levels = torch.nan_to_num(blocks).mul_(255).add_(127.5).round_().clamp_(0, 255).to(torch.uint8).cpu()
-    n, h, w, _ = levels.shape
-    parts = levels.view(n, h, w, 3, PATCH, PATCH).permute(0, 1, 4, 2, 5, 3)
-    return parts.reshape(n, h * PATCH, w * PATCH, 3).numpy()
-
-
-def _to_grey_pixels(blocks: Tensor) -> NDArray[np.uint8]:
-    """(N, h, w, 192) around -0.5..0.5 -> (N, 8h, 8w) uint8, the mean of the three colours."""
-    n, h, w, _ = blocks.shape
-    grey = blocks.view(n, h, w, 3, PATCH * PATCH).mean(3, keepdim=True).expand(n, h, w, 3, PATCH * PATCH)
-    return _to_pixels(grey.reshape(n, h, w, -1))[..., 0]
-
-
 def _architecture(model: Model) -> LatentArchitecture:
     card: Any = model.card.get("architecture")
     try:
@@ -242,30 +256,30 @@ def _architecture(model: Model) -> LatentArchitecture:
         raise ModelError(f"model {model.name!r}: architecture {card!r} is not understood: {error}") from error
 
 
-def _fast_type(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU and on processors with bfloat16 dot products, else float32."""
-    if device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16"):
-        return torch.bfloat16
-    return torch.float32
-
-
-Transform = TypeVar("Transform", Analysis, Synthesis)
-
-
-def _transform(
-    kind: type[Transform], a: LatentArchitecture, arrays: Mapping[str, NDArray], prefix: str, device: torch.device
-) -> Transform:
+def _analysis(a: LatentArchitecture, arrays: Mapping[str, NDArray], device: torch.device) -> Analysis:
     # before networks of these sizes take any memory, the file must have arrays of them
-    for block in range(a.blocks if kind is Analysis else a.synthesis_blocks):
-        fetch(arrays, f"{prefix}blocks.{block}.expand.weight", "float32", 2 * a.width, a.width)
-    fetch(arrays, f"{prefix}first.bias", "float32", a.width)
-    module = kind(a)
-    state = {
-        name: torch.from_numpy(fetch(arrays, prefix + name, "float32", *value.shape).copy())
-        for name, value in module.state_dict().items()
-    }
+    for block in range(a.blocks):
+        fetch(arrays, f"analysis.blocks.{block}.expand.weight", "float32", 2 * a.width, a.width)
+    fetch(arrays, "analysis.first.bias", "float32", a.width)
+    module = Analysis(a)
+    state = {}
+    for name, value in module.state_dict().items():
+        array = fetch(arrays, f"analysis.{name}", "float32", *value.shape)
+        if not np.isfinite(array).all():
+            raise ModelError(f"model: array analysis.{name} must be finite")
+        state[name] = torch.from_numpy(array.copy())
     module.load_state_dict(state)
     return module.to(device).eval().requires_grad_(False)
+
+
+def _float_network(a: LatentArchitecture, arrays: Mapping[str, NDArray]) -> LatentNetwork:
+    """What the integer networks compute, with gradients."""
+    network = LatentNetwork(a)
+    with torch.no_grad():
+        fill_network(network, arrays)
+        network.threshold.zero_()
+    network.quantise_activations()
+    return network.eval().requires_grad_(False)
 
 
 def _tables(arrays: Mapping[str, NDArray]) -> Tables:

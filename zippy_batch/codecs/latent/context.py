@@ -1,211 +1,247 @@
 """The context model in integers: what the entropy coder's tables are chosen by, the same on every machine.
 
-Latents are coded in twelve steps: four 2x2 parities of the grid (`network.PARITIES`), and inside each the channel
-groups. A step sees the static features, the coded neighbours and its own position's earlier groups:
+Latents are coded visit by visit (`order.py`), and inside each visit group of channels by group of channels:
 
-    static, neighbours -> base --+--> rescale -> hidden -> rescale -> out -> mean, scale per channel
-    own earlier groups -> own  --+
-                                       (of neighbours, also the sum of magnitudes; of own groups, the magnitudes)
+    static, coded neighbours -> shared --+--> first -> hidden -> second -> out -> mean, scale per channel
+    own earlier groups       -> own    --+
+                                         (of neighbours and own groups the values, and their companded magnitudes)
     mean  -> mu in sixteenths of a quantisation step
     scale -> table index 0..63 (0: the residual is certainly 0)
-    y_hat = mu + 16 * residual, in sixteenths;   and, scaled to +-CONTEXT_LIMIT, what later steps see
+    y_hat = mu + 16 * residual, in sixteenths;   and in 8 bits, what later steps see
 
-Everything is an integer in a float32 container (see `integer.py`); the tensors come from a model file and their
-exactness is proved whenever one is loaded.
+Products are of 8-bit integers (`int8.py`), all else is integer arithmetic (`passes.py`). The tensors come from a
+model file, and their exactness is proved whenever one is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from zippy_batch.codecs.integer import Arrays, RoundedSum, fetch, load_layer, multiply, probe, prove
-from zippy_batch.codecs.latent.features import LEVEL_FEATURES, ONE, SPATIAL_FEATURES
-from zippy_batch.codecs.latent.network import NEIGHBOURS, PARITIES, SCALE_LEVELS, LatentArchitecture
+from zippy_batch.codecs.int8 import Arrays, Multiplier, Weight
+from zippy_batch.codecs.integer import fetch, fetch_within
+from zippy_batch.codecs.latent.backend import Array, Backend
+from zippy_batch.codecs.latent.features import LEVEL_MAX
+from zippy_batch.codecs.latent.network import SCALE_LEVELS, LatentArchitecture
+from zippy_batch.codecs.latent.order import DEPTHS, FAR, NEAR, VISIT_KINDS, Visit, visits
+from zippy_batch.codecs.latent.static import CACHED_POSITIONS, IntegerStatic, Size
 from zippy_batch.errors import ModelError
 
 SIXTEENTHS = 16
-ACTIVATION_LIMIT = 2047
-CONTEXT_LIMIT = 511
-VALUE_LIMIT = 8191
-"""Means, and latents in sixteenths, as far as the networks see them; VALUE_LIMIT * MANTISSA_LIMIT < 2^23."""
-MANTISSA_LIMIT = 1023
 QUALITY_LEVELS = 100
+SHARED_BITS = 14
+"""Sums before the first rectifier are in units of 2^-14."""
+LATENT_MEAN_BITS = 18
+"""Means are in units of 2^-18 deviations, before they are brought to sixteenths of a step."""
+LATENT_SCALE_BITS = 4
+"""Scales are in sixteenths of a table index."""
+MEAN_TOP = (1 << 23) - 1
+VALUE_TOP = (1 << 19) - 1
+"""Largest mean in sixteenths of a step."""
+_SUMMAND_TOP = 1 << 28
+"""Largest magnitude of each summand before the first rectifier: the six of them add up within 32 bits."""
 
-OWN_ARRAYS = {"own": "own.weight", "own_sizes": "own.sizes"}
-"""Array of each input of a step's own part."""
-
-CodeStep = Callable[[int, slice, Tensor, Tensor], Tensor]
-"""(parity, channels, mu in sixteenths (N, h', w', G), table index (N, h', w', G)) -> residuals (N, h', w', G),
-float32 integers.
-"""
-
-
-def input_limits(a: LatentArchitecture, parity: int, group: int) -> dict[str, int]:
-    """Largest magnitude of each input of a step's first layer."""
-    limits = {"spatial": ONE, "level": ONE}
-    count = len(NEIGHBOURS[parity])
-    if count:
-        limits["neighbours"] = CONTEXT_LIMIT
-    if count and a.magnitudes:
-        limits["neighbour_sizes"] = count * CONTEXT_LIMIT
-    if group:
-        limits["own"] = CONTEXT_LIMIT
-    if group and a.magnitudes:
-        limits["own_sizes"] = CONTEXT_LIMIT
-    return limits
+CodeStep = Callable[["Place", int, Array, Array], Array]
+"""(place, first channel, mean (R, G) in sixteenths, table index (R, G)) -> residuals (R, G) int32."""
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a visit's positions lie, as the passes take it."""
+
+    row: int
+    column: int
+    stride: int
+    spacing: int
+    rows: int
+    columns: int
+
+    @staticmethod
+    def of(visit: Visit, grid: tuple[int, int]) -> Place:
+        return Place(visit.row, visit.column, visit.stride, visit.spacing, *visit.shape(grid))
+
+    def numbers(self) -> tuple[int, int, int, int, int, int]:
+        return self.row, self.column, self.stride, self.spacing, self.rows, self.columns
+
+    @property
+    def positions(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Tables of a batch's qualities, one row per image."""
+
+    to_sixteenths: Array
+    """(N, M) mantissas: from the unit of means to sixteenths of a step."""
+    to_canvas: Array
+    """(N, M) mantissas: from sixteenths to what later steps see."""
+    scale_offset: Array
+    """(N, M) what the gain adds to a scale, in sixteenths."""
+    quality: NDArray[np.int64]
+    """(N,) 0..99"""
+
+
+class _Layer:
+    """Weight, bias (which takes in that rectified inputs are stored less 128), and multiplier of the sums."""
+
+    def __init__(self, arrays: Arrays, name: str, shape: tuple[int, int], backend: Backend) -> None:
+        self.weight = Weight.load(arrays, f"{name}.weight", *shape, backend.device)
+        bias = fetch(arrays, f"{name}.bias", "int32", shape[0]).astype(np.int64) + 128 * self.weight.sums()
+        if np.abs(bias).max() >= 1 << 30:
+            raise ModelError(f"model: the bias of {name} must be within +-2^30")
+        scale = Multiplier.load(arrays, f"{name}.scale", shape[0])
+        self.bias, self.mantissa, self.shift = (
+            backend.put(bias.astype(np.int32)),
+            backend.put(scale.mantissa),
+            scale.shift,
+        )
+
+
+def _prove_summand(name: str, weight: Weight | None, scale: Multiplier) -> None:
+    """ModelError where scaled sums could leave the range of a summand of the first rectifier's input."""
+    if weight is not None and (largest := int(scale.apply(weight.largest_sums()).max())) > _SUMMAND_TOP:
+        raise ModelError(f"layer {name} is not exact: scaled sums must be within +-{_SUMMAND_TOP}, may be {largest}")
+
+
 class _Step:
-    """The layers of one step."""
+    """One group at one kind of positions."""
 
-    own: RoundedSum
-    """Of the own channels, added to the parity's base."""
-    hidden: RoundedSum
-    out: RoundedSum
+    def __init__(self, arrays: Arrays, name: str, a: LatentArchitecture, group: int, backend: Backend) -> None:
+        width, start, size = a.context_width, a.starts[group], a.groups[group]
+        self.channels = slice(start, start + size)
+        self.own = Weight.load(arrays, f"{name}.own.weight", width, 2 * start, backend.device) if start else None
+        own = Multiplier.load(arrays, f"{name}.own.scale", width)
+        _prove_summand(f"{name}.own", self.own, own)
+        first = Multiplier.load(arrays, f"{name}.first.scale", width)
+        self.bias = backend.put(fetch_within(arrays, f"{name}.first.bias", "int32", _SUMMAND_TOP, width))
+        self.own_mantissa, self.own_shift = backend.put(own.mantissa), own.shift
+        self.first_mantissa, self.first_shift = backend.put(first.mantissa), first.shift
+        self.hidden = _Layer(arrays, f"{name}.hidden", (width, width), backend)
+        self.out = _Layer(arrays, f"{name}.out", (2 * size, width), backend)
 
-    def to(self, device: torch.device) -> _Step:
-        return _Step(self.own.to(device), self.hidden.to(device), self.out.to(device))
+
+class _Kind:
+    """All layers of one kind of positions."""
+
+    def __init__(self, arrays: Arrays, kind: str, a: LatentArchitecture, level: NDArray[Any], backend: Backend) -> None:
+        name = f"context.{kind}"
+        self.parity = VISIT_KINDS.index(kind) if kind.startswith("coarse") else max(0, VISIT_KINDS.index(kind) - 3)
+        width = a.context_width
+        self.static = IntegerStatic(arrays, f"{name}.static", width)
+        self.levels = self.static.levels(level)
+        depths = DEPTHS if kind.startswith("coarse") else 0
+        self.depths = fetch_within(arrays, f"{name}.depth", "int32", _SUMMAND_TOP, depths, width)
+        scale = Multiplier.load(arrays, f"{name}.shared.scale", width)
+        self.mantissa, self.shift = backend.put(scale.mantissa), scale.shift
+        self.inputs = (len(NEAR[self.parity]) + 1) * a.latents + len(FAR[self.parity]) * a.far_latents
+        self.weight = None
+        if self.parity:
+            self.weight = Weight.load(arrays, f"{name}.shared.weight", width, self.inputs, backend.device)
+            _prove_summand(f"{name}.shared", self.weight, scale)
+            self.near, self.far = (backend.put(np.array(o[self.parity], np.int64)) for o in (NEAR, FAR))
+        self.steps = [_Step(arrays, f"{name}.{g}", a, g, backend) for g in range(len(a.groups))]
 
 
 class IntegerContext:
-    """The integer context model of one model file, on one device."""
+    """The integer context model of one model file, on one device. Raises ModelError for a model that is not exact."""
 
-    def __init__(self, architecture: LatentArchitecture, arrays: Arrays, device: torch.device) -> None:
-        probe(device)
-        a = self._architecture = architecture
-        self._device = device
-        self._bases: list[RoundedSum] = []
-        self._steps: list[list[_Step]] = []
-        for k in range(len(PARITIES)):
-            base, steps = _load_parity(a, arrays, k)
-            self._bases.append(base.to(device))
-            self._steps.append([step.to(device) for step in steps])
-        self._to_context = _multiplier(arrays, "to_context", a.latents, device)
-        self._from_context = _multiplier(arrays, "from_context", a.latents, device)
-        offset = fetch(arrays, "level.scale_offset", "int16", QUALITY_LEVELS, a.latents)
-        self._scale_offset = torch.from_numpy(offset.astype(np.float32)).to(device)
+    def __init__(self, a: LatentArchitecture, arrays: Arrays, backend: Backend) -> None:
+        self._a, self._backend = a, backend
+        level = fetch(arrays, "quality.level", "int16", QUALITY_LEVELS)
+        if not 0 <= level.min() <= level.max() <= LEVEL_MAX:
+            raise ModelError(f"model: quality.level must be 0..{LEVEL_MAX}")
+        self._kinds = {kind: _Kind(arrays, kind, a, level, backend) for kind in VISIT_KINDS}
+        self._to_sixteenths = Multiplier.load(arrays, "level.to_sixteenths", QUALITY_LEVELS, a.latents)
+        self._to_canvas = Multiplier.load(arrays, "level.to_canvas", QUALITY_LEVELS, a.latents)
+        self._scale_offset = fetch(arrays, "level.scale_offset", "int16", QUALITY_LEVELS, a.latents).astype(np.int32)
+        self._nothing = backend.empty("int32", 0, a.context_width)
+        self._static = lru_cache(maxsize=32)(self._static_of)
+
+    def _static_of(self, sizes: tuple[Size, ...], visit: Visit) -> Array:
+        """(sizes, P, C) static part of a visit, of each image size."""
+        layer = self._kinds[visit.kind].static
+        return self._backend.put(np.stack([layer.spatial(size, visit.rows, visit.columns) for size in sizes]))
+
+    def levels(self, quality: NDArray[np.int64]) -> Levels:
+        """quality (N,) 0..99."""
+        put = self._backend.put
+        tables = (self._to_sixteenths.mantissa, self._to_canvas.mantissa, self._scale_offset)
+        to_sixteenths, to_canvas, scale_offset = (put(t[quality]) for t in tables)
+        return Levels(to_sixteenths, to_canvas, scale_offset, quality)
 
     def traverse(
-        self, spatial: Tensor, level: Tensor, quality: Tensor, grid: tuple[int, int], code: CodeStep
-    ) -> Tensor:
+        self, sizes: Sequence[Size], quality: NDArray[np.int64], grid: tuple[int, int], code: CodeStep
+    ) -> Array:
         """Visit all steps in coding order; `code` turns each step's prediction into residuals.
 
-        spatial (N or 1, h, w, F) and level (N, F) hold integer features, quality (N,) indices 0..99.
-        Returns y_hat in sixteenths (N, h, w, M), float32 integers.
+        sizes: of each image, or one for all; quality (N,) 0..99. Returns y_hat (N, h, w, M) int32 in sixteenths.
         """
-        n, (h, w), m = len(quality), grid, self._architecture.latents
-        to_mantissa, to_factor = (t[quality][:, None, None] for t in self._to_context)
-        from_mantissa, from_factor = (t[quality][:, None, None] for t in self._from_context)
-        scale_offset = self._scale_offset[quality][:, None, None]
-        canvas = torch.zeros(n, h + 2, w + 2, m, device=self._device)
-        y_hat = torch.empty(n, h, w, m, device=self._device)
-        for k, (i, j) in enumerate(PARITIES):
-            here = spatial[:, i::2, j::2]
-            hk, wk = here.shape[1:3]
-            if hk == 0 or wk == 0:
-                continue
-            base = self._base(k, here, level, canvas[:, i:, j:])
-            own = torch.empty(n, hk, wk, m, device=self._device)
-            start = 0
-            for step, size in zip(self._steps[k], self._architecture.groups, strict=True):
-                channels = slice(start, start + size)
-                mean, scale = self._predict(step, base, own[..., :start])
-                mu = multiply(mean, from_mantissa[..., channels], from_factor[..., channels], VALUE_LIMIT)
-                index = ((scale + scale_offset[..., channels] + 8) * (1 / 16)).floor_().clamp_(0, SCALE_LEVELS - 1)
-                value = mu + SIXTEENTHS * code(k, channels, mu, index)
-                y_hat[:, i::2, j::2, channels] = value
-                value = value.clamp(-VALUE_LIMIT, VALUE_LIMIT)
-                own[..., channels] = multiply(
-                    value, to_mantissa[..., channels], to_factor[..., channels], CONTEXT_LIMIT
-                )
-                start += size
-            canvas[:, 1 + i : 1 + h : 2, 1 + j : 1 + w : 2] = own
+        backend, n, (h, w), m = self._backend, len(quality), grid, self._a.latents
+        canvas, seen_sizes = backend.zeros("int8", n, h, w, m), backend.zeros("int8", n, h, w, m)
+        y_hat = backend.empty("int32", n, h, w, m)
+        levels = self.levels(quality)
+        for visit in visits(grid):
+            place = Place.of(visit, grid)
+            kind = self._kinds[visit.kind]
+            shared = self._shared(kind, visit, place, (canvas, seen_sizes), tuple(sizes), levels)
+            own = backend.empty("int8", n * place.positions, 2 * m)
+            for step in kind.steps:
+                mean, index = self._predict(step, shared, own, levels)
+                residual = code(place, step.channels.start, mean, index)
+                backend.passes.absorb(
+                    mean, residual, place.numbers(), step.channels.start,
+                    levels.to_canvas[:, step.channels], self._to_canvas.shift,
+                    y_hat, canvas, seen_sizes, own,
+                )  # fmt: skip
         return y_hat
 
-    def _base(self, k: int, spatial: Tensor, level: Tensor, canvas: Tensor) -> Tensor:
-        """What all groups of parity k share; of the canvas, what lies from the parity's first position's upper left
-        neighbour on."""
-        layer = self._bases[k]
-        base = layer.accumulate("spatial", spatial)
-        base = base + torch.nn.functional.linear(level, layer.weights["level"])[:, None, None]
-        if NEIGHBOURS[k]:
-            h, w = spatial.shape[1:3]
-            seen = [canvas[:, 1 + dy :: 2, 1 + dx :: 2][:, :h, :w] for dy, dx in NEIGHBOURS[k]]
-            if self._architecture.magnitudes:
-                seen.append(_sum_of_magnitudes(seen))
-            base += torch.nn.functional.linear(torch.cat(seen, -1), layer.weights["neighbours"])
-        return base
+    def _shared(
+        self,
+        kind: _Kind,
+        visit: Visit,
+        place: Place,
+        coded: tuple[Array, Array],
+        sizes: tuple[Size, ...],
+        levels: Levels,
+    ) -> Array:
+        """(R, C) int32: what all groups of a visit share."""
+        backend, rows = self._backend, len(levels.quality) * place.positions
+        level = kind.levels[levels.quality]
+        if visit.depth is not None:
+            level = level + kind.depths[visit.depth]
+        sums = self._nothing
+        if kind.weight is not None:
+            seen = backend.empty("int8", rows, kind.inputs)
+            backend.passes.gather(*coded, place.numbers(), kind.near, kind.far, self._a.far_latents, seen)
+            sums = backend.product(seen, kind.weight)
+        small = place.positions <= CACHED_POSITIONS
+        static = (self._static if small else self._static_of)(sizes, visit)
+        out = backend.empty("int32", rows, self._a.context_width)
+        backend.passes.share(sums, kind.mantissa, kind.shift, static, backend.put(level), out)
+        return out
 
-    def _predict(self, step: _Step, base: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """base (N, h', w', C), own earlier channels (N, h', w', e) -> mean and scale (N, h', w', G), integers."""
-        if own.shape[-1]:
-            seen = torch.cat([own, own.abs()], -1) if self._architecture.magnitudes else own
-            total = step.own.accumulate("own", seen).add_(base)
-        else:
-            total = base + step.own.bias
-        a = RoundedSum.settle(total, 0, ACTIVATION_LIMIT)
-        a = step.hidden.settle(step.hidden.accumulate("a", a), 0, ACTIVATION_LIMIT)
-        mean, scale = step.out.settle(step.out.accumulate("a", a), -VALUE_LIMIT, VALUE_LIMIT).chunk(2, -1)
-        return mean, scale
-
-
-def _sum_of_magnitudes(seen: Sequence[Tensor]) -> Tensor:
-    total = seen[0].abs()
-    for other in seen[1:]:
-        total += other.abs()
-    return total
-
-
-def _load_parity(a: LatentArchitecture, arrays: Arrays, k: int) -> tuple[RoundedSum, list[_Step]]:
-    """The layers of one parity, their exactness proved over every sum that the coder forms."""
-    width = a.context_width
-    limits = input_limits(a, k, 0)
-    inputs = {"spatial": SPATIAL_FEATURES, "level": LEVEL_FEATURES, "neighbours": len(NEIGHBOURS[k]) * a.latents}
-    inputs["neighbour_sizes"] = a.latents
-    weights = {name: fetch(arrays, f"context.{k}.base.{name}", "int16", width, inputs[name]) for name in limits}
-    bias = fetch(arrays, f"context.{k}.base.bias", "int32", width).astype(np.int64)
-    shift = fetch(arrays, f"context.{k}.base.shift", "int8", width)
-    base = prove(f"context.{k}.base", weights, bias, shift, limits)
-    steps, start = [], 0
-    for g, size in enumerate(a.groups):
-        p = f"context.{k}.{g}"
-        everything = input_limits(a, k, g)
-        own_names = [name for name in everything if name in OWN_ARRAYS]
-        own_weights = {n: fetch(arrays, f"{p}.{OWN_ARRAYS[n]}", "int16", width, start) for n in own_names}
-        own_bias = fetch(arrays, f"{p}.own.bias", "int32", width).astype(np.int64)
-        # the coder adds the own sum to the base sum: the proof is over both together
-        prove(f"{p}.own", weights | own_weights, np.abs(bias) + np.abs(own_bias), shift, everything)
-        own = prove(f"{p}.own", own_weights, own_bias, shift, everything)
-        outputs = (("hidden", width), ("out", 2 * size))
-        layers = [load_layer(arrays, f"{p}.{n}", o, width, ACTIVATION_LIMIT) for n, o in outputs]
-        if "own_sizes" in own_weights:
-            own = own.joined("own", "own_sizes")
-        # the half that rounding needs comes with the base
-        steps.append(_Step(RoundedSum.of(own, half=0.0), *map(RoundedSum.of, layers)))
-        start += size
-    if "neighbour_sizes" in weights:
-        base = base.joined("neighbours", "neighbour_sizes")
-    return RoundedSum.of(base), steps
-
-
-def _multiplier(arrays: Arrays, name: str, latents: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    mantissa = fetch(arrays, f"level.{name}.mantissa", "int16", QUALITY_LEVELS, latents)
-    exponent = fetch(arrays, f"level.{name}.exponent", "int8", QUALITY_LEVELS, latents)
-    if mantissa.min() < 0 or mantissa.max() > MANTISSA_LIMIT or exponent.min() < 0 or exponent.max() > 22:
-        raise ModelError(f"model: level.{name} is not exact: mantissas must be 0..{MANTISSA_LIMIT}, exponents 0..22")
-    factor = np.exp2(-exponent.astype(np.float64)).astype(np.float32)
-    return torch.from_numpy(mantissa.astype(np.float32)).to(device), torch.from_numpy(factor).to(device)
-
-
-def split_real(value: NDArray[np.float64]) -> tuple[NDArray[np.int16], NDArray[np.int8]]:
-    """Positive real multipliers -> mantissa 0..1023 and exponent 0..22 with value ~ mantissa * 2^-exponent."""
-    exponent = np.clip(np.floor(np.log2(MANTISSA_LIMIT / np.maximum(value, 1e-12))), 0, 22)
-    mantissa = np.minimum(np.rint(value * np.exp2(exponent)), MANTISSA_LIMIT)
-    return mantissa.astype(np.int16), exponent.astype(np.int8)
+    def _predict(self, step: _Step, shared: Array, own: Array, levels: Levels) -> tuple[Array, Array]:
+        """Mean (R, G) int32 in sixteenths and table index (R, G) uint8 of a group."""
+        backend, passes = self._backend, self._backend.passes
+        rows, size = len(shared), step.channels.stop - step.channels.start
+        sums = self._nothing if step.own is None else backend.product(own[:, : 2 * step.channels.start], step.own)
+        a = backend.empty("int8", *shared.shape)
+        passes.rectify(
+            shared, step.bias, sums, step.own_mantissa, step.own_shift, step.first_mantissa, step.first_shift, a
+        )
+        hidden, out = step.hidden, step.out
+        b = backend.empty("int8", *shared.shape)
+        passes.rectify_sums(backend.product(a, hidden.weight), hidden.bias, hidden.mantissa, hidden.shift, b)
+        mean, index = backend.empty("int32", rows, size), backend.empty("uint8", rows, size)
+        passes.predict(
+            backend.product(b, out.weight), out.bias, (out.mantissa, out.shift),
+            levels.to_sixteenths[:, step.channels], self._to_sixteenths.shift, levels.scale_offset[:, step.channels],
+            (MEAN_TOP, VALUE_TOP, SCALE_LEVELS - 1), mean, index,
+        )  # fmt: skip
+        return mean, index

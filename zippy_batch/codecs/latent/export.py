@@ -1,190 +1,198 @@
-"""A trained network -> the arrays of a model file: integers where probabilities are decided, tables counted from real
+"""A trained network -> the arrays of a model file: integers wherever decoding depends on them, tables counted from real
 symbols.
 
-Ranges of activations are measured on sample images; every layer's rows then get the finest power-of-two scale at
-which its sums stay provably exact (`integer.quantise_rows`). The entropy tables are histograms of the residuals that
-the integer context model itself meets on the samples, mixed with a smooth prior, so that neither the Gaussian of
-training nor the rounding of the weights costs bits.
+Weights are rounded as training after `LatentNetwork.quantise` rounds them, and the units of activations are those that
+training used, or, for a network that never was quantised, what sample images need. The entropy tables are histograms of
+the residuals that the integer context model itself meets on the samples, mixed with a smooth prior, so that neither the
+Gaussian of training nor the rounding of the weights costs bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zippy_batch.codecs.integer import quantise_rows
+from zippy_batch.codecs.int8 import WEIGHT_TOP, Multiplier, round_rows
 from zippy_batch.codecs.latent.context import (
-    ACTIVATION_LIMIT,
-    CONTEXT_LIMIT,
-    OWN_ARRAYS,
+    LATENT_MEAN_BITS,
+    LATENT_SCALE_BITS,
     QUALITY_LEVELS,
+    SHARED_BITS,
     SIXTEENTHS,
-    VALUE_LIMIT,
-    input_limits,
-    split_real,
 )
 from zippy_batch.codecs.latent.features import LEVEL_MAX, ONE, spatial_features
 from zippy_batch.codecs.latent.network import (
-    NEIGHBOURS,
-    PARITIES,
+    EDGE_WEIGHT_TOP,
     SCALE_LEVELS,
     SIGMA_MIN,
     SIGMA_STEP,
-    Context,
+    SIGNED_TOP,
+    Activation,
+    Block,
+    GroupLayers,
+    KindLayers,
     LatentNetwork,
+    Static,
     as_float,
     interpolate_knots,
     level_hats,
     to_input,
     unshuffle,
 )
+from zippy_batch.codecs.latent.order import DEPTHS, VISIT_KINDS
+from zippy_batch.codecs.latent.static import STATIC_BITS
+from zippy_batch.codecs.latent.synthesis import EDGE_MANTISSA_TOP, GATE_BITS, PIXEL_BITS, STREAM_BITS, STREAM_TOP
 from zippy_batch.codecs.rans import TOTAL
 
 Images = NDArray[np.uint8]
 Arrays = dict[str, NDArray[Any]]
 
-
-class Ranges:
-    """Largest values met on the samples: activations of every hidden unit, means and context inputs of every
-    channel.
-    """
-
-    def __init__(self, network: LatentNetwork) -> None:
-        a = network.architecture
-        shape = (len(PARITIES), len(a.groups), a.context_width)
-        self.first = np.full(shape, 1e-3)
-        self.second = np.full(shape, 1e-3)
-        self.mean = np.full(a.latents, 1e-3)
-        self.context = np.full(a.latents, 1e-3)
-        self._network = network
-
-    def observe(self, x: torch.Tensor, spatial: torch.Tensor, level: torch.Tensor) -> None:
-        """Run one batch through the float network and keep the maxima."""
-        network = self._network
-        context = network.context
-        starts = np.cumsum([0, *network.architecture.groups])
-        hooks = []
-
-        def keep(table: NDArray[np.float64], value: torch.Tensor) -> None:
-            top = value.detach().abs().flatten(0, -2).amax(0).double().numpy()
-            np.maximum(table, top, out=table)
-
-        for k in range(len(PARITIES)):
-            for g in range(len(context.groups)):
-                first, second = self.first[k, g], self.second[k, g]
-                mean = self.mean[starts[g] : starts[g + 1]]
-                _, hidden, out = context.step_layers(k, g)
-                hooks.append(hidden.register_forward_pre_hook(lambda _, i, t=first: keep(t, i[0])))
-                hooks.append(out.register_forward_pre_hook(lambda _, i, t=second: keep(t, i[0])))
-                hooks.append(out.register_forward_hook(lambda _, __, o, t=mean: keep(t, o.chunk(2, -1)[0])))
-        gain = interpolate_knots(network.log_gain, level).exp()[:, None, None]
-        hats = level_hats(level)
-        with torch.no_grad():
-            y = network.analysis(unshuffle(x - 0.5), spatial, hats) * gain
-            y_hat, _ = network.code(y, gain, spatial, hats, noise=False)
-            keep(self.context, y_hat / (gain * context.unit))
-        for hook in hooks:
-            hook.remove()
-
-
-def _power(limit: float, largest: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Largest power of two p with largest * 2^p <= limit."""
-    return np.floor(np.log2(limit / largest)).astype(np.int64)
+_INT32 = (1 << 31) - 1
+_HEADROOM = 4.0
+"""Times the largest latent met on the samples: so far the input of the synthesis reaches."""
+_TAPS = (1 << 14) - 16
+"""What the magnitudes of a channel's nine taps add up to, at most."""
 
 
 def _array(parameter: torch.Tensor) -> NDArray[np.float64]:
     return parameter.detach().double().numpy()
 
 
-def _context_arrays(network: LatentNetwork, ranges: Ranges) -> Arrays:
-    context = network.context
-    out: Arrays = {}
-    scale = CONTEXT_LIMIT / ranges.context
-    mean_power = np.clip(_power(VALUE_LIMIT, ranges.mean), 0, 16)
-    starts = np.cumsum([0, *context.groups])
-    for k in range(len(PARITIES)):
-        p = f"context.{k}"
-        static, neighbours = context.shared_layers(k)
-        weights = {"spatial": _array(static.spatial.weight) / ONE, "level": _array(static.level.weight) / ONE}
-        if neighbours is not None:
-            weights["neighbours"] = _array(neighbours.weight) / np.tile(scale, len(NEIGHBOURS[k]))
-        around, _ = context.size_layers(k, 0)
-        if around is not None:
-            weights["neighbour_sizes"] = _array(around.weight) / scale
-        bias = _array(static.spatial.bias)
-        layers = [context.step_layers(k, g) for g in range(len(context.groups))]
-        owns = {g: _own_weights(context, k, g, scale[: starts[g]]) for g in range(len(layers))}
-        own_biases = {g: _array(own.bias) for g, (own, _, _) in enumerate(layers) if own is not None}
-        # one exponent per row for the base and all groups' own parts, because their sums are added
-        exponent = np.full(len(bias), 20, np.int64)
-        for g in range(len(context.groups)):
-            total = np.abs(bias) + (np.abs(own_biases[g]) if g else 0)
-            limits = input_limits(network.architecture, k, g)
-            exponent = np.minimum(exponent, quantise_rows(weights | owns[g], total, limits)[2])
-        unit = np.exp2(exponent.astype(np.float64))[:, None]
-        power = np.clip(_power(ACTIVATION_LIMIT, ranges.first[k].max(0)), exponent - 22, exponent - 1)
-        for name, w in weights.items():
-            out[f"{p}.base.{name}"] = np.rint(w * unit).astype(np.int16)
-        out[f"{p}.base.bias"] = np.rint(bias * unit[:, 0]).astype(np.int32)
-        out[f"{p}.base.shift"] = (exponent - power).astype(np.int8)
-        for g, size in enumerate(context.groups):
-            q = f"{p}.{g}"
-            if g:
-                for name, w in owns[g].items():
-                    out[f"{q}.{OWN_ARRAYS[name]}"] = np.rint(w * unit).astype(np.int16)
-                out[f"{q}.own.bias"] = np.rint(own_biases[g] * unit[:, 0]).astype(np.int32)
-            else:
-                out[f"{q}.own.bias"] = np.zeros(len(bias), np.int32)
-            second = _power(ACTIVATION_LIMIT, ranges.second[k, g])
-            _, hidden, last = layers[g]
-            second = _layer(out, f"{q}.hidden", _array(hidden.weight) / np.exp2(power), _array(hidden.bias), second)
-            wanted = np.concatenate([mean_power[starts[g] : starts[g + 1]], np.full(size, 4)])
-            got = _layer(out, f"{q}.out", _array(last.weight) / np.exp2(second), _array(last.bias), wanted)
-            if (got != wanted).any():
-                raise ValueError(f"{q}.out: weights leave too little room for the outputs' precision")
-    return out | _level_arrays(network, scale, mean_power)
+def _int32(values: NDArray[np.float64], most: int = _INT32) -> NDArray[np.int32]:
+    return np.rint(values).clip(-most, most).astype(np.int32)
 
 
-def _own_weights(context: Context, k: int, g: int, scale: NDArray[np.float64]) -> Arrays:
-    own, _, _ = context.step_layers(k, g)
-    _, sizes = context.size_layers(k, g)
-    layers = {"own": own, "own_sizes": sizes}
-    return {name: _array(layer.weight) / scale for name, layer in layers.items() if layer is not None}
+def _static(name: str, layer: Static, bits: int, bias: NDArray[np.float64]) -> Arrays:
+    unit = 2.0 ** (bits + STATIC_BITS) / ONE
+    return {
+        f"{name}.spatial": _int32(_array(layer.spatial.weight) * unit, 1 << 30),
+        f"{name}.level": _int32(_array(layer.level.weight) * unit, 1 << 30),
+        f"{name}.bias": _int32(bias * 2.0**bits, 1 << 28),
+    }
 
 
 def _layer(
-    out: Arrays, name: str, weight: NDArray[np.float64], bias: NDArray[np.float64], power: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Quantise one layer whose outputs are wanted in units of 2^-power; returns the power that they got."""
-    rows, offset, exponent = quantise_rows({"a": weight}, bias, {"a": ACTIVATION_LIMIT})
-    power = np.clip(power, exponent - 22, exponent - 1)
-    out[f"{name}.weight"] = rows["a"].astype(np.int16)
-    out[f"{name}.bias"] = offset.astype(np.int32)
-    out[f"{name}.shift"] = (exponent - power).astype(np.int8)
-    return power
+    name: str, weight: NDArray[np.float64], bias: NDArray[np.float64], factor: NDArray[np.float64] | float
+) -> Arrays:
+    """One matrix, whose columns stand for integers already; factor brings its real results to integers."""
+    (rows,), unit = round_rows([weight])
+    return {
+        f"{name}.weight": rows.astype(np.int8),
+        f"{name}.bias": _int32(bias / unit, (1 << 30) - (1 << 21)),
+        **Multiplier.of(unit * factor).save(f"{name}.scale"),
+    }
 
 
-def _level_arrays(network: LatentNetwork, scale: NDArray[np.float64], mean_power: NDArray[np.int64]) -> Arrays:
+def _kind_arrays(kind: KindLayers, name: str) -> Arrays:
+    out = _static(f"{name}.static", kind.static, SHARED_BITS, _array(kind.static.spatial.bias))
+    width = len(out[f"{name}.static.bias"])
+    shared_unit = np.ones(width)
+    if kind.parity:
+        layers = (kind.near, kind.near_sizes, kind.far)
+        rows, shared_unit = round_rows([_array(layer.weight) / SIGNED_TOP for layer in layers])
+        out[f"{name}.shared.weight"] = np.concatenate(rows, 1).astype(np.int8)
+    out |= Multiplier.of(shared_unit * 2.0**SHARED_BITS).save(f"{name}.shared.scale")
+    is_coarse = ".coarse" in name
+    depth = _array(kind.depth) if is_coarse else np.zeros((0, width))
+    assert len(depth) == (DEPTHS if is_coarse else 0)
+    out[f"{name}.depth"] = _int32(depth * 2.0**SHARED_BITS, 1 << 28)
+    return out
+
+
+def _step_arrays(step: GroupLayers, name: str, starts: Sequence[int]) -> Arrays:
+    """starts: of the groups before this one, and its own."""
+    own_unit = np.ones(step.hidden.in_features)
+    bias = np.zeros(step.hidden.in_features)
+    out: Arrays = {}
+    if step.own is not None and step.own_sizes is not None:
+        (values, sizes), own_unit = round_rows([_array(w.weight) / SIGNED_TOP for w in (step.own, step.own_sizes)])
+        pairs = [m[:, s:e] for s, e in pairwise(starts) for m in (values, sizes)]
+        out[f"{name}.own.weight"] = np.concatenate(pairs, 1).astype(np.int8)
+        bias = _array(step.own.bias)
+    out |= Multiplier.of(own_unit * 2.0**SHARED_BITS).save(f"{name}.own.scale")
+    first, second = _array(step.first.unit), _array(step.second.unit)
+    out[f"{name}.first.bias"] = _int32(bias * 2.0**SHARED_BITS, 1 << 28)
+    out |= Multiplier.of(2.0**-SHARED_BITS / first).save(f"{name}.first.scale")
+    out |= _layer(f"{name}.hidden", _array(step.hidden.weight) * first, _array(step.hidden.bias), 1 / second)
+    size = step.out.out_features // 2
+    units = np.repeat([2.0**LATENT_MEAN_BITS, 2.0**LATENT_SCALE_BITS], size)
+    return out | _layer(f"{name}.out", _array(step.out.weight) * second, _array(step.out.bias), units)
+
+
+def _context_arrays(network: LatentNetwork) -> Arrays:
+    out: Arrays = {}
+    starts = network.architecture.starts
+    for name in VISIT_KINDS:
+        kind = network.context.kind(name)
+        out |= _kind_arrays(kind, f"context.{name}")
+        for g, step in enumerate(kind.steps):
+            assert isinstance(step, GroupLayers)
+            out |= _step_arrays(step, f"context.{name}.{g}", starts[: g + 1])
+    return out
+
+
+def _halves(weight: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Rows as 128 * high + low -> (2 * outputs, inputs): the high halves, then the low ones; and each row's unit."""
+    (rows,), unit = round_rows([weight], EDGE_WEIGHT_TOP)
+    high = (rows + WEIGHT_TOP) >> 7
+    return np.concatenate([high, rows - (high << 7)]).astype(np.int8), unit
+
+
+def _block_arrays(block: Block, name: str) -> Arrays:
+    assert isinstance(block.mixed, Activation)
+    assert isinstance(block.gated, Activation)
+    mixed, gated = _array(block.mixed.unit), _array(block.gated.unit)
+    taps = _array(block.depthwise.weight).reshape(len(mixed), 9)
+    unit = np.maximum(np.abs(taps).sum(1), 1e-6) / _TAPS
+    bias = _array(block.depthwise.bias)  # type: ignore[arg-type]
+    out: Arrays = {
+        f"{name}.depthwise.taps": np.rint(taps / unit[:, None]).T.astype(np.int16),
+        f"{name}.depthwise.bias": _int32(bias / unit * 2.0**STREAM_BITS, (1 << 30) - 1),
+        **Multiplier.of(unit * 2.0**-STREAM_BITS / mixed).save(f"{name}.depthwise.scale"),
+        **Multiplier.of(2.0 ** (-2 * GATE_BITS) / gated).save(f"{name}.gate.scale"),
+    }
+    out |= _layer(f"{name}.expand", _array(block.expand.weight) * mixed, _array(block.expand.bias), 2.0**GATE_BITS)
+    return out | _layer(
+        f"{name}.project", _array(block.project.weight) * gated, _array(block.project.bias), 2.0**STREAM_BITS
+    )
+
+
+def _synthesis_arrays(network: LatentNetwork, input_unit: NDArray[np.float64]) -> Arrays:
+    synthesis = network.synthesis
+    bias = _array(synthesis.first.bias) + _array(synthesis.static.spatial.bias)
+    out = _static("synthesis.static", synthesis.static, STREAM_BITS, bias)
+    out["synthesis.first.weight"], unit = _halves(_array(synthesis.first.weight) * input_unit)
+    out |= Multiplier.of(unit * 2.0**STREAM_BITS, EDGE_MANTISSA_TOP).save("synthesis.first.scale")
+    for b, block in enumerate(synthesis.blocks):
+        assert isinstance(block, Block)
+        out |= _block_arrays(block, f"synthesis.{b}")
+    out["synthesis.last.weight"], unit = _halves(_array(synthesis.last.weight) * 2.0**-STREAM_BITS)
+    levels = 255 * 2.0**PIXEL_BITS
+    out |= Multiplier.of(unit * levels, EDGE_MANTISSA_TOP).save("synthesis.last.scale")
+    middle = (_array(synthesis.last.bias) + 0.5) / unit
+    out["synthesis.last.bias"] = np.rint(middle).clip(-(2.0**35), 2.0**35).astype(np.int64)
+    return out
+
+
+def _level_arrays(network: LatentNetwork, input_unit: NDArray[np.float64]) -> Arrays:
     levels = torch.from_numpy(quality_levels().astype(np.float32))
     gain = _array(interpolate_knots(network.log_gain, levels).exp())
     inverse = _array(interpolate_knots(network.log_inverse_gain, levels).exp())
-    natural = gain * _array(network.context.unit)
-    to_mantissa, to_exponent = split_real(scale / (SIXTEENTHS * natural))
-    from_mantissa, from_exponent = split_real(SIXTEENTHS * natural / np.exp2(mean_power))
-    offset = 16 * (np.log(gain) / SIGMA_STEP + _array(network.scale_offset))
+    deviation = gain * _array(network.context.unit)
+    offset = SIXTEENTHS * (np.log(gain) / SIGMA_STEP + _array(network.scale_offset))
+    to_canvas = SIGNED_TOP / (SIXTEENTHS * deviation * _array(network.context.top))
     return {
         "quality.level": quality_levels().astype(np.int16),
-        "level.to_context.mantissa": to_mantissa,
-        "level.to_context.exponent": to_exponent,
-        "level.from_context.mantissa": from_mantissa,
-        "level.from_context.exponent": from_exponent,
+        **Multiplier.of(SIXTEENTHS * deviation * 2.0**-LATENT_MEAN_BITS).save("level.to_sixteenths"),
+        **Multiplier.of(to_canvas).save("level.to_canvas"),
+        **Multiplier.of(inverse / (SIXTEENTHS * input_unit)).save("level.to_synthesis"),
         "level.scale_offset": np.rint(offset).astype(np.int16),
         "gain.analysis": gain.astype(np.float32),
-        "gain.synthesis": inverse.astype(np.float32),
     }
 
 
@@ -245,25 +253,52 @@ def threshold_array(arrays: Arrays, strength: float) -> NDArray[np.float32]:
     return np.clip(0.5 * strength * np.log(2) / 6 * extra, 0, 0.6).astype(np.float32)
 
 
-def measure(network: LatentNetwork, samples: Sequence[Images], seed: int = 0) -> Ranges:
-    """Activation ranges on batches of equally sized images (n, H, W, 3), at levels over the whole range."""
-    ranges = Ranges(network)
+def measure(network: LatentNetwork, samples: Sequence[Images], seed: int = 0) -> NDArray[np.float64]:
+    """(M,) largest input of the synthesis on batches of equally sized images (n, H, W, 3), at levels over the whole
+    range. Sets the units of activations as well, unless the network was trained with units of its own.
+    """
+    largest = np.full(network.architecture.latents, 1e-3)
     rng = np.random.default_rng(seed)
-    for images in samples:
-        h, w = images.shape[1:3]
-        is_grey = bool((images == images[..., :1]).all())
-        level = torch.from_numpy(rng.uniform(0, LEVEL_MAX, len(images)).astype(np.float32))
-        ranges.observe(to_input(images)[1], as_float(spatial_features(h, w, is_grey))[None], level)
-    return ranges
+
+    def observe() -> None:
+        for images in samples:
+            h, w = images.shape[1:3]
+            is_grey = bool((images == images[..., :1]).all())
+            level = torch.from_numpy(rng.uniform(0, LEVEL_MAX, len(images)).astype(np.float32))
+            spatial = as_float(spatial_features(h, w, is_grey))[None]
+            top = _largest_input(network, to_input(images)[1], spatial, level)
+            np.maximum(largest, top, out=largest)
+
+    with torch.no_grad():
+        if network.has_units:
+            observe()
+        else:
+            with network.measuring():
+                observe()
+    return largest
+
+
+def _largest_input(
+    network: LatentNetwork, x: torch.Tensor, spatial: torch.Tensor, level: torch.Tensor
+) -> NDArray[np.float64]:
+    """Run one batch through the network -> (M,)."""
+    hats = level_hats(level)
+    gain = interpolate_knots(network.log_gain, level).exp()[:, None, None]
+    inverse = interpolate_knots(network.log_inverse_gain, level).exp()[:, None, None]
+    y = network.analysis(unshuffle(x - 0.5), spatial, hats) * gain
+    y_hat, _ = network.code(y, gain, spatial, hats, noise=False)
+    latents = y_hat * inverse
+    network.synthesis(latents, spatial, hats)
+    return latents.abs().flatten(0, -2).amax(0).double().numpy()
 
 
 def export_arrays(network: LatentNetwork, samples: Sequence[Images]) -> Arrays:
-    """All arrays of a model file, with tables from the prior alone; `count_residuals` refines them."""
+    """All arrays of a model file, with tables from the prior alone; counts refine them."""
     network.eval()
-    arrays = _context_arrays(network, measure(network, samples))
-    for side, module in (("analysis", network.analysis), ("synthesis", network.synthesis)):
-        for name, value in module.state_dict().items():
-            arrays[f"{side}.{name}"] = value.detach().float().numpy()
+    input_unit = _HEADROOM * measure(network, samples) / STREAM_TOP
+    arrays = _context_arrays(network) | _synthesis_arrays(network, input_unit) | _level_arrays(network, input_unit)
+    for name, value in network.analysis.state_dict().items():
+        arrays[f"analysis.{name}"] = value.detach().float().numpy()
     arrays |= entropy_arrays()
     arrays["encoder.threshold"] = threshold_array(arrays, 1.0)
     return arrays

@@ -54,10 +54,17 @@ def _axis(pixels: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return _hats(centre, _POSITION_KNOTS, 16), PATCH - valid
 
 
-def spatial_features(height: int, width: int, grey: bool) -> NDArray[np.int64]:
-    """(h, w, SPATIAL_FEATURES) integers in 0..256: position, missing pixels, image size, grey flag."""
-    rows, rows_missing = _axis(height)
-    columns, columns_missing = _axis(width)
+EVERYTHING = slice(None)
+
+
+def spatial_features(
+    height: int, width: int, grey: bool, of_rows: slice = EVERYTHING, of_columns: slice = EVERYTHING
+) -> NDArray[np.int64]:
+    """(h, w, SPATIAL_FEATURES) integers in 0..256: position, missing pixels, image size, grey flag; of all positions
+    of the grid or some rows and columns.
+    """
+    rows, rows_missing = (values[of_rows] for values in _axis(height))
+    columns, columns_missing = (values[of_columns] for values in _axis(width))
     h, w = len(rows), len(columns)
     position = (rows[:, None, :, None] * columns[None, :, None, :]).reshape(h, w, -1)
     missing = np.stack(np.broadcast_arrays(rows_missing[:, None] * 32, columns_missing[None, :] * 32), axis=-1)

@@ -1,21 +1,27 @@
 """The float side of the lossy codec: transforms, and the context model as it is trained.
 
     x -> g_a -> y = gain * analysis -> round(y - mu) -> y_hat -> g_s -> x_hat
-                                         ^ mu, sigma: context model (see `context.py` for its integer form)
+                                         ^ mu, sigma: context model
 
 All of it works on the grid of 8x8 blocks: an image is unshuffled into 192 values per block, and every layer is a matrix
 product per block or a depthwise 3x3 over blocks. The first and last layers start as an orthonormal DCT in an
 orthonormal colour space, so that training starts from a working transform codec and improves it.
 
+Context and synthesis run in integers (`context.py`, `synthesis.py`). After `LatentNetwork.quantise`, the network rounds
+its weights and activations as those do and passes gradients straight through, so that training learns to live with it.
+
 Letters: N images, h w grid, C channels, M latent channels. Layout is N h w C throughout.
 Sources: Balle et al. 2018 (arXiv:1802.01436) for the loss, Minnen et al. 2018 (arXiv:1809.02736) for contexts,
-Li et al. 2023 (arXiv:2302.14402) for the 2x2 parity order.
+Li et al. 2023 (arXiv:2302.14402) for the 2x2 parity order, Jacob et al. 2018 (arXiv:1712.05877) for training with
+rounded weights and activations.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
 import numpy as np
@@ -32,22 +38,21 @@ from zippy_batch.codecs.latent.features import (
     SPATIAL_FEATURES,
     grid_size,
 )
-
-PARITIES = ((0, 0), (1, 1), (0, 1), (1, 0))
-"""Order in which the four 2x2 parities (row, column) of the grid are coded."""
-
-NEIGHBOURS: tuple[tuple[tuple[int, int], ...], ...] = (
-    (),
-    ((-1, -1), (-1, 1), (1, -1), (1, 1)),
-    ((0, -1), (0, 1), (-1, 0), (1, 0)),
-    ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)),
-)
-"""Offsets (row, column) of the already coded neighbours of each parity."""
+from zippy_batch.codecs.latent.order import DEPTHS, FAR, NEAR, PARITIES, VISIT_KINDS, Visit, visits
 
 SCALE_LEVELS = 64
 SIGMA_MIN = 0.11
 SIGMA_STEP = 0.1
 """Scale index i stands for sigma = SIGMA_MIN * exp(SIGMA_STEP * i), in quantisation steps."""
+
+SIGNED_TOP = 127
+"""Largest magnitude of a signed 8-bit activation."""
+UNSIGNED_TOP = 255
+"""Largest rectified 8-bit activation; it is stored less 128."""
+WEIGHT_TOP = 64
+"""Largest magnitude of an 8-bit weight: with 127, some processors return wrong sums (see `integer.py`)."""
+EDGE_WEIGHT_TOP = 127 * WEIGHT_TOP
+"""Likewise of the first and last layers of the synthesis, whose weights have two 8-bit halves."""
 
 
 @dataclass(frozen=True)
@@ -58,45 +63,37 @@ class LatentArchitecture:
     blocks: int = 4
     """Of the analysis."""
     synthesis_blocks: int = 4
-    """Fewer make decoding faster."""
     latents: int = 128
-    groups: tuple[int, ...] = (16, 32, 80)
-    """Latent channels coded together at one parity; they add up to `latents`."""
-    context_width: int = 160
-    magnitudes: bool = True
-    """The context also sees magnitudes: each own channel's, and the sum of the neighbours'. Scales depend on them, and
-    a linear layer cannot make them."""
+    groups: tuple[int, ...] = (4, 4, 8, 16, 16, 80)
+    """Latent channels coded together at one position; they add up to `latents`."""
+    context_width: int = 192
+    far_latents: int = 32
+    """Channels that the context sees of positions further away."""
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.blocks, self.synthesis_blocks, self.latents, *self.groups, self.context_width)
-        if any(type(size) is not int or not 1 <= size <= 4096 for size in sizes):
-            raise ValueError(f"sizes must be integers from 1 to 4096, found {sizes}")
-        if type(self.magnitudes) is not bool:
-            raise ValueError(f"magnitudes must be true or false, found {self.magnitudes!r}")
+        if any(type(size) is not int or not 1 <= size <= 1024 for size in (*sizes, self.far_latents)):
+            raise ValueError(f"sizes must be integers from 1 to 1024, found {sizes}")
         if sum(self.groups) != self.latents:
             raise ValueError(f"groups {self.groups} must add up to latents {self.latents}")
+        if self.far_latents > self.latents:
+            raise ValueError(f"far_latents {self.far_latents} must be at most latents {self.latents}")
 
-    def fast(self) -> LatentArchitecture:
-        """The form of it that decodes fast: a small synthesis, and a context that takes fewer and narrower steps.
-
-        96 latents are what blocks of 4:2:0 have: 64 coefficients of luma and 16 of each chroma.
-        """
-        latents = min(self.latents, 96)
-        groups = self.groups if self.latents <= 96 else (16, 80)
-        narrow = min(self.context_width, 96)
-        return replace(self, synthesis_blocks=1, latents=latents, groups=groups, context_width=narrow)
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First channel of each group."""
+        return tuple(sum(self.groups[:g]) for g in range(len(self.groups)))
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
     @staticmethod
-    def from_dict(fields: Any) -> LatentArchitecture:
-        """Inverse of `to_dict`, also after JSON; TypeError, ValueError or KeyError on anything else.
-
-        Cards may leave out magnitudes, for none, and synthesis_blocks, for as many as the analysis has.
-        """
-        left_out = {"magnitudes": False, "synthesis_blocks": fields["blocks"]}
-        return LatentArchitecture(**{**left_out, **fields, "groups": tuple(fields["groups"])})
+    def from_dict(card: Any) -> LatentArchitecture:
+        """Inverse of `to_dict`, also after JSON; TypeError, ValueError or KeyError on anything else."""
+        names = {f.name for f in fields(LatentArchitecture)}
+        if set(card) != names:
+            raise ValueError(f"expected {', '.join(sorted(names))}")
+        return LatentArchitecture(**{**card, "groups": tuple(card["groups"])})
 
 
 def lambda_of(level: Tensor) -> Tensor:
@@ -158,6 +155,73 @@ def interpolate_knots(table: Tensor, level: Tensor) -> Tensor:
     return (1 - t) * table[i] + t * table[i + 1]
 
 
+# ---- rounding that lets gradients through ----
+
+
+def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
+    """The value of `rounded` with the gradient of x."""
+    return x + (rounded - x).detach()
+
+
+def rounded_rows(weights: Sequence[Tensor], columns: Sequence[Tensor | None], top: int = WEIGHT_TOP) -> list[Tensor]:
+    """Layers (outputs, inputs) whose sums are added: every row rounded to integers of at most `top` times one unit.
+
+    columns: what an integer input stands for, (inputs,), which the integer weights are multiplied by beforehand.
+    """
+    scaled = [w if c is None else w * c for w, c in zip(weights, columns, strict=True)]
+    with torch.no_grad():
+        unit = torch.cat([w.detach().abs().amax(1, keepdim=True) for w in scaled], 1).amax(1, keepdim=True) / top
+        unit.clamp_(min=1e-12)
+    out = []
+    for w, s, c in zip(weights, scaled, columns, strict=True):
+        whole = (s.detach() / unit).round() * unit
+        out.append(straight_through(w, whole if c is None else whole / c))
+    return out
+
+
+class Activation(nn.Module):
+    """Values that the integer networks keep in 8 bits, each channel with a unit of its own."""
+
+    top: Tensor
+    """(C,) what the largest integer stands for; 0 before it is measured."""
+
+    def __init__(self, channels: int, levels: int, low: int) -> None:
+        """Integers from low to levels."""
+        super().__init__()
+        self.register_buffer("top", torch.zeros(channels))
+        self.levels, self.low = levels, low
+        self.quantised = False
+        self.seen: Tensor | None = None
+        """(C,) while ranges are being measured: the largest values so far, but for one in a thousand."""
+
+    @property
+    def unit(self) -> Tensor:
+        """(C,) what an integer 1 stands for."""
+        return self.top / self.levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.seen is not None:
+            rows = x.detach().abs().flatten(0, -2).float()
+            self.seen = torch.maximum(self.seen, rows.topk(1 + len(rows) // 1000, 0).values[-1])
+        if not self.quantised:
+            return x
+        clamped = (x / self.unit).clamp(self.low, self.levels)
+        return straight_through(clamped, clamped.round()) * self.unit
+
+
+def sizes_of(values: Tensor) -> Tensor:
+    """Companded magnitudes of the context's values, -1..1 -> 0..1, as the integer table has them.
+
+    The square root spreads small magnitudes, on which scales depend most, over more of the 128 integers.
+    """
+    smooth = (values.abs() + 1e-4).sqrt()
+    table = ((values.detach().abs() * SIGNED_TOP).round() / SIGNED_TOP).sqrt().mul_(SIGNED_TOP).round_() / SIGNED_TOP
+    return straight_through(smooth, table)
+
+
+# ---- layers ----
+
+
 class Static(nn.Module):
     """Linear map of the static features; spatial ones are shared by a batch, level ones by an image."""
 
@@ -183,11 +247,15 @@ grow with every block until they overflow, while so the linear path, a DCT to be
 class Block(nn.Module):
     """Depthwise 3x3 over the grid, then a gated layer (ReGLU, Shazeer 2020, arXiv:2002.05202), added to the input."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, is_integer: bool) -> None:
+        """is_integer: whether it runs in integers, as those of the synthesis do."""
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.expand = nn.Linear(width, 2 * width)
         self.project = nn.Linear(width, width)
+        self.mixed = Activation(width, SIGNED_TOP, -SIGNED_TOP) if is_integer else nn.Identity()
+        self.gated = Activation(width, SIGNED_TOP, -SIGNED_TOP) if is_integer else nn.Identity()
+        self.quantised = False
         with torch.no_grad():
             cast(Tensor, self.depthwise.bias).zero_()
             self.depthwise.weight.mul_(0.3)
@@ -196,9 +264,13 @@ class Block(nn.Module):
         nn.init.zeros_(self.project.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        u = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        a, b = self.expand(u).clamp(-GATE_LIMIT, GATE_LIMIT).chunk(2, -1)
-        return x + self.project(F.relu(a) * b)
+        u = self.mixed(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        expand, project = self.expand.weight, self.project.weight
+        if self.quantised and isinstance(self.mixed, Activation) and isinstance(self.gated, Activation):
+            (expand,) = rounded_rows([expand], [self.mixed.unit])
+            (project,) = rounded_rows([project], [self.gated.unit])
+        a, b = F.linear(u, expand, self.expand.bias).clamp(-GATE_LIMIT, GATE_LIMIT).chunk(2, -1)
+        return x + F.linear(self.gated(F.relu(a) * b), project, self.project.bias)
 
 
 class Analysis(nn.Module):
@@ -208,7 +280,7 @@ class Analysis(nn.Module):
         super().__init__()
         self.first = nn.Linear(3 * PATCH * PATCH, a.width)
         self.static = Static(a.width)
-        self.blocks = nn.Sequential(*[Block(a.width) for _ in range(a.blocks)])
+        self.blocks = nn.Sequential(*[Block(a.width, is_integer=False) for _ in range(a.blocks)])
         self.last = nn.Linear(a.width, a.latents)
         basis, deviation = _dct_basis()
         scale = torch.from_numpy(1.5 / np.sqrt(deviation)).float()
@@ -234,7 +306,7 @@ class Synthesis(nn.Module):
         super().__init__()
         self.first = nn.Linear(a.latents, a.width)
         self.static = Static(a.width)
-        self.blocks = nn.Sequential(*[Block(a.width) for _ in range(a.synthesis_blocks)])
+        self.blocks = nn.Sequential(*[Block(a.width, is_integer=True) for _ in range(a.synthesis_blocks)])
         self.last = nn.Linear(a.width, 3 * PATCH * PATCH)
         basis, deviation = _dct_basis()
         scale = torch.from_numpy(1.5 / np.sqrt(deviation)).float()
@@ -260,85 +332,116 @@ def _nothing_yet(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-class Context(nn.Module):
-    """Predicts mean and scale of each latent from those already coded, parity by parity and group by group.
+class GroupLayers(nn.Module):
+    """Predicts one group of channels from what the kind's positions share and the groups before it."""
 
-    Works on latents in their natural unit (divided by the gain), so that one network serves all levels; means and
-    scales are brought back to quantisation steps with the gain. Rectified linear units only: see `integer.py`.
+    def __init__(self, start: int, size: int, width: int) -> None:
+        super().__init__()
+        self.own = nn.Linear(start, width) if start else None
+        self.own_sizes = _nothing_yet(start, width) if start else None
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, 2 * size)
+        self.first = Activation(width, UNSIGNED_TOP, 0)
+        self.second = Activation(width, UNSIGNED_TOP, 0)
+        self.quantised = False
+        nn.init.normal_(self.out.weight, 0, 0.003)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, shared: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+        """shared (N, h', w', C), own earlier channels (N, h', w', start) -> mean in unit deviations, and scale in
+        scale indices.
+        """
+        z, hidden, out = shared, self.hidden.weight, self.out.weight
+        if self.own is not None and self.own_sizes is not None and own is not None:
+            weights = [self.own.weight, self.own_sizes.weight]
+            values, sizes = rounded_rows(weights, [None, None]) if self.quantised else weights
+            z = z + F.linear(own, values, self.own.bias) + F.linear(sizes_of(own), sizes)
+        if self.quantised:
+            (hidden,) = rounded_rows([hidden], [self.first.unit])
+            (out,) = rounded_rows([out], [self.second.unit])
+        a = self.first(F.relu(z))
+        b = self.second(F.relu(F.linear(a, hidden, self.hidden.bias)))
+        mean, scale = F.linear(b, out, self.out.bias).chunk(2, -1)
+        return mean, scale
+
+
+_REACH = 3
+"""Largest offset of a neighbour."""
+
+
+class KindLayers(nn.Module):
+    """The layers of one kind of positions (`order.VISIT_KINDS`)."""
+
+    def __init__(self, a: LatentArchitecture, kind: str) -> None:
+        super().__init__()
+        width = a.context_width
+        self.parity = int(kind[-1]) if "." in kind else 0
+        self.static = Static(width)
+        nn.init.normal_(self.static.spatial.weight, 0, 0.05)
+        nn.init.normal_(self.static.level.weight, 0, 0.05)
+        nn.init.normal_(self.static.spatial.bias, 0, 0.3)
+        if kind.startswith("coarse"):
+            self.depth = nn.Parameter(torch.zeros(DEPTHS, width))
+        if self.parity:
+            self.near = nn.Linear(len(NEAR[self.parity]) * a.latents, width, bias=False)
+            self.near_sizes = _nothing_yet(a.latents, width)
+            self.far = _nothing_yet(len(FAR[self.parity]) * a.far_latents, width)
+        self.steps = nn.ModuleList(GroupLayers(s, g, width) for s, g in zip(a.starts, a.groups, strict=True))
+        self.quantised = False
+        self._far_latents = a.far_latents
+
+    def shared(self, visit: Visit, canvas: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
+        """What all groups of a visit share: static features and coded neighbours.
+
+        canvas (N, h, w, M) in -1..1, spatial (1, h, w, F), level (N, F) -> (N, h', w', C).
+        """
+        z = self.static(spatial[:, visit.rows, visit.columns], level)
+        if visit.depth is not None:
+            z = z + self.depth[visit.depth]
+        if self.parity:
+            grid = canvas[:, :: visit.spacing, :: visit.spacing]
+            near = _neighbours(grid, NEAR[self.parity], self.parity)
+            far = _neighbours(grid[..., : self._far_latents], FAR[self.parity], self.parity)
+            size = torch.stack(_neighbours(sizes_of(grid), NEAR[self.parity], self.parity)).mean(0)
+            size = straight_through(size, (size * SIGNED_TOP + 0.5).floor() / SIGNED_TOP)
+            weights = [self.near.weight, self.near_sizes.weight, self.far.weight]
+            if self.quantised:
+                weights = rounded_rows(weights, [None, None, None])
+            for seen, weight in zip((torch.cat(near, -1), size, torch.cat(far, -1)), weights, strict=True):
+                z = z + F.linear(seen, weight)
+        return z
+
+
+def _neighbours(grid: Tensor, offsets: Sequence[tuple[int, int]], parity: int) -> list[Tensor]:
+    """grid (N, h, w, C) -> for each offset, the values at the parity's positions plus offset; 0 outside of the grid."""
+    i, j = PARITIES[parity]
+    h, w = grid.shape[1:3]
+    rows, columns = len(range(i, h, 2)), len(range(j, w, 2))
+    padded = F.pad(grid, (0, 0, _REACH, _REACH + 1, _REACH, _REACH + 1))
+    return [padded[:, _REACH + i + dy :: 2, _REACH + j + dx :: 2][:, :rows, :columns] for dy, dx in offsets]
+
+
+class Context(nn.Module):
+    """Predicts mean and scale of each latent from those already coded, visit by visit and group by group.
+
+    Works on latents in units of the deviation that each channel is expected to have, so that one network serves all
+    levels; means and scales are brought back to quantisation steps with the gain. What it sees of coded latents has
+    8 bits, from the start of training on.
     """
 
     unit: Tensor
     """(M,) deviation that each channel is expected to have."""
+    top: Tensor
+    """(M,) value, in units, that the largest 8-bit integer stands for."""
 
     def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
-        self.groups = a.groups
-        width = a.context_width
-        self.static = nn.ModuleList(Static(width) for _ in PARITIES)
-        self.neighbours = nn.ModuleList(nn.Linear(max(1, len(n)) * a.latents, width, bias=False) for n in NEIGHBOURS)
-        self.neighbours[0] = nn.Identity()
-        starts = [sum(a.groups[:g]) for g in range(len(a.groups))]
-        if a.magnitudes:
-            self.neighbour_sizes = nn.ModuleList(_nothing_yet(a.latents if n else 1, width) for n in NEIGHBOURS)
-            self.own_sizes = nn.ModuleList(nn.ModuleList(_nothing_yet(s or 1, width) for s in starts) for _ in PARITIES)
-        self.magnitudes = a.magnitudes
-        self.own = nn.ModuleList(nn.ModuleList(nn.Linear(s or 1, width) for s in starts) for _ in PARITIES)
-        self.hidden = nn.ModuleList(nn.ModuleList(nn.Linear(width, width) for _ in starts) for _ in PARITIES)
-        self.out = nn.ModuleList(nn.ModuleList(nn.Linear(width, 2 * g) for g in a.groups) for _ in PARITIES)
+        self.kinds = nn.ModuleDict({kind.replace(".", "_"): KindLayers(a, kind) for kind in VISIT_KINDS})
         self.register_buffer("unit", torch.from_numpy(channel_units(a.latents)).float())
-        for own in self.own:
-            cast(nn.ModuleList, own)[0] = nn.Identity()
-        for k in range(len(PARITIES)):
-            static, _ = self.shared_layers(k)
-            nn.init.normal_(static.spatial.weight, 0, 0.05)
-            nn.init.normal_(static.level.weight, 0, 0.05)
-            nn.init.normal_(static.spatial.bias, 0, 0.3)
-            for g in range(len(a.groups)):
-                out = self.step_layers(k, g)[2]
-                nn.init.normal_(out.weight, 0, 0.003)
-                nn.init.zeros_(out.bias)
+        self.register_buffer("top", torch.full((a.latents,), 8.0))
 
-    def shared_layers(self, k: int) -> tuple[Static, nn.Linear | None]:
-        """Layers that all groups of parity k share: static features, and neighbours where there are any."""
-        return cast(Static, self.static[k]), cast(nn.Linear, self.neighbours[k]) if NEIGHBOURS[k] else None
-
-    def step_layers(self, k: int, g: int) -> tuple[nn.Linear | None, nn.Linear, nn.Linear]:
-        """Layers of group g at parity k: own earlier groups (none for the first), hidden, out."""
-        own, hidden, out = (cast(nn.ModuleList, layers[k])[g] for layers in (self.own, self.hidden, self.out))
-        return cast(nn.Linear, own) if g else None, cast(nn.Linear, hidden), cast(nn.Linear, out)
-
-    def size_layers(self, k: int, g: int) -> tuple[nn.Linear | None, nn.Linear | None]:
-        """Layers that see magnitudes, at group g of parity k: of the neighbours, and of the own earlier groups."""
-        if not self.magnitudes:
-            return None, None
-        own = cast(nn.ModuleList, self.own_sizes[k])[g]
-        around = cast(nn.Linear, self.neighbour_sizes[k])
-        return around if NEIGHBOURS[k] else None, cast(nn.Linear, own) if g else None
-
-    def begin(self, k: int, canvas: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
-        """What all groups of parity k share: static features and coded neighbours. canvas is (N, h+2, w+2, M)."""
-        i, j = PARITIES[k]
-        static, neighbours = self.shared_layers(k)
-        z = static(spatial[:, i::2, j::2], level)
-        if neighbours is not None:
-            h, w = z.shape[1:3]
-            seen = [canvas[:, 1 + i + dy :: 2, 1 + j + dx :: 2][:, :h, :w] for dy, dx in NEIGHBOURS[k]]
-            z = z + neighbours(torch.cat(seen, -1))
-            around, _ = self.size_layers(k, 0)
-            if around is not None:
-                z = z + around(torch.stack(seen).abs().sum(0))
-        return z
-
-    def group(self, k: int, g: int, z: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean (natural unit / unit deviation) and log-scale (in scale indices) of group g."""
-        own_layer, hidden, out = self.step_layers(k, g)
-        if own_layer is not None and own is not None:
-            z = z + own_layer(own)
-            _, sizes = self.size_layers(k, g)
-            if sizes is not None:
-                z = z + sizes(own.abs())
-        mean, scale = out(F.relu(hidden(F.relu(z)))).chunk(2, -1)
-        return mean, scale
+    def kind(self, name: str) -> KindLayers:
+        return cast(KindLayers, self.kinds[name.replace(".", "_")])
 
 
 class _LowerBound(torch.autograd.Function):
@@ -371,6 +474,11 @@ def gaussian_bits(residual: Tensor, sigma: Tensor) -> Tensor:
 class LatentNetwork(nn.Module):
     """The lossy codec as it is trained: transforms, gains and context in floats."""
 
+    threshold: Tensor
+    """(SCALE_LEVELS,) by how much more than half a step a magnitude must exceed an integer to be rounded up; 0 until
+    training rounds as the encoder does.
+    """
+
     def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
         self.architecture = a
@@ -384,39 +492,80 @@ class LatentNetwork(nn.Module):
         self.log_inverse_gain = nn.Parameter(log_step[:, None].repeat(1, a.latents))
         start = (torch.from_numpy(channel_units(a.latents)).float() / SIGMA_MIN).log() / SIGMA_STEP
         self.scale_offset = nn.Parameter(start)
+        self.register_buffer("threshold", torch.zeros(SCALE_LEVELS))
 
-    def code(self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
-        """y (N, h, w, M) in steps -> y_hat in steps and bits (N,). With noise, the rate sees uniform noise."""
-        n, h, w, m = y.shape
+    def quantise(self, on: bool = True) -> None:
+        """Round weights and activations of context and synthesis as the integer networks do, or no more."""
+        for module in self._integer_parts():
+            module.quantised = on
+
+    def quantise_activations(self) -> None:
+        """Round activations alone: for weights that are rounded already, as those of a model file."""
+        for activation in self._activations():
+            activation.quantised = True
+
+    @property
+    def has_units(self) -> bool:
+        """Whether the units of 8-bit activations have been measured."""
+        return all(bool((activation.top > 0).all()) for activation in self._activations())
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Set the units of all 8-bit activations to what the batches that run inside need."""
+        activations = self._activations()
+        for activation in activations:
+            activation.seen = torch.zeros_like(activation.top)
+        yield
+        for activation in activations:
+            assert activation.seen is not None
+            # units that hardly ever speak keep some room
+            activation.top.copy_(activation.seen.clamp(min=0.02 * float(activation.seen.max()) + 1e-6))
+            activation.seen = None
+
+    def _activations(self) -> list[Activation]:
+        return [module for module in self._integer_parts() if isinstance(module, Activation)]
+
+    def _integer_parts(self) -> list[Any]:
+        parts = [*self.context.modules(), *self.synthesis.modules()]
+        return [module for module in parts if isinstance(module, GroupLayers | KindLayers | Block | Activation)]
+
+    def code(
+        self,
+        y: Tensor,
+        gain: Tensor,
+        spatial: Tensor,
+        level: Tensor,
+        noise: bool = False,
+        soften: Soften | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """y (N, h, w, M) in steps -> y_hat in steps and bits (N,). With noise, the rate sees uniform noise. `soften`
+        takes the place of rounding.
+        """
+        n, h, w, _ = y.shape
         context = self.context
-        to_natural = 1 / (gain * context.unit)
-        from_natural = gain * context.unit
-        log_gain = gain.log() / SIGMA_STEP + self.scale_offset
-        canvas = y.new_zeros(n, h + 2, w + 2, m)
+        to_canvas = 1 / (gain * context.unit * context.top)
+        rate = _Rate(self, gain, noise, soften)
+        canvas = torch.zeros_like(y)
+        y_hat = torch.zeros_like(y)
         bits = y.new_zeros(n)
-        for k, (i, j) in enumerate(PARITIES):
-            target = y[:, i::2, j::2]
-            if target.numel() == 0:
-                continue
-            z = context.begin(k, canvas, spatial, level)
-            parts: list[Tensor] = []
+        for visit in visits((h, w)):
+            kind = context.kind(visit.kind)
+            shared = kind.shared(visit, canvas, spatial, level)
+            target = y[:, visit.rows, visit.columns]
+            values: list[Tensor] = []
+            own: list[Tensor] = []
             start = 0
-            for g, size in enumerate(context.groups):
+            for step, size in zip(kind.steps, self.architecture.groups, strict=True):
                 channels = slice(start, start + size)
-                own = torch.cat(parts, -1) * to_natural[..., :start] if parts else None
-                mean, scale = context.group(k, g, z, own)
-                mean = mean.float() * from_natural[..., channels]
-                index = lower_bound(scale.float() + log_gain[..., channels], 0.0).clamp(max=SCALE_LEVELS - 1.0)
-                sigma = SIGMA_MIN * torch.exp(SIGMA_STEP * index)
-                residual = target[..., channels] - mean
-                rounded = residual + (residual.round() - residual).detach()
-                coded = residual + torch.rand_like(residual) - 0.5 if noise else rounded
-                bits = bits + gaussian_bits(coded, sigma).sum((1, 2, 3))
-                parts.append(mean + rounded)
+                mean, scale = step(shared, torch.cat(own, -1) if own else None)
+                value, spent = rate(target[..., channels], mean.float(), scale.float(), channels)
+                bits = bits + spent
+                values.append(value)
+                seen = (value * to_canvas[..., channels]).clamp(-1, 1)
+                own.append(straight_through(seen, (seen * SIGNED_TOP).round() / SIGNED_TOP))
                 start += size
-            canvas = canvas.clone()
-            canvas[:, 1 + i : 1 + h : 2, 1 + j : 1 + w : 2] = torch.cat(parts, -1) * to_natural
-        y_hat = canvas[:, 1 : 1 + h, 1 : 1 + w] / to_natural
+            canvas = _filled(canvas, visit, torch.cat(own, -1))
+            y_hat = _filled(y_hat, visit, torch.cat(values, -1))
         return y_hat, bits
 
     def forward(self, x: Tensor, spatial: Tensor, level: Tensor, noise: bool = True) -> tuple[Tensor, Tensor]:
@@ -427,6 +576,51 @@ class LatentNetwork(nn.Module):
         y = self.analysis(unshuffle(x - 0.5), spatial, hats).float() * gain
         y_hat, bits = self.code(y, gain, spatial, hats, noise)
         return shuffle(self.synthesis(y_hat * inverse, spatial, hats).float()) + 0.5, bits
+
+
+Soften = Callable[[Tensor], Tensor]
+"""Residuals in steps -> what stands for them in both rate and distortion."""
+
+
+class _Rate:
+    """Rounds a group of latents around its predicted mean and counts the bits."""
+
+    def __init__(self, network: LatentNetwork, gain: Tensor, noise: bool, soften: Soften | None) -> None:
+        self._from_unit = gain * network.context.unit
+        self._log_gain = gain.log() / SIGMA_STEP + network.scale_offset
+        self._threshold = network.threshold
+        self._noise = noise
+        self._soften = soften
+
+    def __call__(self, y: Tensor, mean: Tensor, scale: Tensor, channels: slice) -> tuple[Tensor, Tensor]:
+        """y (N, h', w', G) in steps, mean in unit deviations, scale -> y_hat in steps, bits (N,)."""
+        mean = mean * self._from_unit[..., channels]
+        index = lower_bound(scale + self._log_gain[..., channels], 0.0).clamp(max=SCALE_LEVELS - 1.0)
+        sigma = SIGMA_MIN * torch.exp(SIGMA_STEP * index)
+        residual = y - mean
+        if self._soften is not None:
+            soft = self._soften(residual)
+            return mean + soft, gaussian_bits(soft, sigma).sum((1, 2, 3))
+        threshold = self._threshold[index.detach().round().long()]
+        rounded = straight_through(residual, reluctantly_rounded(residual.detach(), threshold))
+        coded = rounded
+        if self._noise:
+            # what rounding takes away from a magnitude, and noise for what it makes of the rest
+            coded = residual - residual.detach().clamp(-threshold, threshold) + torch.rand_like(residual) - 0.5
+        return mean + rounded, gaussian_bits(coded, sigma).sum((1, 2, 3))
+
+
+def reluctantly_rounded(residual: Tensor, threshold: Tensor) -> Tensor:
+    """Dead-zone rounding: magnitudes round up above 1/2 + threshold, and from 1.5 on above 1/2 + 0.4 * threshold."""
+    magnitude = residual.abs()
+    up = torch.where(magnitude < 1.5, threshold, 0.4 * threshold)
+    return (magnitude + 0.5 - up).floor() * residual.sign()
+
+
+def _filled(whole: Tensor, visit: Visit, part: Tensor) -> Tensor:
+    whole = whole.clone()
+    whole[:, visit.rows, visit.columns] = part
+    return whole
 
 
 def level_hats(level: Tensor) -> Tensor:
