@@ -71,7 +71,7 @@ def parse(data: bytes) -> JpegImage:
     if len(data) > MAX_JPEG_BYTES:
         raise Unrebuildable(f"more than {MAX_JPEG_BYTES >> 20} MiB")
     try:
-        image = _Parser(data).image()
+        image = _FileParser(data).image()
         fits = len(image.header) <= len(data) + HEADER_MARGIN
         if fits and rebuild(image.header, image.coefficients, len(data)) == data:
             return image
@@ -95,7 +95,7 @@ class _Found:
     frequency: NDArray[np.int64]
 
 
-class _Parser:
+class _FileParser:
     """One walk over a file."""
 
     def __init__(self, data: bytes) -> None:

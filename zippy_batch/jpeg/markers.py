@@ -87,7 +87,7 @@ class ScanHeader(NamedTuple):
     progressive: bool
 
 
-class ScanComponent(NamedTuple):
+class FramePart(NamedTuple):
     """A component as the frame header has it."""
 
     id: int
@@ -154,7 +154,7 @@ class Headers:
         self.height = self.width = 0
         """A height of 0 follows after the first scan."""
         self.progressive = False
-        self.parts: tuple[ScanComponent, ...] = ()
+        self.parts: tuple[FramePart, ...] = ()
         self.steps: dict[int, tuple[int, ...]] = {}
         """By component: its quantisation table when its first scan began."""
         self.scans = 0
@@ -204,8 +204,7 @@ class Headers:
         if body[5] not in (1, 3, 4):
             raise Malformed("a JPEG of two, or of more than four, components", Fault.COMPONENTS)
         parts = [
-            ScanComponent(body[i], body[i + 1] >> 4, body[i + 1] & 15, body[i + 2])
-            for i in range(6, 6 + 3 * body[5], 3)
+            FramePart(body[i], body[i + 1] >> 4, body[i + 1] & 15, body[i + 2]) for i in range(6, 6 + 3 * body[5], 3)
         ]
         if len({p.id for p in parts}) < len(parts):
             raise Malformed("two components of the same name")
