@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz figures lint format bench train archive restore stats verify compare submit clean
+.PHONY: help setup demo test fuzz figures lint format bench train archive restore stats verify compare submit dist clean
 
 help:  ## print this list
 	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*  ## (.*)/  make \1 | \2/' | column -t -s '|' 2>/dev/null \
@@ -89,6 +89,9 @@ compare: $(STAMP)-compare  ## beside JPEG, WebP, AVIF and others on your images 
 submit: $(STAMP)-submit  ## archive on a Ray cluster SRC=/mnt/faces OUT=/mnt/out ADDRESS=http://head:8265 [ARGS="--quality 80"]
 	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make submit SRC=/mnt/faces OUT=/mnt/out ADDRESS=http://head:8265 [ARGS="--quality 80"]' >&2; exit 2; }
 	$(BIN)/zippy-batch submit $(if $(ADDRESS),--address "$(ADDRESS)") -- archive "$(SRC)" "$(OUT)" $(ARGS)
+
+dist: $(STAMP)-dev  ## build sdist and wheel, and run the wheel outside the clone [FULL=1 installs dependencies anew]
+	@PYTHON="$(CURDIR)/$(BIN)/python" FULL=$(FULL) bash .ci/dist
 
 clean:  ## remove what make demo made, and caches (not .venv)
 	@$(PYTHON) benchmarks/demo.py --remove
