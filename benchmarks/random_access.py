@@ -79,13 +79,12 @@ def write(path: Path, rows: int, folder: Path) -> None:
             }
             chunked["crc"] = pa.chunked_array([pa.array(group_crcs(chunked, count), pa.uint32())])
             writer.add_table(pa.table([chunked[name] for name in schema.names], schema=schema))
-        payload_bytes = sum(len(known[i % len(known)]["payload"]) for i in range(MAX_ROWS_PER_GROUP))
         head = {
             "format": FORMAT_VERSION,
             "models": dict(report.models),
             "options": {},
             "shards": [rows],
-            "payload_bytes": [payload_bytes * rows // MAX_ROWS_PER_GROUP],
+            "payload_bytes": [report.total.lossy_bytes * rows // FACES],
             "exact_bytes": [0],
         }
         writer.finish(seal(head))

@@ -374,18 +374,14 @@ class ArchivedFiles:
 
 def _pictures_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool) -> list[Any]:
     """Of latent rows: pixels, or JPEG files of them; text where one is damaged."""
-    from zippy_batch.images.pixels import write_picture
-    from zippy_batch.run.rows import decode_pictures, facts_of
+    from zippy_batch.run.rows import decode_pictures, restored_file
 
     pictures, damage = decode_pictures(batch, coders.latent)
     found: list[Any] = []
     for at, (_, row) in enumerate(batch):
         picture: Any = damage[at] if at in damage else pictures[at]
         if not as_pixels and not isinstance(picture, str):
-            try:
-                picture = write_picture(picture, facts_of(row))
-            except (ArchiveError, ValueError, OSError) as error:
-                picture = f"it cannot be written as JPEG: {error}"
+            picture = restored_file(row, picture)
         found.append(picture)
     return found
 

@@ -373,7 +373,8 @@ class Finding:
         return {"path": self.path, "what": self.what, "shard": self.shard, "row": self.row}
 
     def __str__(self) -> str:
-        place = "" if self.shard is None else f"shard {self.shard}, row {self.row}: "
+        row = "" if self.row is None else f", row {self.row}"
+        place = "" if self.shard is None else f"shard {self.shard}{row}: "
         return f"{place}{self.path}: {self.what}"
 
 
