@@ -56,6 +56,10 @@ bench: $(STAMP)  ## size, speed and start-up beside AVIF and WebP [FACES=dir]
 	$(BIN)/python benchmarks/throughput.py $(if $(FACES),"$(FACES)") $(ARGS)
 	$(BIN)/python benchmarks/startup.py $(if $(FACES),"$(FACES)")
 
+figures: $(STAMP)-bench $(STAMP)-test  ## measure the tables of README and docs again THUMBNAILS=dir LARGER="dir dir" OUT=figures [ARGS="--only exact"]
+	@test -n "$(THUMBNAILS)" || { echo 'usage: make figures THUMBNAILS=dir [LARGER="dir dir"] [OUT=figures] [ARGS="--only exact,compression"]' >&2; exit 2; }
+	$(BIN)/python benchmarks/figures.py "$(or $(OUT),figures)" "$(THUMBNAILS)" $(LARGER) $(ARGS)
+
 train: $(STAMP)  ## fit a model to images; goes on where it stopped SRC=faces OUT=mine.safetensors [ARGS="--from faces"]
 	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make train SRC=faces OUT=mine.safetensors [ARGS="--from faces"]' >&2; exit 2; }
 	@if test -e "$(SRC)"; then set -- "$(SRC)"; else set -- $(SRC); fi; \

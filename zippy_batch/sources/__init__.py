@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from zippy_batch.archives.info import MANIFEST_NAME
@@ -28,7 +29,7 @@ from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
 from zippy_batch.sources import labels, listfile, parquet, recordio, tar, zip_file
 from zippy_batch.sources.clashes import clashes
-from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened
+from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened, with_classes
 from zippy_batch.sources.directory import (
     Container,
     Files,
@@ -162,24 +163,25 @@ def _kind(path: Path, asked: str) -> str:
 def _list_containers(path: Path, kind: str, wanted: Wanted, selection: FileSelection) -> tuple[Source, Listing]:
     paths, notes = _containers_below(path, kind, wanted) if path.is_dir() else ([path], [])
     containers = tuple(container_at(one.absolute()) for one in paths)
-    files: list[SourceFile] = []
-    refused: list[tuple[bytes, str]] = []
-    empty_directories = 0
+    found: list[Members] = []
     for number, (one, container) in enumerate(zip(paths, containers, strict=True)):
         prefix = os.fsencode(one.relative_to(path).with_suffix("")) if path.is_dir() else b""
-        members = Members(number, prefix, wanted.labels_kind)
+        found.append(Members(number, prefix, wanted.labels_kind))
         with opened(container) as file:
-            _FIND[kind](file, members, wanted)
-        # only now, because links lead to members that are left out
-        files += [file for file in members.files if selection.takes(file.path)]
-        refused += [found for found in members.refused if selection.takes(found[0])]
-        notes += members.notes
-        empty_directories += members.empty_directories
-    found = Files(files)
-    refused += clashes(found, containers)
+            _FIND[kind](file, found[-1], wanted)
+    files = Files(chain.from_iterable(members.files for members in found))
+    if kind == "tar" and files.labelled and wanted.labels_kind == "auto":
+        files = Files(with_classes(files))
+    if wanted.include or wanted.exclude:
+        # only now, because links lead to members that are left out, and labels come from them
+        files = Files(file for file in files if selection.takes(file.path))
+    refused = [one for members in found for one in members.refused if selection.takes(one[0])]
+    refused += clashes(files, containers)
     require_none_refused(path, sorted(refused))
+    notes += [note for members in found for note in members.notes]
+    empty_directories = sum(members.empty_directories for members in found)
     source = Source(kind, path.absolute(), containers, wanted.image_column)
-    return source, Listing(found, empty_directories, containers, tuple(notes))
+    return source, Listing(files, empty_directories, containers, tuple(notes))
 
 
 def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path], list[str]]:

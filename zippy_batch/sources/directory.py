@@ -141,6 +141,26 @@ class Files(Sequence[SourceFile]):
         return block
 
 
+class FoundFiles:
+    """Files in the order in which they are found, in little memory."""
+
+    def __init__(self, files: Iterable[SourceFile] = ()) -> None:
+        self._blocks = _Blocks()
+        self._last: list[SourceFile] = []
+        for file in files:
+            self.append(file)
+
+    def append(self, file: SourceFile) -> None:
+        self._last.append(file)
+        if len(self._last) == _BLOCK_FILES:
+            self._blocks.extend(self._last)
+            self._last = []
+
+    def __iter__(self) -> Iterator[SourceFile]:
+        yield from self._blocks.files(range(len(self._blocks)))
+        yield from self._last
+
+
 class _Blocks:
     """Files in the order in which they come, packed `_BLOCK_FILES` at a time, column by column."""
 
