@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "zippy_batch"
 
 ORDER = (
-    "__main__", "cli", "__init__", "training", "compare", "dataset", "run", "sources", "images", "codecs", "jpeg",
-    "archives", "stores", "config", "limits", "paths", "varint", "errors",
+    "__main__", "cli", "__init__", "api", "training", "compare", "dataset", "run", "sources", "images", "codecs",
+    "jpeg", "archives", "stores", "config", "limits", "paths", "varint", "errors",
 )  # fmt: skip
 """Rooms and modules at the top level. Each imports only from those after it."""
 
@@ -29,7 +29,7 @@ HEAVY = {
     "typer": ("cli/",),
     "rich": ("cli/progress.py",),
     "torch": ("codecs/", "training/", "run/executor.py", "run/encode_verified.py", "dataset.py"),
-    "numba": ("codecs/", "jpeg/", "images/", "archives/checksums.py"),
+    "numba": ("codecs/", "jpeg/", "images/", "archives/checksums.py", "archives/mending.py"),
     "PIL": ("images/", "compare/", "training/"),
     "pyarrow": ("archives/", "stores/", "sources/", "compare/"),
     "matplotlib": ("compare/charts.py",),

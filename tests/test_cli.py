@@ -570,7 +570,7 @@ def test_a_job_takes_the_flags_of_its_command(drawn_faces: Path, tmp_path: Path,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["options"]["quality"] == 5
-    assert (tmp_path / "out" / "manifest.json").exists()
+    assert (tmp_path / "out" / "_manifest.json").exists()
 
 
 @pytest.mark.parametrize("job", ["archive", "restore"])
