@@ -29,7 +29,7 @@ from zippy_batch.archives.schema import (
 )
 from zippy_batch.archives.where import Condition
 from zippy_batch.archives.writer import part_name, sha256_of
-from zippy_batch.errors import ArchiveError, UsageError
+from zippy_batch.errors import ArchiveError, StorageError, UsageError
 from zippy_batch.stores.object_path import Place, exists, size_of, sizes_in
 
 if TYPE_CHECKING:
@@ -411,6 +411,8 @@ def _read_model(path: Place, stored: StoredModel, model_id: str) -> tuple[bytes,
         with path.open("rb") as file:
             file.seek(stored.offset)
             data = file.read(stored.size_bytes)
+    except StorageError:
+        raise
     except OSError as error:
         raise ArchiveError(f"the model {path} cannot be read: {error}") from error
     for candidate in [data, *mended(data, stored.crc)]:

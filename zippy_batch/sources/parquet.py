@@ -445,6 +445,8 @@ def _foreign(file: Opened) -> Iterator[None]:
 
     try:
         yield
+    except SourceError:
+        raise
     except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(f"{file.name}: cannot be read as Parquet: {detail}") from error
