@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench train archive restore stats verify compare submit clean
+.PHONY: help setup demo test fuzz figures lint format bench train archive restore stats verify compare submit clean
 
 help:  ## print this list
 	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*  ## (.*)/  make \1 | \2/' | column -t -s '|' 2>/dev/null \
@@ -38,6 +38,9 @@ demo: $(STAMP)  ## archive, check and restore a directory of faces, and show the
 
 test: $(STAMP)-test  ## run the tests [ARGS="-k resume"]
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+fuzz: $(STAMP)-test  ## many more trials of what tests/fuzz does to archives, calls and stores TRIALS=2000 [SEED=7]
+	TRIALS=$(or $(TRIALS),2000) SEED=$(or $(SEED),0) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/fuzz $(ARGS)
 
 lint: $(STAMP)-test $(STAMP)-dev  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

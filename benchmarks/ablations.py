@@ -105,24 +105,17 @@ class WithHyperprior(LatentNetwork):
         return shared(visit, canvas, spatial, level) + self._side[:, visit.rows, visit.columns]
 
     def code(
-        self,
-        y: Tensor,
-        gain: Tensor,
-        spatial: Tensor,
-        level: Tensor,
-        noise: bool = False,
-        soften: lossy.Soften | None = None,
+        self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, rounding: lossy.Rounding = lossy.nearest
     ) -> tuple[Tensor, Tensor]:
         h, w = y.shape[1:3]
         natural = (y / (gain * self.context.unit)).permute(0, 3, 1, 2)
         pooled = F.avg_pool2d(F.pad(natural, (0, w % 2, 0, h % 2), mode="replicate"), 2).permute(0, 2, 3, 1)
         z = self.analyse(pooled)
-        coded = z + torch.rand_like(z) - 0.5 if noise else z.round()
+        known, coded = rounding(z)
         bits = lossy.gaussian_bits(coded, self.log_sigma.exp()).sum((1, 2, 3))
-        known = z + (z.round() - z).detach()
         side = self.spread(known).repeat_interleave(2, 1).repeat_interleave(2, 2)
         self._side = side[:, :h, :w]
-        y_hat, more = super().code(y, gain, spatial, level, noise, soften)
+        y_hat, more = super().code(y, gain, spatial, level, rounding)
         return y_hat, bits + more
 
 
@@ -165,16 +158,10 @@ class WithMixtures(LatentNetwork):
             lossy.gaussian_bits = one
 
     def code(
-        self,
-        y: Tensor,
-        gain: Tensor,
-        spatial: Tensor,
-        level: Tensor,
-        noise: bool = False,
-        soften: lossy.Soften | None = None,
+        self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, rounding: lossy.Rounding = lossy.nearest
     ) -> tuple[Tensor, Tensor]:
         with self._bits_of_two():
-            return super().code(y, gain, spatial, level, noise, soften)
+            return super().code(y, gain, spatial, level, rounding)
 
 
 class WithoutNeighbours(LatentNetwork):
@@ -292,17 +279,17 @@ def products(network: LatentNetwork, size: int) -> dict[str, float]:
 @contextmanager
 def narrow(network: LatentNetwork, weight_bits: int, activation_bits: int) -> Iterator[None]:
     """The network with the context's weights and activations rounded to so many bits."""
-    as_shipped = lossy.rounded_rows
+    as_shipped = lossy.WEIGHT_TOP
     for module in network.context.modules():
         if isinstance(module, GroupLayers | lossy.KindLayers | lossy.Activation):
             module.quantised = True
         if isinstance(module, lossy.Activation):
             module.levels = 2**activation_bits - 1
-    lossy.rounded_rows = partial(as_shipped, top=1 << (weight_bits - 1))
+    lossy.WEIGHT_TOP = 1 << (weight_bits - 1)
     try:
         yield
     finally:
-        lossy.rounded_rows = as_shipped
+        lossy.WEIGHT_TOP = as_shipped
 
 
 def narrow_rows(faces: Any) -> list[tuple[str, float]]:

@@ -10,6 +10,8 @@
 A file is removed only if it is as a demo made it. Whatever else lies in demo/ stays, and is named where it is in the
 way.
 
+    python benchmarks/demo.py [DIR] [-- options of archive]     or --remove
+
     python benchmarks/demo.py [FACES] [-- FLAGS OF ARCHIVE ...]
     python benchmarks/demo.py --remove
 """

@@ -21,7 +21,7 @@ ORDER = (
 )  # fmt: skip
 """Rooms and modules at the top level. Each imports only from those after it."""
 
-UPWARD = {"jpeg/file.py -> images/probe.py", "jpeg/markers.py -> images/probe.py"}
+UPWARD: set[str] = set()
 """Imports against ORDER that wait to be put right."""
 
 HEAVY = {
@@ -36,7 +36,7 @@ HEAVY = {
 }
 """Library -> the files, or rooms, that may import it."""
 
-TWICE = {"Scan"}
+TWICE: set[str] = set()
 """Names of two classes that wait to be told apart."""
 
 MOST_ROOMS, MOST_ARROWS = 22, 80
@@ -64,14 +64,8 @@ WIDE = {
 }
 """Functions of more than MOST_ARGUMENTS arguments, and why they have them."""
 
-_SCAN = "a kernel of Numba, for which every call inside costs"
 LONG = {
     "cli/compare.py:compare": "flags and their help",
-    "images/probe.py:_read_png": "a walk over chunks, one branch for each kind",
-    "jpeg/huffman.py:decode_scan": _SCAN,
-    "jpeg/huffman.py:encode_scan": _SCAN,
-    "jpeg/huffman.py:optimal_table": "the procedure of T.81 K.2, step by step",
-    "jpeg/probe.py:_decode": _SCAN,
 }
 """Functions of more than MOST_LINES lines, and why they are not divided."""
 

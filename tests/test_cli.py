@@ -134,6 +134,36 @@ assert not large, large
     assert done.returncode == 0, done.stderr
 
 
+def test_an_interrupt_while_the_program_loads_shows_no_traceback() -> None:
+    code = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from zippy_batch.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_a_switch_that_numba_has_for_debugging_breaks_nothing(drawn_faces: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "zippy_batch",
+        "archive",
+        str(drawn_faces),
+        str(tmp_path / "out.parquet"),
+        "--exact",
+    ]
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_version_is_that_of_the_package(run: Run) -> None:
     result = run("--version")
     assert result.exit_code == 0

@@ -23,6 +23,7 @@ from zippy_batch.codecs.int8 import ProductKind, products
 from zippy_batch.codecs.latent import codec as codec_module
 from zippy_batch.codecs.latent.backend import ProcessorBackend, TorchBackend
 from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem, grid
+from zippy_batch.codecs.latent.network import lambda_of
 from zippy_batch.codecs.model_file import Model, load_model, model_from_bytes, serialise
 from zippy_batch.errors import DamagedRow, ModelError
 
@@ -322,3 +323,33 @@ def test_a_file_that_is_no_model_is_refused(data: bytes) -> None:
 def test_equal_content_is_equal_bytes() -> None:
     model = tiny_model()
     assert serialise(dict(reversed(list(model.arrays.items()))), model.card) == model.data
+
+
+def test_effort_lowers_the_cost_and_says_the_same_every_time() -> None:
+    images = list(pictures(6, 42, 42))
+    model = load_model("faces")
+    quality, weight = 60, float(lambda_of(torch.tensor(float(LatentCodec(model).level_of(60)))))
+
+    def cost(codec: LatentCodec) -> tuple[float, list[bytes]]:
+        payloads = codec.encode(images, [quality] * len(images))
+        back = codec.decode(items(payloads, images, [quality] * len(images)))
+        errors = sum(float(np.square(a.astype(float) - b).mean()) for a, b in zip(images, back, strict=True))
+        return 8 * sum(map(len, payloads)) / (42 * 42) + weight * errors, payloads
+
+    plain, _ = cost(LatentCodec(model))
+    refined, payloads = cost(LatentCodec(model, effort=1))
+    assert refined < plain
+    assert LatentCodec(model, effort=1).encode(images, [quality] * len(images)) == payloads
+
+
+def test_effort_takes_sizes_and_greyness_as_they_come(codec: LatentCodec) -> None:
+    images = [pictures(1, 41, 48)[0], pictures(1, 48, 43)[0][..., 0], pictures(1, 48, 48)[0]]
+    slow = LatentCodec(tiny_model(), effort=1)
+    payloads = slow.encode(images, [40, 60, 90])
+    back = codec.decode(items(payloads, images, [40, 60, 90]))
+    assert [b.shape for b in back] == [i.shape for i in images]
+
+
+def test_images_too_large_to_refine_are_coded_as_without_effort(codec: LatentCodec) -> None:
+    image = pictures(1, 520, 520)[0]
+    assert LatentCodec(tiny_model(), effort=1).encode([image], [50]) == codec.encode([image], [50])

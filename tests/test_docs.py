@@ -128,7 +128,7 @@ def test_every_table_of_figures_names_the_script_that_made_them() -> None:
 def test_the_tests_behind_the_table_of_faults_are_there() -> None:
     named = re.findall(r"`(test_\w+)` \|$", (ROOT / "docs" / "faults.md").read_text(), re.M)
     assert len(named) == len(set(named)) > 20
-    there = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    there = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert not [name for name in named if f"def {name}(" not in there]
 
 

@@ -58,7 +58,7 @@ def after_a_shard(act: Callable[[], object]) -> Callable[[Progress], None]:
     left = [act]
 
     def watch(progress: Progress) -> None:
-        if progress.shards and left:
+        if progress.shards and left and not progress.is_check:
             left.pop()()
 
     return watch

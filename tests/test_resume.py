@@ -37,7 +37,7 @@ def make(source: Path, output: Path, interrupt_after: int | None = None) -> Arch
     """Interrupted once this many shards are committed."""
 
     def watch(progress: Progress) -> None:
-        if interrupt_after is not None and progress.shards >= interrupt_after:
+        if interrupt_after is not None and progress.shards >= interrupt_after and not progress.is_check:
             raise KeyboardInterrupt
 
     return archive(source, output, OPTIONS, RunOptions(workers=1), watch, CODECS)
@@ -71,6 +71,16 @@ def test_half_written_parts_are_swept_and_not_taken_up(faces: Path, output: Path
     (parts / "part-00001.parquet.new-0123").write_bytes(b"half")
     make(faces, output)
     assert not any(b"new-" in path for path in content(output))
+
+
+def test_a_run_that_goes_on_tells_how_far_it_has_checked_what_was_done(faces: Path, output: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(faces, output, interrupt_after=2)
+    told: list[Progress] = []
+    archive(faces, output, OPTIONS, RunOptions(workers=1), told.append, CODECS)
+    checks = [(p.images, p.images_total, p.shards, p.shards_total) for p in told if p.is_check]
+    assert checks == [(4, 8, 1, 2), (8, 8, 2, 2)]
+    assert not told[-1].is_check
 
 
 def test_two_runs_do_not_mix(faces: Path, output: Path) -> None:

@@ -273,7 +273,11 @@ class TrainOptions:
         "--from",
         metavar="NAME|FILE",
     )
-    minutes: float = _option(60.0, "Training time, interrupted parts included.", metavar="M")
+    minutes: float = _option(
+        60.0,
+        "Training time, interrupted parts included, and without reading the images and writing the model.",
+        metavar="M",
+    )
     sizes: str = _option(
         "own",
         "What for: the images as they are (own), shrunk to sizes in pixels, both, or the mix that the built-in models "

@@ -9,6 +9,7 @@ Exit codes: 0 success, 1 damage or failure, 2 usage, 130 interrupted (run the sa
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
 from typing import Annotated
 
@@ -62,4 +63,6 @@ def _program(
 
 
 def main() -> None:
+    # a switch of numba for debugging: what is compiled here relies on the integers that compiled code has
+    os.environ.pop("NUMBA_DISABLE_JIT", None)
     app()

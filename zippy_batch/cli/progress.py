@@ -20,7 +20,7 @@ LINE_EVERY_S = 10.0
 
 JSON_EVERY_S = 1.0
 """Seconds between two lines of JSON."""
-MODES = ("auto", "json", "off")
+PROGRESS_MODES = ("auto", "json", "off")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Shown:
     @classmethod
     def of(cls, progress: str | None, quiet: bool) -> Shown:
         """Raises UsageError."""
-        if progress not in (None, *MODES):
-            raise UsageError(f"--progress must be one of {', '.join(MODES)}, not {progress!r}")
+        if progress not in (None, *PROGRESS_MODES):
+            raise UsageError(f"--progress must be one of {', '.join(PROGRESS_MODES)}, not {progress!r}")
         return cls(progress or ("off" if quiet else "auto"), quiet)
 
 
@@ -93,7 +93,11 @@ class JsonWriter:
     def finish(self) -> None:
         p, self._unwritten = self._unwritten, None
         if p is not None:
-            print(json.dumps({"command": self._verb, **json_facts(p)}), file=self._out, flush=True)
+            print(
+                json.dumps({"command": self._verb, "stage": "check" if p.is_check else "work", **json_facts(p)}),
+                file=self._out,
+                flush=True,
+            )
 
 
 def json_facts(p: Progress) -> dict[str, Any]:
@@ -132,6 +136,8 @@ class LineWriter:
 
 def facts(p: Progress) -> list[str]:
     """Speed, size so far and time left, as far as they are known yet."""
+    if p.is_check:
+        return ["checking what an earlier run finished"]
     if not p.images:
         return ["starting"]
     said = [f"{p.images_per_s:.0f} images/s", f"{p.megabytes_per_s:.2f} MB/s"]

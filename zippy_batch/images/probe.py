@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zippy_batch.archives.schema import MAX_SIDE
 from zippy_batch.images.metadata import COMMENT, EXIF_PREFIX, GAMMA, IPTC, XMP, XMP_PREFIX, profile_in_text
 from zippy_batch.jpeg.faults import Fault, Malformed
-from zippy_batch.jpeg.markers import MAX_FILE_BYTES
+from zippy_batch.jpeg.markers import MAX_JPEG_BYTES
 from zippy_batch.jpeg.probe import JpegProbe
 
-MAX_IMAGE_BYTES = MAX_FILE_BYTES
+MAX_IMAGE_BYTES = MAX_JPEG_BYTES
 """Larger files are kept raw: uncompressed, the largest image has 50 MB."""
 
 MAX_PROFILE_BYTES = 255 * 65519
@@ -350,48 +351,52 @@ def _png_text(kind: bytes, rest: bytes) -> bytes | None:
     return _inflate(rest[1:], _MAX_TEXT_BYTES)
 
 
-def _read_png(data: bytes) -> Header:
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+    """Kind and body of each chunk up to IEND, and the position after it; Refused where one is damaged."""
     at = 8
-    width = height = depth = colour = 0
+    size: tuple[int | None, int | None] = (None, None)
+    for _ in range(_MAX_PARTS):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            raise Refused(TRUNCATED, "png", *size)
+        (crc,) = struct.unpack_from(">I", data, end - 4)
+        if zlib.crc32(data[at + 4 : end - 4]) != crc or (kind == b"IHDR") != (at == 8):
+            raise Refused(CORRUPT, "png", *size)
+        yield kind, data[at + 8 : end - 4], end
+        if kind == b"IEND":
+            return
+        if at == 8:
+            size = struct.unpack_from(">II", data, 16)
+        at = end
+    raise Refused(CORRUPT, "png", *size)
+
+
+def _read_png(data: bytes) -> Header:
+    width = height = depth = colour = end = 0
     ihdr = b""
     image_data: list[bytes] = []
     metadata = _PngMetadata()
     unless_opaque = None
     kept = [data[:8]]
-    for _ in range(_MAX_PARTS):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        if end > len(data):
-            raise Refused(TRUNCATED, "png", width or None, height or None)
-        (crc,) = struct.unpack_from(">I", data, end - 4)
-        if zlib.crc32(data[at + 4 : end - 4]) != crc:
-            raise Refused(CORRUPT, "png", width or None, height or None)
-        body = data[at + 8 : end - 4]
-        if (kind == b"IHDR") != (at == 8):
-            raise Refused(CORRUPT, "png", width or None, height or None)
+    for kind, body, end in _png_chunks(data):
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS"):
+            kept.append(data[end - 12 - len(body) : end])
+        else:
+            metadata.take(kind, body)
         if kind == b"IHDR":
             ihdr = body
             width, height, depth, colour = struct.unpack_from(">IIBB", ihdr)
             _check_size("png", width, height)
-            kept.append(data[at:end])
         elif kind == b"acTL":
             raise Refused(ANIMATION, "png", width, height)
-        elif kind in (b"PLTE", b"IDAT", b"IEND", b"tRNS"):
-            kept.append(data[at:end])
-            if kind == b"IDAT":
-                image_data.append(body)
-            elif kind == b"tRNS":
-                unless_opaque = TRANSPARENCY
-                if colour == 0 and depth < 8:
-                    # decoders compare it with samples that they have scaled
-                    raise Refused(TRANSPARENCY, "png", width, height)
-        else:
-            metadata.take(kind, body)
-        at = end
-        if kind == b"IEND":
-            break
-    else:
-        raise Refused(CORRUPT, "png", width, height)
+        elif kind == b"IDAT":
+            image_data.append(body)
+        elif kind == b"tRNS":
+            unless_opaque = TRANSPARENCY
+            if colour == 0 and depth < 8:
+                # decoders compare it with samples that they have scaled
+                raise Refused(TRANSPARENCY, "png", width, height)
     if depth == 16:
         raise Refused(DEEP, "png", width, height)
     if colour in _PNG_ALPHA_TYPES:

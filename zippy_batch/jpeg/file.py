@@ -21,7 +21,7 @@ from zippy_batch.jpeg.faults import Malformed
 from zippy_batch.jpeg.markers import (
     DHT,
     EOI,
-    MAX_FILE_BYTES,
+    MAX_JPEG_BYTES,
     MAX_SEGMENTS,
     SOS,
     Frame,
@@ -68,10 +68,10 @@ def parse(data: bytes) -> JpegImage:
     """Read a file, and prove that `rebuild` returns it; Unrebuildable, with the reason, where it does not."""
     if data[:2] != b"\xff\xd8":
         raise Unrebuildable("not a JPEG")
-    if len(data) > MAX_FILE_BYTES:
-        raise Unrebuildable(f"more than {MAX_FILE_BYTES >> 20} MiB")
+    if len(data) > MAX_JPEG_BYTES:
+        raise Unrebuildable(f"more than {MAX_JPEG_BYTES >> 20} MiB")
     try:
-        image = _Parser(data).image()
+        image = _FileParser(data).image()
         fits = len(image.header) <= len(data) + HEADER_MARGIN
         if fits and rebuild(image.header, image.coefficients, len(data)) == data:
             return image
@@ -95,7 +95,7 @@ class _Found:
     frequency: NDArray[np.int64]
 
 
-class _Parser:
+class _FileParser:
     """One walk over a file."""
 
     def __init__(self, data: bytes) -> None:
@@ -200,7 +200,7 @@ def _kind(key: int, table: Table, best: Mapping[int, Table]) -> int | None:
 # ---- recipe and coefficients -> file ----
 
 
-def rebuild(header: bytes, coefficients: Sequence[NDArray[np.int16]], size_bytes: int = MAX_FILE_BYTES) -> bytes:
+def rebuild(header: bytes, coefficients: Sequence[NDArray[np.int16]], size_bytes: int = MAX_JPEG_BYTES) -> bytes:
     """The file; DamagedRow where recipe and coefficients do not fit, or make one of more than size_bytes."""
     plan = read_recipe(header)
     if [c.shape for c in coefficients] != plan.frame.shapes:

@@ -23,7 +23,7 @@ from zippy_batch.archives.schema import MAX_SIDE
 from zippy_batch.jpeg.faults import Fault, Malformed
 from zippy_batch.jpeg.tables import STANDARD, Table, read_tables
 
-MAX_FILE_BYTES = 1 << 28
+MAX_JPEG_BYTES = 1 << 28
 MAX_COEFFICIENTS = 4 * MAX_SIDE * MAX_SIDE
 MAX_MCU_BLOCKS = 10
 MAX_SCANS = 100
@@ -87,7 +87,7 @@ class ScanHeader(NamedTuple):
     progressive: bool
 
 
-class Part(NamedTuple):
+class FramePart(NamedTuple):
     """A component as the frame header has it."""
 
     id: int
@@ -154,7 +154,7 @@ class Headers:
         self.height = self.width = 0
         """A height of 0 follows after the first scan."""
         self.progressive = False
-        self.parts: tuple[Part, ...] = ()
+        self.parts: tuple[FramePart, ...] = ()
         self.steps: dict[int, tuple[int, ...]] = {}
         """By component: its quantisation table when its first scan began."""
         self.scans = 0
@@ -203,7 +203,9 @@ class Headers:
             raise Malformed("a JPEG of more than 8 bits per sample", Fault.DEEP)
         if body[5] not in (1, 3, 4):
             raise Malformed("a JPEG of two, or of more than four, components", Fault.COMPONENTS)
-        parts = [Part(body[i], body[i + 1] >> 4, body[i + 1] & 15, body[i + 2]) for i in range(6, 6 + 3 * body[5], 3)]
+        parts = [
+            FramePart(body[i], body[i + 1] >> 4, body[i + 1] & 15, body[i + 2]) for i in range(6, 6 + 3 * body[5], 3)
+        ]
         if len({p.id for p in parts}) < len(parts):
             raise Malformed("two components of the same name")
         if any(not (1 <= p.horizontal <= 4 and 1 <= p.vertical <= 4) for p in parts):

@@ -62,7 +62,9 @@ def decode_scan(
     if found < intervals or flags & scan_decoder.DISORDERED:
         raise Malformed("a restart marker is missing")
     frequency = np.zeros((8, 256), np.int64)
-    status, plain, ends, odd = _decode(clean, stops, layout, headers, scan, blocks, frequency)
+    packed = pack([headers.huffman.get(key, EMPTY_TABLE) for key in range(8)])
+    where = clean, stops, scan_decoder.lookups(packed), layout, layout.unit * headers.restart
+    status, plain, ends, odd = _decode(where, scan, blocks, frequency)
     if status in _FAULTS:
         raise Malformed(*_FAULTS[status])
     padding, endings = _read_endings(clean, stops, ends)
@@ -73,19 +75,15 @@ def decode_scan(
     return DecodedScan(end, plain, padding, endings, None if status else odd, filled, frequency)
 
 
+_Where = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64], Layout, int]
+"""First arguments of the decoder's functions."""
+
+
 def _decode(
-    clean: NDArray[np.uint8],
-    stops: NDArray[np.int64],
-    layout: Layout,
-    headers: Headers,
-    scan: ScanHeader,
-    blocks: NDArray[np.int16],
-    frequency: NDArray[np.int64],
+    where: _Where, scan: ScanHeader, blocks: NDArray[np.int16], frequency: NDArray[np.int64]
 ) -> tuple[int, bool, NDArray[np.int64], Oddities]:
     """Status, whether blocks outside are alike, where intervals end, and what is odd but their endings."""
-    lookup = scan_decoder.lookups(pack([headers.huffman.get(key, EMPTY_TABLE) for key in range(8)]))
     plain, notes, stopped = True, _NOTHING, None
-    where = clean, stops, lookup, layout, layout.unit * headers.restart
     if not scan.progressive:
         status, plain, ends, notes = scan_decoder.decode_sequential(*where, blocks, frequency)
     elif scan.first == 0:

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,14 @@ from zippy_batch.errors import ArchiveError, ModelError, UsageError, ZippyError
 from zippy_batch.paths import display_path
 from zippy_batch.run.archive_shard import ArchiveJob
 from zippy_batch.run.encode_verified import MakeCodec, make_codec
-from zippy_batch.run.executor import WorkerLayout, choose_layout, run_units, settle_device
+from zippy_batch.run.executor import (
+    THREADS_PER_WORKER,
+    WorkerLayout,
+    choose_layout,
+    run_units,
+    settle_device,
+    usable_cpus,
+)
 from zippy_batch.run.plan import ArchivePlan, plan_archive, recorded, source_states
 from zippy_batch.run.report import (
     ArchiveReport,
@@ -47,6 +54,7 @@ from zippy_batch.run.report import (
 from zippy_batch.run.restore_plan import plan_restore, restoring
 from zippy_batch.run.restore_shard import RestoreJob
 from zippy_batch.run.staging import Staging, open_staging, refuse_output
+from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.run.verify_shard import ShardVerified, VerifyJob, VerifyUnit
 from zippy_batch.sources import Source, Wanted, list_source
 from zippy_batch.sources.clashes import refuse_restored_clashes
@@ -148,7 +156,7 @@ def _archive_shards(
     job: ArchiveJob, plan: ArchivePlan, staging: Staging, run: RunOptions, clock: _Clock
 ) -> tuple[RunFacts, dict[int | None, float]]:
     """Archive the shards that are not committed; returns the seconds of work on each."""
-    done = _taken_over(staging, plan)
+    done = _taken_over(staging, plan, clock)
     todo = [index for index in range(len(plan)) if index not in done]
     work = Done(sum(plan.rows[index] for index in todo), sum(map(plan.source_bytes, todo)))
     layout = clock.expect(work, len(todo), plan.options.device, run)
@@ -171,7 +179,7 @@ def _archive_shards(
     return facts, seconds
 
 
-def _taken_over(staging: Staging, plan: ArchivePlan) -> set[int]:
+def _taken_over(staging: Staging, plan: ArchivePlan, clock: _Clock) -> set[int]:
     """Shards that an earlier run did. What is not as it wrote it is named, and done again."""
     if staging.is_published():
         return set(range(len(plan)))
@@ -188,15 +196,27 @@ def _taken_over(staging: Staging, plan: ArchivePlan) -> set[int]:
     _discard(changed & staging.committed(), staging)
     if changed:
         staging.record_source_states(states)
+    committed = sorted(shard for shard in staging.committed() if shard < len(plan))
     found = set()
-    for shard in sorted(shard for shard in staging.committed() if shard < len(plan)):
-        if _holds(staging.part(shard), plan, [shard]):
+    for shard, is_whole in zip(committed, _check_parts(committed, plan, staging, clock), strict=True):
+        if is_whole:
             found.add(shard)
         else:
             _log.warning(
                 "%s is no longer what was written there; its shard is done again. Check the disk", staging.part(shard)
             )
     return found
+
+
+def _check_parts(shards: Sequence[int], plan: ArchivePlan, staging: Staging, clock: _Clock) -> Iterator[bool]:
+    """Whether the parts of an earlier run hold these shards, in order, several at a time."""
+    total, checked = sum(plan.rows[shard] for shard in shards), 0
+    threads = OrderedThreadPool(min(usable_cpus(), THREADS_PER_WORKER))
+    results = threads.in_order(lambda shard: _holds(staging.part(shard), plan, [shard]), shards)
+    for count, (shard, is_whole) in enumerate(zip(shards, results, strict=True), start=1):
+        checked += plan.rows[shard]
+        clock.tell_check(checked, total, count, len(shards))
+        yield is_whole
 
 
 def _discard(shards: Set[int], staging: Staging) -> None:
@@ -482,6 +502,12 @@ class _Clock:
         return RunFacts(
             seconds, self._done.images, self._done.source_bytes, device, layout.workers, on_ray=layout.on_ray
         )
+
+    def tell_check(self, images: int, images_total: int, shards: int, shards_total: int) -> None:
+        """How far the check is of what an earlier run left."""
+        if self._watch is not None:
+            seconds = time.monotonic() - self._started
+            self._watch(Progress(images, images_total, 0, 0, 0, shards, shards_total, seconds, is_check=True))
 
     def _tell(self) -> None:
         if self._watch is None:

@@ -51,7 +51,7 @@ Tick = Callable[[Done], None]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; sizes in bytes."""
+    """Where a run stands, or the check of what an earlier one left; sizes in bytes."""
 
     images: int
     images_total: int
@@ -62,6 +62,8 @@ class Progress:
     shards: int
     shards_total: int
     seconds: float
+    is_check: bool = False
+    """Of shards that an earlier run finished."""
 
     @property
     def images_per_s(self) -> float:

@@ -39,14 +39,15 @@ POSITIONS = 3456
 """8x8 blocks per step; 96 thumbnails of 42x42."""
 ROUNDING_STRENGTH = 0.2
 """How strongly the encoder's rounding trades error for bits (`export.threshold_array`)."""
-QUANTISED_FROM = 2 / 3
-"""Share of a run after which it rounds weights and activations."""
+QUANTISED_FROM = 0.9
+"""Share of a run after which it rounds weights and activations: while weights still move far, they would hop between
+two integers instead of learning."""
 _MEASURED_BATCHES = 48
 MIN_IMAGES = 8
 """Below this there is nothing to train on."""
 _HELD_OUT = 256
 """Images of the pool that is scored for the log, at most a quarter of it."""
-GREY_SHARE = 0.06
+GREY_SHARE = 0.1
 """Of the batches in colour: turned to grey."""
 SSIM_SHARES = {"mse": 0.0, "mix": 0.5, "ssim": 1.0}
 """Share of SSIM in the distortion."""
@@ -188,13 +189,11 @@ class LatentTask:
         return any(part in name for part in ("expand", "project", "hidden", "near.", "far."))
 
     def reach(self, share: float) -> bool:
-        """The last third of a run rounds weights and activations as the integer networks do."""
+        """The last part of a run rounds weights and activations as the integer networks do."""
         if self._is_quantised or share < QUANTISED_FROM:
             return False
         if not self.network.has_units:
             self._measure()
-        strengths = threshold_array(entropy_arrays(), ROUNDING_STRENGTH)
-        self.network.threshold.copy_(torch.from_numpy(strengths))
         self.network.quantise()
         self._is_quantised = True
         return True

@@ -45,7 +45,7 @@ _DRAWN = 0.04
 """Share of the batches that are drawn patterns."""
 _TOGETHER = 50
 """Sources that a process cuts before it hands the pieces over."""
-_VERSION = 1
+_VERSION = 2
 """Raised when the same sources and specs make other pools."""
 _FILTERS = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BOX, Image.Resampling.BILINEAR)
 
@@ -71,8 +71,8 @@ class PoolSpec:
 
 
 def default_specs() -> list[PoolSpec]:
-    """A third of the batches are 42 px thumbnails, a quarter native detail of 160x160 to 178x218."""
-    specs = [PoolSpec(42, 42, 36000, 0.36)]
+    """A quarter of the batches are 42 px thumbnails, 40 % native detail of 160x160 to 250x250."""
+    specs = [PoolSpec(42, 42, 30000, 0.26)]
     shapes = [
         (24, 24),
         (32, 32),
@@ -87,10 +87,11 @@ def default_specs() -> list[PoolSpec]:
         (80, 64),
         (96, 96),
     ]
-    specs += [PoolSpec(h, w, 1500, 0.13 / len(shapes), jpeg=0.5) for h, w in shapes]
+    specs += [PoolSpec(h, w, 1200, 0.10 / len(shapes), jpeg=0.5) for h, w in shapes]
     specs += [PoolSpec(112, 112, 8000, 0.17, jpeg=0.3), PoolSpec(144, 128, 1500, 0.03, jpeg=0.3)]
-    specs += [PoolSpec(218, 178, 3500, 0.11, native=True), PoolSpec(200, 200, 3000, 0.09, native=True)]
-    specs += [PoolSpec(160, 160, 2500, 0.07, native=True), PoolSpec(48, 48, 4000, 0.04, jpeg=0.3, drawn=True)]
+    specs += [PoolSpec(218, 178, 4000, 0.13, native=True), PoolSpec(200, 200, 4000, 0.12, native=True)]
+    specs += [PoolSpec(160, 160, 2500, 0.08, native=True), PoolSpec(250, 250, 1000, 0.08, native=True)]
+    specs += [PoolSpec(48, 48, 4000, 0.03, jpeg=0.3, drawn=True)]
     return specs
 
 

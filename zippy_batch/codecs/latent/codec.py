@@ -277,7 +277,6 @@ def _float_network(a: LatentArchitecture, arrays: Mapping[str, NDArray]) -> Late
     network = LatentNetwork(a)
     with torch.no_grad():
         fill_network(network, arrays)
-        network.threshold.zero_()
     network.quantise_activations()
     return network.eval().requires_grad_(False)
 

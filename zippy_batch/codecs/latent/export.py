@@ -286,7 +286,7 @@ def _largest_input(
     gain = interpolate_knots(network.log_gain, level).exp()[:, None, None]
     inverse = interpolate_knots(network.log_inverse_gain, level).exp()[:, None, None]
     y = network.analysis(unshuffle(x - 0.5), spatial, hats) * gain
-    y_hat, _ = network.code(y, gain, spatial, hats, noise=False)
+    y_hat, _ = network.code(y, gain, spatial, hats)
     latents = y_hat * inverse
     network.synthesis(latents, spatial, hats)
     return latents.abs().flatten(0, -2).amax(0).double().numpy()

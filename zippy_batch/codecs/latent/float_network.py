@@ -60,7 +60,6 @@ def fill_network(network: LatentNetwork, arrays: Arrays) -> None:
     _set(network.context.unit, unit.mean(0))
     top = SIGNED_TOP / (_factor(arrays, "level.to_canvas") * SIXTEENTHS * gain * unit)
     _set(network.context.top, top.mean(0))
-    network.threshold.copy_(torch.from_numpy(arrays["encoder.threshold"].copy()))
     for kind in VISIT_KINDS:
         _fill_kind(network.context.kind(kind), f"context.{kind}", arrays, network.architecture)
     _fill_synthesis(network.synthesis, arrays)

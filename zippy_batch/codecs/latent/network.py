@@ -163,19 +163,43 @@ def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
     return x + (rounded - x).detach()
 
 
-def rounded_rows(weights: Sequence[Tensor], columns: Sequence[Tensor | None], top: int = WEIGHT_TOP) -> list[Tensor]:
-    """Layers (outputs, inputs) whose sums are added: every row rounded to integers of at most `top` times one unit.
+_KEPT_STEPS = 8
+"""Steps of training for which what rounding adds to weights is kept: to round costs as much as a product, and weights
+move slowly."""
 
-    columns: what an integer input stands for, (inputs,), which the integer weights are multiplied by beforehand.
-    """
+
+class RoundedRows:
+    """Rounds layers (outputs, inputs) whose sums are added: each row to integers of at most WEIGHT_TOP times a unit."""
+
+    def __init__(self) -> None:
+        self._offsets: list[Tensor] = []
+        self._age = 0
+
+    def __call__(self, weights: Sequence[Tensor], columns: Sequence[Tensor | None]) -> list[Tensor]:
+        """The weights with the values that the integer layers have, and their own gradients.
+
+        columns: what an integer input stands for, (inputs,), which the integer weights are multiplied by beforehand.
+        """
+        offsets = self._offsets
+        if not (torch.is_grad_enabled() and offsets and self._age < _KEPT_STEPS):
+            offsets = _rounding_offsets(weights, columns)
+        # weights that are only looked at may be others than those that are trained
+        if torch.is_grad_enabled():
+            self._age = self._age + 1 if offsets is self._offsets else 1
+            self._offsets = offsets
+        return [weight + offset for weight, offset in zip(weights, offsets, strict=True)]
+
+
+@torch.no_grad()
+def _rounding_offsets(weights: Sequence[Tensor], columns: Sequence[Tensor | None]) -> list[Tensor]:
+    """What rounding adds to each weight."""
     scaled = [w if c is None else w * c for w, c in zip(weights, columns, strict=True)]
-    with torch.no_grad():
-        unit = torch.cat([w.detach().abs().amax(1, keepdim=True) for w in scaled], 1).amax(1, keepdim=True) / top
-        unit.clamp_(min=1e-12)
+    largest = torch.cat([w.abs().amax(1, keepdim=True) for w in scaled], 1).amax(1, keepdim=True)
+    unit = (largest / WEIGHT_TOP).clamp_(min=1e-12)
     out = []
-    for w, s, c in zip(weights, scaled, columns, strict=True):
-        whole = (s.detach() / unit).round() * unit
-        out.append(straight_through(w, whole if c is None else whole / c))
+    for weight, s, column in zip(weights, scaled, columns, strict=True):
+        whole = (s / unit).round_().mul_(unit)
+        out.append((whole if column is None else whole.div_(column)).sub_(weight))
     return out
 
 
@@ -255,6 +279,7 @@ class Block(nn.Module):
         self.project = nn.Linear(width, width)
         self.mixed = Activation(width, SIGNED_TOP, -SIGNED_TOP) if is_integer else nn.Identity()
         self.gated = Activation(width, SIGNED_TOP, -SIGNED_TOP) if is_integer else nn.Identity()
+        self._expand_rows, self._project_rows = RoundedRows(), RoundedRows()
         self.quantised = False
         with torch.no_grad():
             cast(Tensor, self.depthwise.bias).zero_()
@@ -267,8 +292,8 @@ class Block(nn.Module):
         u = self.mixed(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         expand, project = self.expand.weight, self.project.weight
         if self.quantised and isinstance(self.mixed, Activation) and isinstance(self.gated, Activation):
-            (expand,) = rounded_rows([expand], [self.mixed.unit])
-            (project,) = rounded_rows([project], [self.gated.unit])
+            (expand,) = self._expand_rows([expand], [self.mixed.unit])
+            (project,) = self._project_rows([project], [self.gated.unit])
         a, b = F.linear(u, expand, self.expand.bias).clamp(-GATE_LIMIT, GATE_LIMIT).chunk(2, -1)
         return x + F.linear(self.gated(F.relu(a) * b), project, self.project.bias)
 
@@ -343,6 +368,7 @@ class GroupLayers(nn.Module):
         self.out = nn.Linear(width, 2 * size)
         self.first = Activation(width, UNSIGNED_TOP, 0)
         self.second = Activation(width, UNSIGNED_TOP, 0)
+        self._own_rows, self._hidden_rows, self._out_rows = RoundedRows(), RoundedRows(), RoundedRows()
         self.quantised = False
         nn.init.normal_(self.out.weight, 0, 0.003)
         nn.init.zeros_(self.out.bias)
@@ -354,11 +380,11 @@ class GroupLayers(nn.Module):
         z, hidden, out = shared, self.hidden.weight, self.out.weight
         if self.own is not None and self.own_sizes is not None and own is not None:
             weights = [self.own.weight, self.own_sizes.weight]
-            values, sizes = rounded_rows(weights, [None, None]) if self.quantised else weights
+            values, sizes = self._own_rows(weights, [None, None]) if self.quantised else weights
             z = z + F.linear(own, values, self.own.bias) + F.linear(sizes_of(own), sizes)
         if self.quantised:
-            (hidden,) = rounded_rows([hidden], [self.first.unit])
-            (out,) = rounded_rows([out], [self.second.unit])
+            (hidden,) = self._hidden_rows([hidden], [self.first.unit])
+            (out,) = self._out_rows([out], [self.second.unit])
         a = self.first(F.relu(z))
         b = self.second(F.relu(F.linear(a, hidden, self.hidden.bias)))
         mean, scale = F.linear(b, out, self.out.bias).chunk(2, -1)
@@ -387,6 +413,7 @@ class KindLayers(nn.Module):
             self.near_sizes = _nothing_yet(a.latents, width)
             self.far = _nothing_yet(len(FAR[self.parity]) * a.far_latents, width)
         self.steps = nn.ModuleList(GroupLayers(s, g, width) for s, g in zip(a.starts, a.groups, strict=True))
+        self._shared_rows = RoundedRows()
         self.quantised = False
         self._far_latents = a.far_latents
 
@@ -406,7 +433,7 @@ class KindLayers(nn.Module):
             size = straight_through(size, (size * SIGNED_TOP + 0.5).floor() / SIGNED_TOP)
             weights = [self.near.weight, self.near_sizes.weight, self.far.weight]
             if self.quantised:
-                weights = rounded_rows(weights, [None, None, None])
+                weights = self._shared_rows(weights, [None, None, None])
             for seen, weight in zip((torch.cat(near, -1), size, torch.cat(far, -1)), weights, strict=True):
                 z = z + F.linear(seen, weight)
         return z
@@ -471,13 +498,23 @@ def gaussian_bits(residual: Tensor, sigma: Tensor) -> Tensor:
     return -torch.log2(lower_bound(p, 1e-9))
 
 
+Rounding = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Residuals in steps -> what is decoded in their place, and what their bits are counted of."""
+
+
+def nearest(residual: Tensor) -> tuple[Tensor, Tensor]:
+    """As an encoder rounds, with the gradient of no rounding."""
+    rounded = straight_through(residual, residual.round())
+    return rounded, rounded
+
+
+def nearest_with_noise(residual: Tensor) -> tuple[Tensor, Tensor]:
+    """As training rounds: bits are counted under uniform noise, which has a gradient (Balle et al. 2018)."""
+    return straight_through(residual, residual.round()), residual + torch.rand_like(residual) - 0.5
+
+
 class LatentNetwork(nn.Module):
     """The lossy codec as it is trained: transforms, gains and context in floats."""
-
-    threshold: Tensor
-    """(SCALE_LEVELS,) by how much more than half a step a magnitude must exceed an integer to be rounded up; 0 until
-    training rounds as the encoder does.
-    """
 
     def __init__(self, a: LatentArchitecture) -> None:
         super().__init__()
@@ -492,7 +529,6 @@ class LatentNetwork(nn.Module):
         self.log_inverse_gain = nn.Parameter(log_step[:, None].repeat(1, a.latents))
         start = (torch.from_numpy(channel_units(a.latents)).float() / SIGMA_MIN).log() / SIGMA_STEP
         self.scale_offset = nn.Parameter(start)
-        self.register_buffer("threshold", torch.zeros(SCALE_LEVELS))
 
     def quantise(self, on: bool = True) -> None:
         """Round weights and activations of context and synthesis as the integer networks do, or no more."""
@@ -530,21 +566,13 @@ class LatentNetwork(nn.Module):
         return [module for module in parts if isinstance(module, GroupLayers | KindLayers | Block | Activation)]
 
     def code(
-        self,
-        y: Tensor,
-        gain: Tensor,
-        spatial: Tensor,
-        level: Tensor,
-        noise: bool = False,
-        soften: Soften | None = None,
+        self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, rounding: Rounding = nearest
     ) -> tuple[Tensor, Tensor]:
-        """y (N, h, w, M) in steps -> y_hat in steps and bits (N,). With noise, the rate sees uniform noise. `soften`
-        takes the place of rounding.
-        """
+        """y (N, h, w, M) in steps -> y_hat in steps and bits (N,), with residuals rounded as `rounding` does."""
         n, h, w, _ = y.shape
         context = self.context
         to_canvas = 1 / (gain * context.unit * context.top)
-        rate = _Rate(self, gain, noise, soften)
+        rate = _Rate(self, gain, rounding)
         canvas = torch.zeros_like(y)
         y_hat = torch.zeros_like(y)
         bits = y.new_zeros(n)
@@ -574,47 +602,25 @@ class LatentNetwork(nn.Module):
         gain = interpolate_knots(self.log_gain, level).exp()[:, None, None]
         inverse = interpolate_knots(self.log_inverse_gain, level).exp()[:, None, None]
         y = self.analysis(unshuffle(x - 0.5), spatial, hats).float() * gain
-        y_hat, bits = self.code(y, gain, spatial, hats, noise)
+        y_hat, bits = self.code(y, gain, spatial, hats, nearest_with_noise if noise else nearest)
         return shuffle(self.synthesis(y_hat * inverse, spatial, hats).float()) + 0.5, bits
-
-
-Soften = Callable[[Tensor], Tensor]
-"""Residuals in steps -> what stands for them in both rate and distortion."""
 
 
 class _Rate:
     """Rounds a group of latents around its predicted mean and counts the bits."""
 
-    def __init__(self, network: LatentNetwork, gain: Tensor, noise: bool, soften: Soften | None) -> None:
+    def __init__(self, network: LatentNetwork, gain: Tensor, rounding: Rounding) -> None:
         self._from_unit = gain * network.context.unit
         self._log_gain = gain.log() / SIGMA_STEP + network.scale_offset
-        self._threshold = network.threshold
-        self._noise = noise
-        self._soften = soften
+        self._rounding = rounding
 
     def __call__(self, y: Tensor, mean: Tensor, scale: Tensor, channels: slice) -> tuple[Tensor, Tensor]:
         """y (N, h', w', G) in steps, mean in unit deviations, scale -> y_hat in steps, bits (N,)."""
         mean = mean * self._from_unit[..., channels]
         index = lower_bound(scale + self._log_gain[..., channels], 0.0).clamp(max=SCALE_LEVELS - 1.0)
         sigma = SIGMA_MIN * torch.exp(SIGMA_STEP * index)
-        residual = y - mean
-        if self._soften is not None:
-            soft = self._soften(residual)
-            return mean + soft, gaussian_bits(soft, sigma).sum((1, 2, 3))
-        threshold = self._threshold[index.detach().round().long()]
-        rounded = straight_through(residual, reluctantly_rounded(residual.detach(), threshold))
-        coded = rounded
-        if self._noise:
-            # what rounding takes away from a magnitude, and noise for what it makes of the rest
-            coded = residual - residual.detach().clamp(-threshold, threshold) + torch.rand_like(residual) - 0.5
+        rounded, coded = self._rounding(y - mean)
         return mean + rounded, gaussian_bits(coded, sigma).sum((1, 2, 3))
-
-
-def reluctantly_rounded(residual: Tensor, threshold: Tensor) -> Tensor:
-    """Dead-zone rounding: magnitudes round up above 1/2 + threshold, and from 1.5 on above 1/2 + 0.4 * threshold."""
-    magnitude = residual.abs()
-    up = torch.where(magnitude < 1.5, threshold, 0.4 * threshold)
-    return (magnitude + 0.5 - up).floor() * residual.sign()
 
 
 def _filled(whole: Tensor, visit: Visit, part: Tensor) -> Tensor:

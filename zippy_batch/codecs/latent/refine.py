@@ -25,6 +25,7 @@ from zippy_batch.codecs.latent.network import (
     interpolate_knots,
     lambda_of,
     level_hats,
+    nearest,
 )
 from zippy_batch.codecs.latent.static import Size
 
@@ -48,7 +49,7 @@ def refined(
 ) -> Tensor:
     """y (N, h, w, M) in quantisation steps, blocks (N, h, w, 192) uint8 that they were made of, the image sizes and
     levels (N,) -> better latents of the same shape, to be rounded to the nearest. Effort 1..9; the outcome depends on
-    nothing but the arguments. The network's threshold must be 0.
+    nothing but the arguments.
     """
     n, h, w, _ = y.shape
     together = max(1, _POSITIONS // (h * w))
@@ -103,7 +104,7 @@ class _Images:
         rounded = draw is None
         with torch.set_grad_enabled(not rounded):
             with torch.autocast(y.device.type, self._precision, enabled=not rounded):
-                y_hat, bits = network.code(y, self._gain, self._spatial, self._hats, soften=draw)
+                y_hat, bits = network.code(y, self._gain, self._spatial, self._hats, draw or nearest)
                 out = network.synthesis(y_hat * self._inverse, self._spatial, self._hats).float()
             n, h, w, _ = out.shape
             colours = out.view(n, h, w, 3, -1)
@@ -119,13 +120,14 @@ class _Draw:
     def __init__(self, temperature: float, generator: torch.Generator) -> None:
         self._temperature, self._generator = temperature, generator
 
-    def __call__(self, residual: Tensor) -> Tensor:
+    def __call__(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         floor = residual.detach().floor()
         up = (residual - floor).clamp(1e-5, 1 - 1e-5)
         odds = (torch.atanh(up) - torch.atanh(1 - up)) / self._temperature
         # the difference of two Gumbel variables is a logistic one
         even = torch.rand(up.shape, generator=self._generator, device=up.device).clamp_(1e-6, 1 - 1e-6)
-        return floor + torch.sigmoid(odds + torch.log(even) - torch.log1p(-even))
+        soft = floor + torch.sigmoid(odds + torch.log(even) - torch.log1p(-even))
+        return soft, soft
 
 
 def _inside(size: Size, grid: Sequence[int]) -> Tensor:
