@@ -24,6 +24,7 @@ from zippy_batch.codecs.latent import codec as codec_module
 from zippy_batch.codecs.latent.backend import ProcessorBackend, TorchBackend
 from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem, grid
 from zippy_batch.codecs.latent.network import lambda_of
+from zippy_batch.codecs.latent.synthesis import _halves
 from zippy_batch.codecs.model_file import Model, load_model, model_from_bytes, serialise
 from zippy_batch.errors import DamagedRow, ModelError
 
@@ -134,6 +135,7 @@ SETTINGS = [
 def test_golden_pixels_come_back_on_other_processors(setting: dict[str, str]) -> None:
     script = (
         "import json, sys\n"
+        "from pathlib import Path\n"
         "from zippy_batch.codecs.latent import codec\n"
         "from zippy_batch.codecs.latent.backend import ProcessorBackend\n"
         "from golden.make import content\n"
@@ -141,7 +143,7 @@ def test_golden_pixels_come_back_on_other_processors(setting: dict[str, str]) ->
         "rows = []\n"
         "for kind in ('int8', 'float32'):\n"
         "    codec.backend_of = lambda device, _: backend_of(device, kind)\n"
-        "    rows.append(content(sys.argv[1]))\n"
+        "    rows.append(content(Path(sys.argv[1])))\n"
         "print(json.dumps(rows))\n"
     )
     golden = Path(__file__).parent / "golden" / f"v{FORMAT_VERSION}.parquet"
@@ -287,6 +289,32 @@ def test_a_model_of_wrong_shapes_or_types_is_refused(name: str) -> None:
         LatentCodec(model_from_bytes(changed(name, array[:-1])))
     with pytest.raises(ModelError, match=name):
         LatentCodec(model_from_bytes(changed(name, array.astype(np.int64))))
+
+
+@pytest.mark.parametrize("name", ["analysis.first.weight", "analysis.blocks.0.depthwise.bias", "gain.analysis"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_whose_floats_are_not_finite_is_refused(name: str, value: float) -> None:
+    array = tiny_model().arrays[name].copy()
+    array.flat[3] = value
+    with pytest.raises(ModelError, match=f"{name}.*must be finite"):
+        LatentCodec(model_from_bytes(changed(name, array)))
+
+
+def test_a_weight_of_two_halves_whose_sums_could_overflow_is_refused() -> None:
+    backend = ProcessorBackend("float32")
+    rows = np.zeros((4, 512), np.int8)
+    rows[1] = 32
+    _halves({"w": rows}, "w", 2, 512, backend)
+    rows[3, 5] = -1
+    with pytest.raises(ModelError, match=r"layer w is not exact: .* at most 2\^21"):
+        _halves({"w": rows}, "w", 2, 512, backend)
+
+
+def test_a_model_file_of_another_format_says_so() -> None:
+    model = tiny_model()
+    old = serialise(model.arrays, {**model.card, "format": 1})
+    with pytest.raises(ModelError, match="a model file of format 1, and this version reads format 2"):
+        model_from_bytes(old)
 
 
 def test_a_model_whose_levels_are_out_of_range_is_refused() -> None:

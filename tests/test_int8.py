@@ -61,7 +61,10 @@ def test_a_multiplier_comes_back_from_a_file() -> None:
     ],
 )
 def test_a_multiplier_out_of_bounds_is_refused(mantissa: int, shift: int, message: str) -> None:
-    arrays = {"scale.mantissa": np.array([mantissa], np.int32), "scale.shift": np.array([shift], np.int8)}
+    arrays: dict[str, Any] = {
+        "scale.mantissa": np.array([mantissa], np.int32),
+        "scale.shift": np.array([shift], np.int8),
+    }
     with pytest.raises(ModelError, match=message):
         Multiplier.load(arrays, "scale", 1)
 
