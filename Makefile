@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz figures lint format bench train archive restore stats verify compare submit clean
+.PHONY: help setup demo test fuzz figures lint format bench train archive restore stats verify compare submit dist clean
 
 help:  ## print this list
 	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*  ## (.*)/  make \1 | \2/' | column -t -s '|' 2>/dev/null \
@@ -56,6 +56,10 @@ bench: $(STAMP)  ## size, speed and start-up beside AVIF and WebP [FACES=dir]
 	$(BIN)/python benchmarks/throughput.py $(if $(FACES),"$(FACES)") $(ARGS)
 	$(BIN)/python benchmarks/startup.py $(if $(FACES),"$(FACES)")
 
+figures: $(STAMP)-bench $(STAMP)-test  ## measure the tables of README and docs again THUMBNAILS=dir LARGER="dir dir" OUT=figures [ARGS="--only exact"]
+	@test -n "$(THUMBNAILS)" || { echo 'usage: make figures THUMBNAILS=dir [LARGER="dir dir"] [OUT=figures] [ARGS="--only exact,compression"]' >&2; exit 2; }
+	$(BIN)/python benchmarks/figures.py "$(or $(OUT),figures)" "$(THUMBNAILS)" $(LARGER) $(ARGS)
+
 train: $(STAMP)  ## fit a model to images; goes on where it stopped SRC=faces OUT=mine.safetensors [ARGS="--from faces"]
 	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make train SRC=faces OUT=mine.safetensors [ARGS="--from faces"]' >&2; exit 2; }
 	@if test -e "$(SRC)"; then set -- "$(SRC)"; else set -- $(SRC); fi; \
@@ -85,6 +89,9 @@ compare: $(STAMP)-compare  ## beside JPEG, WebP, AVIF and others on your images 
 submit: $(STAMP)-submit  ## archive on a Ray cluster SRC=/mnt/faces OUT=/mnt/out ADDRESS=http://head:8265 [ARGS="--quality 80"]
 	@test -n "$(SRC)" -a -n "$(OUT)" || { echo 'usage: make submit SRC=/mnt/faces OUT=/mnt/out ADDRESS=http://head:8265 [ARGS="--quality 80"]' >&2; exit 2; }
 	$(BIN)/zippy-batch submit $(if $(ADDRESS),--address "$(ADDRESS)") -- archive "$(SRC)" "$(OUT)" $(ARGS)
+
+dist: $(STAMP)-dev  ## build sdist and wheel, and run the wheel outside the clone [FULL=1 installs dependencies anew]
+	@PYTHON="$(CURDIR)/$(BIN)/python" FULL=$(FULL) bash .ci/dist
 
 clean:  ## remove what make demo made, and caches (not .venv)
 	@$(PYTHON) benchmarks/demo.py --remove

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.part_file import open_file
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION, Row
 from zippy_batch.archives.writer import merge_parts, write_part
 
@@ -82,7 +82,7 @@ def measure(path: Path) -> Overhead:
     for file in files:
         for group in open_file(file).groups:
             columns.update({name: chunk.stop - chunk.start for name, chunk in group.chunks.items()})
-    with Archive.open(path) as archive:
+    with ArchiveReader.open(path) as archive:
         coded_bytes = sum(archive.payload_bytes(shard) for shard in archive.shards())
         other_bytes = archive.size_bytes - columns.total()
         columns["payload"] -= coded_bytes

@@ -2,7 +2,7 @@
 
     ray job submit --working-dir . -- python jobs/archive.py /mnt/faces /mnt/out --quality 80
 
-Arguments are those of `zippy-batch archive`; below them lies the preset configs/cluster.toml. Paths are those that
+Arguments are those of `zippy-batch archive`; below them lies the preset `cluster`. Paths are those that
 every machine of the cluster sees. Submit the same job again to go on after an interruption.
 
 This is Ray's own way, which uploads the working directory. `zippy-batch submit` uploads nothing, wants zippy-batch
@@ -21,4 +21,4 @@ sys.path.insert(0, str(ROOT))
 from zippy_batch.cli.app import app  # noqa: E402
 
 if __name__ == "__main__":
-    app(["archive", "--config", str(ROOT / "configs" / "cluster.toml"), *sys.argv[1:]], prog_name="zippy-batch")
+    app(["archive", "--config", "cluster", *sys.argv[1:]], prog_name="zippy-batch")

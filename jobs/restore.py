@@ -2,7 +2,7 @@
 
     ray job submit --working-dir . -- python jobs/restore.py /mnt/out /mnt/restored --format png
 
-Arguments are those of `zippy-batch restore`; below them lies the preset configs/cluster.toml. Paths are those that
+Arguments are those of `zippy-batch restore`; below them lies the preset `cluster`. Paths are those that
 every machine of the cluster sees. Submit the same job again after an interruption: it takes the files that it finds
 for its own, and writes them anew.
 
@@ -22,4 +22,4 @@ sys.path.insert(0, str(ROOT))
 from zippy_batch.cli.app import app  # noqa: E402
 
 if __name__ == "__main__":
-    app(["restore", "--config", str(ROOT / "configs" / "cluster.toml"), *sys.argv[1:]], prog_name="zippy-batch")
+    app(["restore", "--config", "cluster", *sys.argv[1:]], prog_name="zippy-batch")

@@ -2,7 +2,7 @@
 
     ray job submit --working-dir . -- python jobs/train.py /mnt/faces -o /mnt/models/mine.safetensors --workers 4
 
-Arguments are those of `zippy-batch train`; below them lies the preset configs/train.toml. The sources and the directory
+Arguments are those of `zippy-batch train`; below them lies the preset `train`. The sources and the directory
 of the model are those that every machine of the cluster sees. Submit the same job again to go on after an interruption.
 
 This is Ray's own way, which uploads the working directory. `zippy-batch submit` uploads nothing, wants zippy-batch
@@ -21,4 +21,4 @@ sys.path.insert(0, str(ROOT))
 from zippy_batch.cli.app import app  # noqa: E402
 
 if __name__ == "__main__":
-    app(["train", "--config", str(ROOT / "configs" / "train.toml"), *sys.argv[1:]], prog_name="zippy-batch")
+    app(["train", "--config", "train", *sys.argv[1:]], prog_name="zippy-batch")

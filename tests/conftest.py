@@ -16,7 +16,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
-LONGEST = ("test_nodes", "ray", "test_resume", "test_pipeline", "test_submit", "test_stores", "test_cli", "test_train")
+LONGEST = (
+    "test_nodes", "ray", "test_resume", "test_pipeline", "test_submit", "test_stores", "test_faulty_store", "test_cli",
+    "test_restore_folder", "test_failing_calls", "test_damaged_archives", "test_train",
+)  # fmt: skip
 """Groups, by the seconds that they take."""
 MOST_PROCESSES = 8
 """The longest group takes as long as all others in so many."""

@@ -10,19 +10,20 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from rows import MODEL, MODELS, OPTIONS, face_rows, info_for, labelled, mixed_rows, raw_row
 
+import zippy_batch.archives.description
 import zippy_batch.archives.part_file
 import zippy_batch.archives.reader
 import zippy_batch.archives.writer
 from zippy_batch.archives.checksums import group_crcs
 from zippy_batch.archives.globs import compile_glob
-from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, Damage
-from zippy_batch.archives.part_file import model_name
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, Damage, model_name
+from zippy_batch.archives.part_file import PartWriter
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import COLUMNS, MAX_ROWS_PER_GROUP, METADATA_KEY, Row
 from zippy_batch.archives.where import parse_condition
 from zippy_batch.archives.writer import merge_parts, part_name, write_manifest, write_part
@@ -32,7 +33,6 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 Make = Callable[..., Path]
-Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def single_file(directory: Path, *shards: list[Row], info: ArchiveInfo | None = None) -> Path:
@@ -63,7 +63,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 
 
 def read_all(path: Path) -> list[Row | Damage]:
-    with Archive.open(path, allow_damage=True) as archive:
+    with ArchiveReader.open(path, allow_damage=True) as archive:
         return [row for shard in archive.shards() for row in archive.read_rows(shard)]
 
 
@@ -81,7 +81,7 @@ def footer_bytes(data: bytes) -> int:
 def test_rows_come_back_in_order(make: Make, tmp_path: Path) -> None:
     shards = mixed_rows(50), mixed_rows(7, seed=1), mixed_rows(1, seed=2)
     path = make(tmp_path, *shards)
-    with Archive.open(path) as archive:
+    with ArchiveReader.open(path) as archive:
         assert [archive.read_rows(shard) for shard in archive.shards()] == list(shards)
         assert archive.row_count == 58
         assert archive.problems == ()
@@ -90,12 +90,12 @@ def test_rows_come_back_in_order(make: Make, tmp_path: Path) -> None:
 
 def test_what_holds_for_all_rows_comes_back(make: Make, tmp_path: Path) -> None:
     info = info_for(3, 2, model_files={"latent": MODEL})
-    with Archive.open(make(tmp_path, face_rows(3), face_rows(2), info=info)) as archive:
+    with ArchiveReader.open(make(tmp_path, face_rows(3), face_rows(2), info=info)) as archive:
         assert archive.info == info
 
 
 def test_archive_of_nothing_opens(make: Make, tmp_path: Path) -> None:
-    with Archive.open(make(tmp_path, [])) as archive:
+    with ArchiveReader.open(make(tmp_path, [])) as archive:
         assert archive.info.shards == (0,)
         assert archive.read_rows(0) == []
         assert archive.row_groups(0) == ()
@@ -146,50 +146,24 @@ def test_equal_rows_give_equal_bytes(make: Make, tmp_path: Path) -> None:
     assert contents[0] == contents[1]
 
 
-def test_single_file_leaves_out_columns_that_hold_nothing(tmp_path: Path) -> None:
-    names = pq.read_schema(single_file(tmp_path, face_rows(3), face_rows(3))).names
-    assert not {"raw", "raw_reason", "path_bytes", "exif", "icc"} & set(names)
-    with_text = single_file(tmp_path, face_rows(3), [raw_row(b"a", b"text")])
-    assert {"raw", "raw_reason"} < set(pq.read_schema(with_text).names)
-    assert [row for row in read_all(with_text) if isinstance(row, Row) and row.codec == "raw"] != []
-
-
-def test_parts_of_a_directory_have_the_same_columns(tmp_path: Path) -> None:
-    path = directory_of_parts(tmp_path, face_rows(3), [raw_row(b"a", b"text")])
-    schemas = [pq.read_schema(part) for part in sorted(path.glob("*.parquet"))]
-    assert schemas[0] == schemas[1]
-    assert schemas[0].names == [column.name for column in COLUMNS if column.name != "label"]
+def test_every_file_has_all_columns(make: Make, tmp_path: Path) -> None:
+    path = make(tmp_path, face_rows(3), [raw_row(b"a", b"text")])
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        assert pq.read_schema(file).names == [column.name for column in COLUMNS]
 
 
 def test_labels_come_back(make: Make, tmp_path: Path) -> None:
     shards = labelled(mixed_rows(20)), mixed_rows(3, seed=1)
-    path = make(tmp_path, *shards, info=replace(info_for(20, 3), labelled=True))
+    path = make(tmp_path, *shards)
     assert read_all(path) == [*shards[0], *shards[1]]
-    with Archive.open(path) as archive:
-        assert archive.info.labelled
+    with ArchiveReader.open(path) as archive:
         assert archive.read_columns(1, ["label"]) == {"label": [None] * 3}
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    assert all("label" in pq.read_schema(file).names for file in files)
-    table = pa.concat_tables([pq.read_table(file, columns=["label"]) for file in files])
+    table = pq.read_table(path, columns=["label"])
     assert table["label"].to_pylist() == [row.label for rows in shards for row in rows]
 
 
-def test_an_archive_without_labels_has_no_trace_of_them(make: Make, tmp_path: Path) -> None:
-    path = make(tmp_path, mixed_rows(10))
-    for file in path.iterdir() if path.is_dir() else [path]:
-        assert b"label" not in file.read_bytes()
-    with Archive.open(path) as archive:
-        assert not archive.info.labelled
-        assert archive.read_columns(0, ["label"]) == {"label": [None] * 10}
-
-
-def test_a_label_needs_an_archive_with_labels(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has a label, and the archive no column"):
-        write_part(tmp_path / "part", labelled(face_rows(2)), info_for(2))
-
-
 def test_row_groups_hold_few_rows_of_one_shard_each(make: Make, tmp_path: Path) -> None:
-    with Archive.open(make(tmp_path, face_rows(MAX_ROWS_PER_GROUP + 4), face_rows(5))) as archive:
+    with ArchiveReader.open(make(tmp_path, face_rows(MAX_ROWS_PER_GROUP + 4), face_rows(5))) as archive:
         assert archive.row_groups(0) == (MAX_ROWS_PER_GROUP, 4)
         assert archive.row_groups(1) == (5,)
         assert len(archive.read_rows(0)) == MAX_ROWS_PER_GROUP + 4
@@ -198,7 +172,7 @@ def test_row_groups_hold_few_rows_of_one_shard_each(make: Make, tmp_path: Path) 
 def test_row_groups_hold_few_bytes(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zippy_batch.archives.writer, "GROUP_BYTES", 1000)
     rows = [raw_row(f"{i}".encode(), bytes(size)) for i, size in enumerate((400, 400, 400, 5000, 10))]
-    with Archive.open(make(tmp_path, rows)) as archive:
+    with ArchiveReader.open(make(tmp_path, rows)) as archive:
         assert archive.row_groups(0) == (2, 1, 1, 1)
         assert archive.read_rows(0) == rows
 
@@ -206,7 +180,7 @@ def test_row_groups_hold_few_bytes(make: Make, tmp_path: Path, monkeypatch: pyte
 def test_sizes_are_known_without_reading_rows(make: Make, tmp_path: Path) -> None:
     shards = mixed_rows(40), face_rows(10)
     path = make(tmp_path, *shards)
-    with Archive.open(path) as archive:
+    with ArchiveReader.open(path) as archive:
         payloads = [sum(len(row.payload) for row in rows if row.codec != "raw") for rows in shards]
         exact = [sum(len(row.payload) for row in rows if row.codec == "exact") for rows in shards]
         assert [archive.payload_bytes(shard) for shard in archive.shards()] == payloads
@@ -238,7 +212,7 @@ def test_merge_refuses_parts_of_other_sizes(tmp_path: Path) -> None:
 
 def test_rows_are_read_by_position(make: Make, tmp_path: Path) -> None:
     rows = face_rows(MAX_ROWS_PER_GROUP + 100)
-    with Archive.open(make(tmp_path, face_rows(3), rows)) as archive:
+    with ArchiveReader.open(make(tmp_path, face_rows(3), rows)) as archive:
         wanted = [0, 7, MAX_ROWS_PER_GROUP - 1, MAX_ROWS_PER_GROUP, MAX_ROWS_PER_GROUP + 99]
         assert archive.read_rows(1, wanted) == [rows[row] for row in wanted]
         assert archive.read_rows(1, []) == []
@@ -278,7 +252,7 @@ def test_rows_are_read_by_position(make: Make, tmp_path: Path) -> None:
 def test_select_by_glob(make: Make, tmp_path: Path, pattern: str, expected: list[str]) -> None:
     names = ["a.jpg", "b/a.jpg", "b/c/ä.png", "[x].jpg", "b/\udcff.jpg"]
     rows = [replace(face_rows(1)[0], path=name.encode(errors="surrogateescape")) for name in names]
-    with Archive.open(make(tmp_path, rows[:2], rows[2:])) as archive:
+    with ArchiveReader.open(make(tmp_path, rows[:2], rows[2:])) as archive:
         places = archive.select(pattern)
         found = [row for shard, some in places.items() for row in archive.read_rows(shard, some)]
     assert [row.path.decode(errors="surrogateescape") for row in found if isinstance(row, Row)] == expected
@@ -286,7 +260,7 @@ def test_select_by_glob(make: Make, tmp_path: Path, pattern: str, expected: list
 
 @pytest.mark.parametrize(("pattern", "message"), [("", "empty"), ("[z-a]", "malformed")])
 def test_glob_that_means_nothing_is_a_mistake(tmp_path: Path, pattern: str, message: str) -> None:
-    with Archive.open(single_file(tmp_path, face_rows(1))) as archive, pytest.raises(UsageError, match=message):
+    with ArchiveReader.open(single_file(tmp_path, face_rows(1))) as archive, pytest.raises(UsageError, match=message):
         archive.select(pattern)
 
 
@@ -299,7 +273,7 @@ def test_long_path_does_not_stall_a_glob(pattern: str) -> None:
 def test_columns_are_read_without_touching_others(make: Make, tmp_path: Path) -> None:
     rows = mixed_rows(30)
     path = make(tmp_path, rows)
-    with Archive.open(path) as archive:
+    with ArchiveReader.open(path) as archive:
         columns = archive.read_columns(0, ("codec", "width", "raw_reason", "psnr", "exif"))
     assert columns["codec"] == [row.codec for row in rows]
     assert columns["raw_reason"] == [row.raw_reason for row in rows]
@@ -313,12 +287,12 @@ def test_columns_are_read_without_touching_others(make: Make, tmp_path: Path) ->
     start = payload.data_page_offset
     data[start : start + payload.total_compressed_size] = bytes(payload.total_compressed_size)
     file.write_bytes(data)
-    with Archive.open(path) as archive:
+    with ArchiveReader.open(path) as archive:
         assert archive.read_columns(0, columns) == columns
 
 
-def test_absent_column_is_all_null(tmp_path: Path) -> None:
-    with Archive.open(single_file(tmp_path, face_rows(3))) as archive:
+def test_column_of_nothing_is_all_null(tmp_path: Path) -> None:
+    with ArchiveReader.open(single_file(tmp_path, face_rows(3))) as archive:
         assert archive.read_columns(0, ("exif", "grey")) == {"exif": [None] * 3, "grey": [False] * 3}
 
 
@@ -358,14 +332,14 @@ def test_pandas_reads_it(make: Make, tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     path = make(tmp_path, mixed_rows(40))
     rows = mixed_rows(40)
-    frame = pandas.read_parquet(path / part_name(0) if path.is_dir() else path)
+    frame = pandas.read_parquet(path)
     assert frame["quality"].fillna(0).tolist() == [row.quality or 0 for row in rows]
     assert frame["path"].tolist() == [row.path.decode(errors="backslashreplace") for row in rows]
 
 
 def test_pyarrow_reads_it(make: Make, tmp_path: Path) -> None:
     path = make(tmp_path, mixed_rows(40))
-    table = pq.read_table(path / part_name(0) if path.is_dir() else path)
+    table = pq.read_table(path)
     assert table["exif"].to_pylist() == [row.exif for row in mixed_rows(40)]
     assert METADATA_KEY.encode() in table.schema.metadata
 
@@ -379,22 +353,83 @@ def flipped(data: bytes, bit: int) -> bytes:
     return bytes(out)
 
 
-def test_flipped_bit_of_a_payload_is_named_and_costs_one_row(tmp_path: Path) -> None:
+def overwritten(data: bytes, at: int, size_bytes: int = 3) -> bytes:
+    """More damage than can be put right."""
+    return data[:at] + bytes(byte ^ 0xA5 for byte in data[at : at + size_bytes]) + data[at + size_bytes :]
+
+
+def test_any_flipped_bit_is_named_and_costs_nothing(tmp_path: Path) -> None:
+    rows = mixed_rows(24)
+    path = single_file(tmp_path, rows[:16], rows[16:], info=info_for(16, 8, model_files={"latent": MODEL}))
+    data = path.read_bytes()
+    for bit in range(0, 8 * len(data), 1013):
+        path.write_bytes(flipped(data, bit))
+        with ArchiveReader.open(path, allow_damage=True) as archive:
+            found = [row for shard in archive.shards() for row in archive.read_rows(shard)]
+            assert [row.rest if isinstance(row, Damage) else row for row in found] == rows, bit
+            assert len(archive.problems) + len(damaged(found)) >= 1, bit
+            assert archive.info.model_files["latent"] == MODEL
+
+
+def test_any_changed_byte_of_a_directory_is_named_and_costs_nothing(tmp_path: Path) -> None:
+    rows = mixed_rows(12)
+    path = directory_of_parts(tmp_path, rows[:6], rows[6:], info=info_for(6, 6, model_files={"exact": MODEL}))
+    draw = random.Random(6)
+    for file in sorted(path.iterdir()):
+        data = file.read_bytes()
+        for _ in range(12):
+            at = draw.randrange(len(data))
+            file.write_bytes(data[:at] + bytes([data[at] ^ draw.randrange(1, 256)]) + data[at + 1 :])
+            with ArchiveReader.open(path, allow_damage=True) as archive:
+                found = [row for shard in archive.shards() for row in archive.read_rows(shard)]
+                assert [row.rest if isinstance(row, Damage) else row for row in found] == rows, (file, at)
+                assert len(archive.problems) + len(damaged(found)) >= 1, (file, at)
+                assert archive.info.model_files["exact"] == MODEL
+        file.write_bytes(data)
+
+
+def test_a_column_that_is_damaged_costs_only_the_rows_that_need_it(tmp_path: Path) -> None:
+    rows = face_rows(60)
+    path = single_file(tmp_path, rows)
+    whole = path.read_bytes()
+    for name, kept in (("psnr", True), ("crc", True), ("mtime_s", True), ("path", True), ("width", False)):
+        path.write_bytes(whole)
+        damage_column(path, 0, name)
+        found = damaged(read_all(path))
+        assert len(found) == 60
+        assert all((damage.rest is not None) == kept for damage in found), name
+        if kept and name != "path":
+            assert [damage.rest.payload for damage in found if damage.rest] == [row.payload for row in rows]
+            assert [damage.path for damage in found] == [row.path for row in rows]
+
+
+def test_a_lost_name_is_no_lost_picture(tmp_path: Path) -> None:
+    rows = face_rows(6)
+    path = single_file(tmp_path, rows)
+    damage_column(path, 0, "path")
+    found = damaged(read_all(path))
+    assert [damage.path for damage in found] == [None] * 6
+    assert [damage.rest.path for damage in found if damage.rest] == [
+        b"damaged-names/part-00000-row-%06d.jpg" % i for i in range(6)
+    ]
+
+
+def test_damage_to_a_payload_is_named_and_costs_one_row(tmp_path: Path) -> None:
     rows = face_rows(60)
     path = single_file(tmp_path, rows)
     data = path.read_bytes()
     draw = random.Random(0)
     for place, row in enumerate(rows):
         at = data.index(row.payload)
-        path.write_bytes(flipped(data, 8 * at + draw.randrange(8 * len(row.payload))))
+        path.write_bytes(overwritten(data, at + draw.randrange(len(row.payload) - 3)))
         found = read_all(path)
         [damage] = damaged(found)
-        assert (damage.shard, damage.row, damage.path) == (0, place, row.path)
+        assert (damage.shard, damage.row, damage.path, damage.rest) == (0, place, row.path, None)
         assert f"row {place} ({row.path.decode()})" in str(damage)
         assert [*found[:place], row, *found[place + 1 :]] == rows
 
 
-def test_flipped_bit_of_kept_files_spares_what_is_in_other_pages(tmp_path: Path) -> None:
+def test_damage_to_kept_files_spares_what_is_in_other_pages(tmp_path: Path) -> None:
     draw = random.Random(1)
     kept = [raw_row(f"raw {i}".encode(), draw.randbytes(100_000)) for i in range(6)]
     rows = [*kept, *face_rows(20)]
@@ -402,7 +437,7 @@ def test_flipped_bit_of_kept_files_spares_what_is_in_other_pages(tmp_path: Path)
     data = path.read_bytes()
     for place, row in enumerate(kept):
         at = data.index(row.payload[50_000:50_100])
-        path.write_bytes(flipped(data, 8 * at))
+        path.write_bytes(overwritten(data, at))
         found = read_all(path)
         assert [damage.path for damage in damaged(found)] == [row.path]
         assert [*found[:place], row, *found[place + 1 :]] == rows
@@ -413,9 +448,7 @@ def test_damage_to_a_column_spares_rows_that_have_nothing_there(tmp_path: Path) 
     path = single_file(tmp_path, rows)
     chunks = pq.read_metadata(path).row_group(0)
     icc = next(chunks.column(i) for i in range(chunks.num_columns) if chunks.column(i).path_in_schema == "icc")
-    data = bytearray(path.read_bytes())
-    data[icc.dictionary_page_offset] ^= 0xFF
-    path.write_bytes(data)
+    path.write_bytes(overwritten(path.read_bytes(), icc.dictionary_page_offset))
     found = read_all(path)
     [damage] = damaged(found)
     assert (damage.row, damage.path) == (3, rows[3].path)
@@ -426,9 +459,7 @@ def damage_column(path: Path, group: int, name: str) -> None:
     """Make a column of a row group unreadable."""
     chunks = pq.read_metadata(path).row_group(group)
     chunk = next(chunks.column(i) for i in range(chunks.num_columns) if chunks.column(i).path_in_schema == name)
-    data = bytearray(path.read_bytes())
-    data[chunk.data_page_offset] ^= 0xFF
-    path.write_bytes(data)
+    path.write_bytes(overwritten(path.read_bytes(), chunk.data_page_offset))
 
 
 def test_damaged_paths_of_one_row_group_hide_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,7 +467,7 @@ def test_damaged_paths_of_one_row_group_hide_no_others(tmp_path: Path, monkeypat
     rows = face_rows(10)
     path = single_file(tmp_path, rows)
     damage_column(path, 1, "path")
-    with Archive.open(path) as archive:
+    with ArchiveReader.open(path) as archive:
         assert archive.paths(0) == [None if 4 <= i < 8 else row.path for i, row in enumerate(rows)]
         assert archive.select("000001.jpg") == {0: [0, 4, 5, 6, 7]}
 
@@ -445,10 +476,10 @@ def test_a_condition_on_a_damaged_column_passes_over_nothing(tmp_path: Path, mon
     monkeypatch.setattr(zippy_batch.archives.writer, "MAX_ROWS_PER_GROUP", 4)
     path = single_file(tmp_path, [replace(row, quality=10 + i) for i, row in enumerate(face_rows(10))])
     condition = parse_condition("quality >= 18")
-    with Archive.open(path) as archive:
+    with ArchiveReader.open(path) as archive:
         assert archive.where(condition) == {0: [8, 9]}
     damage_column(path, 1, "quality")
-    with Archive.open(path) as archive:
+    with ArchiveReader.open(path) as archive:
         assert archive.where(condition) == {0: [4, 5, 6, 7, 8, 9]}
 
 
@@ -456,19 +487,19 @@ def test_rows_that_come_back_have_a_path_whatever_is_damaged(tmp_path: Path) -> 
     rows = [replace(row, path=b"caf\xe9" if i == 3 else row.path) for i, row in enumerate(face_rows(6))]
     path = single_file(tmp_path, rows)
     damage_column(path, 0, "path_bytes")
-    with Archive.open(path) as archive:
+    with ArchiveReader.open(path) as archive:
         found = archive.read_rows(0)
         assert [row.path for row in found if isinstance(row, Row)] == [row.path for row in rows if row != rows[3]]
         assert archive.paths(0) == [row.path if isinstance(row, Row) else None for row in found]
 
 
-def test_any_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
+def test_any_damage_is_found_or_harmless(tmp_path: Path) -> None:
     rows = mixed_rows(24)
     path = single_file(tmp_path, rows[:16], rows[16:])
     data = path.read_bytes()
     draw = random.Random(2)
-    for _ in range(400):
-        path.write_bytes(flipped(data, draw.randrange(8 * len(data))))
+    for _ in range(200):
+        path.write_bytes(overwritten(data, draw.randrange(len(data)), draw.choice([2, 4, 50])))
         try:
             found = read_all(path)
         except ArchiveError:
@@ -483,17 +514,17 @@ def test_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
     for size_bytes in [*range(20), *range(20, len(data), 97), len(data) - 1]:
         path.write_bytes(data[:size_bytes])
         with pytest.raises(ArchiveError, match=r"out\.parquet"):
-            Archive.open(path)
+            ArchiveReader.open(path)
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ArchiveError, match="truncated"):
-        Archive.open(path)
+        ArchiveReader.open(path)
 
 
 def test_damaged_description_is_found(tmp_path: Path) -> None:
     path = single_file(tmp_path, face_rows(2))
-    path.write_bytes(path.read_bytes().replace(b'"quality":75', b'"quality":76'))
-    with pytest.raises(ArchiveError, match="description of the archive is damaged"):
-        Archive.open(path)
+    path.write_bytes(path.read_bytes().replace(b'"quality":75', b'"quality":98'))
+    with pytest.raises(ArchiveError, match="footer is damaged in more than one byte"):
+        ArchiveReader.open(path)
 
 
 def test_damaged_model_is_found(make: Make, tmp_path: Path) -> None:
@@ -502,8 +533,8 @@ def test_damaged_model_is_found(make: Make, tmp_path: Path) -> None:
     file = path / model_name("latent") if path.is_dir() else path
     file.write_bytes(file.read_bytes().replace(MODEL, MODEL.upper()))
     with pytest.raises(ArchiveError, match=r"model in .* is damaged"):
-        Archive.open(path)
-    with Archive.open(path, allow_damage=True) as archive:
+        ArchiveReader.open(path)
+    with ArchiveReader.open(path, allow_damage=True) as archive:
         assert len(archive.problems) == 1
         assert "latent" not in archive.info.model_files
         assert damaged(archive.read_rows(0)) == []
@@ -520,8 +551,8 @@ def directory(tmp_path: Path) -> Path:
 def test_missing_part_costs_its_rows(directory: Path) -> None:
     (directory / part_name(1)).unlink()
     with pytest.raises(ArchiveError, match=r"part-00001\.parquet is missing"):
-        Archive.open(directory)
-    with Archive.open(directory, allow_damage=True) as archive:
+        ArchiveReader.open(directory)
+    with ArchiveReader.open(directory, allow_damage=True) as archive:
         assert len(archive.problems) == 1
         assert [len(damaged(archive.read_rows(shard))) for shard in archive.shards()] == [0, 4, 0]
         assert archive.select("000001.jpg") == {0: [0], 1: [0, 1, 2, 3], 2: [0]}
@@ -533,7 +564,7 @@ def test_truncated_part_costs_its_rows(directory: Path) -> None:
     part = directory / part_name(2)
     part.write_bytes(part.read_bytes()[:-30])
     with pytest.raises(ArchiveError, match=r"part-00002.parquet has \d+ bytes instead of"):
-        Archive.open(directory)
+        ArchiveReader.open(directory)
     found = read_all(directory)
     assert len(damaged(found)) == 5
     assert found[:3] == face_rows(3)
@@ -542,7 +573,7 @@ def test_truncated_part_costs_its_rows(directory: Path) -> None:
 def test_part_too_many_is_found(directory: Path) -> None:
     (directory / "part-00003.parquet").write_bytes((directory / part_name(0)).read_bytes())
     with pytest.raises(ArchiveError, match=r"part-00003\.parquet is not in the manifest"):
-        Archive.open(directory)
+        ArchiveReader.open(directory)
 
 
 def test_part_of_another_archive_is_found(directory: Path, tmp_path: Path) -> None:
@@ -552,13 +583,13 @@ def test_part_of_another_archive_is_found(directory: Path, tmp_path: Path) -> No
     if len(changed) == len(original):
         pytest.skip("of equal size by chance")
     with pytest.raises(ArchiveError, match="instead of"):
-        Archive.open(directory)
+        ArchiveReader.open(directory)
 
 
 def test_changed_part_of_equal_size_is_found_by_its_hash(directory: Path) -> None:
     part = directory / part_name(0)
     part.write_bytes(flipped(part.read_bytes(), 8 * 4))
-    with Archive.open(directory) as archive:
+    with ArchiveReader.open(directory) as archive:
         assert archive.check_files() == [f"{part} is damaged (SHA-256)"]
 
 
@@ -566,7 +597,7 @@ def test_changed_part_of_equal_size_is_found_by_its_hash(directory: Path) -> Non
 def test_broken_manifest_is_refused(directory: Path, text: bytes) -> None:
     (directory / MANIFEST_NAME).write_bytes(text)
     with pytest.raises(ArchiveError, match=r"manifest\.json"):
-        Archive.open(directory)
+        ArchiveReader.open(directory)
 
 
 def test_manifest_cannot_name_files_elsewhere(directory: Path) -> None:
@@ -574,13 +605,13 @@ def test_manifest_cannot_name_files_elsewhere(directory: Path) -> None:
     body = text[: text.rindex(',"crc"')]
     (directory / MANIFEST_NAME).write_text(f'{body},"crc":{zlib.crc32((body + "}").encode())}}}')
     with pytest.raises(ArchiveError, match="wrong names"):
-        Archive.open(directory)
+        ArchiveReader.open(directory)
 
 
 def test_directory_without_manifest_is_not_an_archive(directory: Path) -> None:
     (directory / MANIFEST_NAME).unlink()
-    with pytest.raises(ArchiveError, match=r"no manifest\.json"):
-        Archive.open(directory)
+    with pytest.raises(ArchiveError, match=r"no _manifest\.json"):
+        ArchiveReader.open(directory)
 
 
 # ---- what is not an archive ----
@@ -588,69 +619,52 @@ def test_directory_without_manifest_is_not_an_archive(directory: Path) -> None:
 
 def test_nothing_there_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no archive"):
-        Archive.open(tmp_path / "missing.parquet")
+        ArchiveReader.open(tmp_path / "missing.parquet")
 
 
 def test_other_files_are_not_archives(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(b"\xff\xd8\xff" + bytes(100))
     with pytest.raises(ArchiveError, match="does not start as a Parquet file"):
-        Archive.open(path)
+        ArchiveReader.open(path)
     pq.write_table(pa.table({"path": ["a"]}), path)
     with pytest.raises(ArchiveError, match="not an archive of zippy-batch"):
-        Archive.open(path)
+        ArchiveReader.open(path)
 
 
-@pytest.mark.parametrize("make_it", [single_file, directory_of_parts])
-def test_newer_format_says_so(make_it: Make, tmp_path: Path) -> None:
-    path = make_it(tmp_path, face_rows(2))
-    file = path / MANIFEST_NAME if path.is_dir() else path
-    file.write_bytes(file.read_bytes().replace(b'"format":2', b'"format":3'))
-    with pytest.raises(ArchiveError, match=r"format 3.*install a newer one"):
-        Archive.open(path)
+@pytest.mark.parametrize(("number", "message"), [(4, "format 4.*install a newer one"), (2, "format 2.*never released")])
+def test_another_format_says_so(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    monkeypatch.setattr(zippy_batch.archives.writer, "FORMAT_VERSION", number)
+    monkeypatch.setattr(zippy_batch.archives.description, "FORMAT_VERSION", number)
+    path = make(tmp_path, face_rows(2))
+    monkeypatch.undo()
+    with pytest.raises(ArchiveError, match=message):
+        ArchiveReader.open(path)
+
+
+def sealed_again(path: Path) -> None:
+    """Make the checksums of a file's footer right, whatever is in it."""
+    data = bytearray(path.read_bytes())
+    footer_at = len(data) - 8 - footer_bytes(bytes(data))
+    guard_at = footer_at - 20
+    index_bytes = int.from_bytes(data[guard_at + 4 : guard_at + 8], "little")
+    covered = zlib.crc32(data[footer_at:-8], zlib.crc32(data[guard_at - index_bytes : guard_at]))
+    data[guard_at + 8 : guard_at + 16] = struct.pack("<II", len(data) - 8 - footer_at, covered)
+    data[guard_at + 16 : guard_at + 20] = struct.pack("<I", zlib.crc32(data[guard_at : guard_at + 16]))
+    path.write_bytes(data)
 
 
 # ---- hostile files ----
 
 
-def rewritten(path: Path, change: Change = dict, **options: Any) -> Path:
-    """An archive's table written anew by pyarrow, with its description kept."""
-    table = pq.read_table(path)
-    description = {METADATA_KEY: pq.read_metadata(path).metadata[METADATA_KEY.encode()].decode()}
-    columns = change({name: table[name] for name in table.column_names})
-    nullable = {field.name: field.nullable for field in table.schema}
-    schema = pa.schema([pa.field(name, column.type, nullable.get(name, True)) for name, column in columns.items()])
-    plain = {"write_statistics": False, "store_schema": False, "compression": "none", "use_dictionary": False}
-    with pq.ParquetWriter(path, schema, **{**plain, **options}) as writer:
-        writer.write_table(pa.Table.from_arrays(list(columns.values()), schema=schema))
-        writer.add_key_value_metadata(description)
-    return path
-
-
-def test_table_written_by_another_tool_is_refused_or_read(tmp_path: Path) -> None:
-    rows = face_rows(5)
-    path = single_file(tmp_path, rows)
-    with pytest.raises(ArchiveError, match="cannot be read as an archive"):
-        Archive.open(rewritten(path, store_schema=True))
-    found = read_all(rewritten(path))
-    assert {damage.reason.split(":")[-1] for damage in damaged(found)} == {" page of another encoding"}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda columns: {**columns, "extra": pa.chunked_array([[1] * 5])},
-        lambda columns: {name: column for name, column in columns.items() if name != "crc"},
-        lambda columns: {**columns, "width": columns["width"].cast(pa.int64())},
-        lambda columns: {**columns, "payload": pa.chunked_array([[[b"x"]] * 5])},
-        lambda columns: dict(reversed(columns.items())),
-    ],
-    ids=["one too many", "one missing", "another type", "nested", "another order"],
-)
-def test_other_columns_are_refused(tmp_path: Path, change: Change) -> None:
-    path = rewritten(single_file(tmp_path, face_rows(5)), change)
-    with pytest.raises(ArchiveError, match="cannot be read as an archive: "):
-        Archive.open(path)
+def test_table_written_by_another_tool_is_refused(tmp_path: Path) -> None:
+    path = single_file(tmp_path, face_rows(5))
+    table, description = pq.read_table(path), pq.read_metadata(path).metadata
+    pq.write_table(table.replace_schema_metadata(description), path)
+    with pytest.raises(ArchiveError, match="another tool wrote it"):
+        ArchiveReader.open(path)
 
 
 def test_rows_that_lie_with_a_right_checksum_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -685,34 +699,25 @@ def memory_of(read: Callable[[], object]) -> int:
         pa.set_memory_pool(before)
 
 
-def bomb(path: Path, column: str, **options: Any) -> Path:
+def bomb(path: Path, column: str) -> Path:
     """An archive whose `column` repeats 64 KiB in each of 4096 rows, which makes 256 MiB of a small file."""
     path = single_file(path, [replace(row, jpeg_tables=None) for row in face_rows(4096)])
+    table, description = pq.read_table(path), pq.read_metadata(path).metadata[METADATA_KEY.encode()]
+    place = table.column_names.index(column)
+    values = pa.array([b"x" * ((1 << 16) + 1)] * 4096, pa.binary()).cast(table.schema.field(column).type)
+    with path.open("wb") as sink:
+        writer = PartWriter(sink)
+        writer.add_table(table.set_column(place, table.schema.field(column), values))
+        writer.finish(description.decode())
+    return path
 
-    def change(columns: dict[str, Any]) -> dict[str, Any]:
-        kind = pa.string() if column == "path" else pa.binary()
-        columns = {**columns, column: pa.array([b"x" * ((1 << 16) + 1)] * 4096, kind)}
-        return {c.name: columns[c.name] for c in COLUMNS if c.name in columns}
 
-    return rewritten(path, change, **options)
-
-
-@pytest.mark.parametrize(
-    ("column", "options"),
-    [
-        ("payload", {"use_dictionary": ["payload"]}),
-        ("payload", {"column_encoding": {"payload": "DELTA_BYTE_ARRAY"}}),
-        ("jpeg_tables", {"use_dictionary": ["jpeg_tables"]}),
-        ("raw", {"column_encoding": {"raw": "DELTA_LENGTH_BYTE_ARRAY"}, "compression": "zstd"}),
-        ("path", {"column_encoding": {"path": "DELTA_BYTE_ARRAY"}}),
-    ],
-    ids=["dictionary", "prefixes", "dictionary where it belongs", "zstd", "prefixes where they belong"],
-)
+@pytest.mark.parametrize("column", ["jpeg_tables", "raw", "path", "label"])
 def test_small_file_does_not_become_large_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, options: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
 ) -> None:
+    path = bomb(tmp_path, column)
     monkeypatch.setattr(zippy_batch.archives.part_file, "_MAX_GROUP_BYTES", 100 << 20)
-    path = bomb(tmp_path, column, **options)
     assert path.stat().st_size < 4 << 20
 
     def read() -> None:
@@ -728,28 +733,12 @@ def test_page_that_claims_gigabytes_is_refused(tmp_path: Path) -> None:
     chunk = next(chunks.column(i) for i in range(chunks.num_columns) if chunks.column(i).path_in_schema == "ssim")
     data = bytearray(path.read_bytes())
     at = chunk.data_page_offset
-    # the page header is: type, decompressed size, stored size; a larger number takes more bytes, so the chunk grows
+    # the page header is: type, decompressed size, ...
     assert data[at : at + 3] == bytes([0x15, 0x00, 0x15])
-    sizes = zigzag(2_000_000_000)
-    data[at + 3 : at + 4] = sizes
-    fixed = replace_footer_offsets(bytes(data), at, len(sizes) - 1)
-    path.write_bytes(fixed)
-    found = read_all_or_none(path)
-    assert found is None or len(damaged(found)) == 5
-
-
-def zigzag(value: int) -> bytes:
-    value <<= 1
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def replace_footer_offsets(data: bytes, at: int, grown: int) -> bytes:
-    """Drops as many bytes after the page header as it grew by, so that the footer still fits."""
-    return data[: at + 40] + data[at + 40 + grown :]
+    data[at + 3 : at + 8] = bytes([0xFE, 0xFF, 0xFF, 0xFF, 0x0F])
+    path.write_bytes(data)
+    assert memory_of(lambda: damaged(read_all(path))) < 50 << 20
+    assert len(damaged(read_all(path))) == 5
 
 
 def read_all_or_none(path: Path) -> list[Row | Damage] | None:
@@ -777,6 +766,7 @@ def test_footer_with_random_changes_never_stops_the_process(tmp_path: Path) -> N
                     changed[at:at] = draw.randbytes(draw.randrange(1, 4))
         changed[-8:-4] = struct.pack("<I", len(changed) - 8 - start)
         path.write_bytes(changed)
+        sealed_again(path)
         for row in read_all_or_none(path) or []:
             assert isinstance(row, Damage) or row in mixed_rows(10)
 
@@ -787,7 +777,7 @@ def test_description_is_json_with_its_own_checksum(tmp_path: Path) -> None:
     crc = description.pop("crc")
     assert description == {
         "exact_bytes": [0],
-        "format": 2,
+        "format": 3,
         "models": MODELS,
         "options": OPTIONS,
         "payload_bytes": [sum(len(row.payload) for row in face_rows(3))],
@@ -802,7 +792,7 @@ def test_description_is_json_with_its_own_checksum(tmp_path: Path) -> None:
 def test_checksums_in_bulk_are_those_of_the_rows(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zippy_batch.archives.writer, "MAX_ROWS_PER_GROUP", 16)
     shards = mixed_rows(50), mixed_rows(7, seed=1), [raw_row(b"a\xff.txt", b"x" * 5000)], face_rows(20)
-    with Archive.open(make(tmp_path, *shards)) as archive:
+    with ArchiveReader.open(make(tmp_path, *shards)) as archive:
         found = [archive.whole_sizes(shard) for shard in archive.shards()]
     assert found == [(sum(r.source_bytes for r in rows), sum(len(r.payload) for r in rows)) for rows in shards]
 
@@ -820,9 +810,9 @@ def test_checksums_in_bulk_miss_no_damage(tmp_path: Path) -> None:
     seen = {True: 0, False: 0}
     for _ in range(120):
         data = bytearray(whole)
-        data[choices.randrange(4, len(data) - footer_bytes(whole) - 8)] ^= 1 << choices.randrange(8)
+        data[choices.randrange(4, len(data) - footer_bytes(whole) - 40)] ^= 1 << choices.randrange(8)
         path.write_bytes(data)
-        with Archive.open(path, allow_damage=True) as archive:
+        with ArchiveReader.open(path, allow_damage=True) as archive:
             for shard in archive.shards():
                 is_whole = archive.whole_sizes(shard) is not None
                 assert is_whole == (not damaged(archive.read_rows(shard)))

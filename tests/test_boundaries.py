@@ -16,28 +16,22 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "zippy_batch"
 
 ORDER = (
-    "__main__", "cli", "__init__", "training", "compare", "dataset", "run", "sources", "images", "codecs", "jpeg",
-    "archives", "stores", "config", "limits", "paths", "varint", "errors",
+    "__main__", "cli", "__init__", "api", "training", "compare", "dataset", "run", "sources", "images", "codecs",
+    "jpeg", "archives", "stores", "config", "limits", "paths", "varint", "errors",
 )  # fmt: skip
 """Rooms and modules at the top level. Each imports only from those after it."""
-
-UPWARD: set[str] = set()
-"""Imports against ORDER that wait to be put right."""
 
 HEAVY = {
     "ray": ("run/executor.py", "training/ray_workers.py", "cli/job_client.py", "cli/job_entry.py"),
     "typer": ("cli/",),
     "rich": ("cli/progress.py",),
     "torch": ("codecs/", "training/", "run/executor.py", "run/encode_verified.py", "dataset.py"),
-    "numba": ("codecs/", "jpeg/", "images/", "archives/checksums.py"),
+    "numba": ("codecs/", "jpeg/", "images/", "archives/checksums.py", "archives/mending.py"),
     "PIL": ("images/", "compare/", "training/"),
     "pyarrow": ("archives/", "stores/", "sources/", "compare/"),
     "matplotlib": ("compare/charts.py",),
 }
 """Library -> the files, or rooms, that may import it."""
-
-TWICE: set[str] = set()
-"""Names of two classes that wait to be told apart."""
 
 MOST_ROOMS, MOST_ARROWS = 22, 80
 MOST_ARGUMENTS, MOST_LINES = 6, 60
@@ -146,7 +140,7 @@ def test_imports_go_down() -> None:
         for target in sorted(targets)
         if ORDER.index(room_of(path)) > ORDER.index(room_of(target))
     ]
-    assert set(upward) == UPWARD
+    assert not upward
 
 
 def test_few_rooms_know_each_other() -> None:
@@ -212,7 +206,7 @@ def test_functions_are_short() -> None:
 
 def test_a_class_has_a_name_of_its_own() -> None:
     names = Counter(node.name for tree in sources().values() for node in tree.body if isinstance(node, ast.ClassDef))
-    assert {name for name, count in names.items() if count > 1} == TWICE
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_a_constant_has_one_value() -> None:

@@ -324,7 +324,7 @@ def test_an_unreadable_preset_is_a_usage_error(tmp_path: Path, content: bytes | 
 
 
 def test_shipped_presets_load_and_differ_from_the_defaults(root: Path) -> None:
-    paths = sorted((root / "configs").glob("*.toml"))
+    paths = sorted((root / "zippy_batch" / "presets").glob("*.toml"))
     assert [path.stem for path in paths] == ["cluster", "gpu", "laptop", "train"]
     for path in paths:
         loaded = load_preset(path)
@@ -338,8 +338,17 @@ def test_shipped_presets_load_and_differ_from_the_defaults(root: Path) -> None:
                 assert getattr(options, key) != value, f"{path.name}: {key} = {value!r} is the default already"
 
 
+def test_a_preset_that_is_built_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_preset(Path("laptop")).run == {"workers": 2}
+    with pytest.raises(UsageError, match="built in are cluster, gpu, laptop, train"):
+        load_preset(Path("desktop"))
+    Path("laptop").write_text("[run]\nworkers = 7\n")
+    assert load_preset(Path("laptop")).run == {"workers": 7}
+
+
 def test_each_line_of_a_shipped_preset_says_why(root: Path) -> None:
-    for path in (root / "configs").glob("*.toml"):
+    for path in (root / "zippy_batch" / "presets").glob("*.toml"):
         for line in path.read_text().splitlines():
             if "=" in line and not line.startswith("#"):
                 assert "#" in line, f"{path.name}: {line}"
@@ -570,7 +579,7 @@ def test_a_job_takes_the_flags_of_its_command(drawn_faces: Path, tmp_path: Path,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["options"]["quality"] == 5
-    assert (tmp_path / "out" / "manifest.json").exists()
+    assert (tmp_path / "out" / "_manifest.json").exists()
 
 
 @pytest.mark.parametrize("job", ["archive", "restore"])
@@ -583,7 +592,6 @@ def test_a_job_runs_from_any_directory_and_names_its_preset(root: Path, tmp_path
         cwd=tmp_path,
     )
     assert f"zippy-batch {job}" in done.stdout
-    assert (root / "configs" / "cluster.toml").exists()
 
 
 @pytest.mark.parametrize(

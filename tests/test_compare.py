@@ -162,6 +162,8 @@ def test_json_holds_every_figure(compared: Comparison) -> None:
     assert len(found["rows"]) == len(compared.rows)
     assert set(found["equal_psnr"]) <= set(FORMATS)
     assert found["equal_psnr"]["webp"]["ratio"] == round(compared.equal("psnr_db")["webp"].ratio, 4)
+    better = [row for row in found["rows"] if row["contender"] == "avif" and row["better_by_psnr"]]
+    assert len(better) == len(compared.curve("avif"))
     exact = [row["contender"] for row in found["rows"] if row["exact"]]
     assert exact == [SOURCE, OWN_EXACT]
 

@@ -19,7 +19,7 @@ from PIL import Image
 from tiny import tiny_exact_model, tiny_model
 
 from zippy_batch.archives.info import ArchiveInfo
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION, Row
 from zippy_batch.archives.writer import part_name
 from zippy_batch.codecs.model_file import Model
@@ -172,7 +172,7 @@ def work_off(job: ArchiveJob) -> Fate:
             os._exit(3)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status == 0:
-            with Archive.open(job.parts / part_name(0)) as opened:
+            with ArchiveReader.open(job.parts / part_name(0)) as opened:
                 rows = [row for row in opened.read_rows(0) if isinstance(row, Row)]
             return Fate({row.path: row for row in rows}, deaths)
         assert status == DEAD
@@ -311,4 +311,4 @@ def test_a_run_on_ray_ends_with_the_culprit_raw_and_no_trace_of_the_search(
     assert "2.png: its worker died coding it, twice; it is kept as it is, and the others go on" in caplog.text
     assert pipeline.verify(output, faces, run=RunOptions(workers=1), codecs=CODECS).exit_code == 0
     assert sorted(path.name for path in faces.parent.iterdir()) == ["faces", "out"]
-    assert sorted(path.name for path in output.iterdir()) == ["manifest.json", *map(part_name, range(2))]
+    assert sorted(path.name for path in output.iterdir()) == ["_manifest.json", *map(part_name, range(2))]

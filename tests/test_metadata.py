@@ -206,6 +206,29 @@ def bmp_32(spare: bytes) -> bytes:
     return b"BM" + struct.pack("<IHHI", 54 + len(body), 0, 0, 54) + header + body
 
 
+def bmp_with_masks(masks: tuple[int, ...], header_bytes: int, alpha: int) -> bytes:
+    """BI_BITFIELDS of 32 bits: where red, green, blue and, unless its mask is 0, alpha are in a pixel."""
+    planes = [*np.moveaxis(np.asarray(RGB)[::-1].astype(np.uint32), 2, 0), np.uint32(alpha)]
+    shifts = [(mask & -mask).bit_length() - 1 for mask in masks]
+    body = sum(np.uint32(0) + (p << np.uint32(s)) for p, s, m in zip(planes, shifts, masks, strict=True) if m)
+    header = struct.pack("<IiiHHIIiiII", header_bytes, RGB.width, RGB.height, 1, 32, 3, body.nbytes, 0, 0, 0, 0)
+    header += struct.pack("<4I", *masks) + b"BGRs" + bytes(64)
+    start = 14 + header_bytes
+    return b"BM" + struct.pack("<IHHI", start + body.nbytes, 0, 0, start) + header[:header_bytes] + body.tobytes()
+
+
+@pytest.mark.parametrize("header_bytes", [56, 108, 124])
+@pytest.mark.parametrize("order", [(16, 8, 0, 24), (0, 8, 16, 24), (24, 16, 8, 0)])
+def test_bmp_of_every_order_of_masks(header_bytes: int, order: tuple[int, ...]) -> None:
+    masks = tuple(0xFF << shift for shift in order)
+    expected = np.asarray(RGB)
+    assert np.array_equal(picture(bmp_with_masks(masks, header_bytes, 255)).pixels, expected)
+    assert isinstance(read_picture(bmp_with_masks(masks, header_bytes, 254)), Unsuitable)
+    if order[0] != 0:
+        without = picture(bmp_with_masks((*masks[:3], 0), header_bytes, 0))
+        assert np.array_equal(without.pixels, expected)
+
+
 PALETTE = RGB.quantize(16)
 
 OPAQUE: dict[str, tuple[Callable[[], bytes], Image.Image]] = {
@@ -218,6 +241,7 @@ OPAQUE: dict[str, tuple[Callable[[], bytes], Image.Image]] = {
     "webp": (lambda: encoded(with_alpha(RGB), "WEBP", lossless=True, exact=True), RGB),
     "tiff": (lambda: encoded(with_alpha(RGB), "TIFF"), RGB),
     "grey tiff": (lambda: encoded(with_alpha(GREY), "TIFF"), GREY),
+    "tiff of an unsaid sample": (lambda: encoded(RGB.convert("RGBX"), "TIFF"), RGB),
     "lzw tiff": (lambda: encoded(with_alpha(RGB), "TIFF", compression="tiff_lzw"), RGB),
     "gif": (lambda: encoded(PALETTE, "GIF", transparency=200), PALETTE.convert("RGB")),
     "bmp": (lambda: encoded(with_alpha(RGB), "BMP"), RGB),
@@ -243,6 +267,7 @@ TRANSPARENT: dict[str, Callable[[], bytes]] = {
     "grey png of 2 bits": lambda: grey_of_two_bits(),
     "webp": lambda: encoded(with_alpha(RGB, 200), "WEBP"),
     "tiff": lambda: encoded(with_alpha(RGB, 0), "TIFF"),
+    "tiff of an unsaid sample": lambda: encoded(with_alpha(RGB, 9), "TIFF", tiffinfo={338: (0,)}),
     "gif": lambda: encoded(PALETTE, "GIF", transparency=PALETTE.getpixel((5, 5))),
     "bmp": lambda: encoded(with_alpha(RGB, 128), "BMP"),
     "bmp with something in it": lambda: bmp_32(b"\0\xff\x80"),

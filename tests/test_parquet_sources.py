@@ -92,6 +92,12 @@ def test_a_struct_says_its_names_before_a_column_does(tmp_path: Path) -> None:
     assert contents(source) == {"b.jpg": JPEG}
 
 
+def test_the_index_of_pandas_is_left_out_and_said(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.parquet", {"image": IMAGES, "__index_level_0__": [3, 1, 2, 0]})
+    assert list(contents(source).values()) == IMAGES
+    assert notes(source) == (f"columns of {source} that are left out: __index_level_0__",)
+
+
 def test_of_several_columns_the_known_one_is_the_image(tmp_path: Path) -> None:
     source = write(tmp_path / "x.parquet", {"depth": [b"d"], "jpg": [JPEG]})
     assert list(contents(source, leave_out=True).values()) == [JPEG]

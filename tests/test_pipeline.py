@@ -16,7 +16,7 @@ from PIL import Image
 from tiny import tiny_exact_model, tiny_model
 
 from zippy_batch.archives.info import ArchiveInfo
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION, Row
 from zippy_batch.archives.writer import write_part
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
@@ -348,7 +348,7 @@ def test_restore_refuses_paths_that_leave_the_destination(path: bytes, tmp_path:
     [
         (
             [row(b"z" * 252 + b".png", "png")],
-            r"z\.png\.jpg: a name of 260 bytes, .* up to 255; choose another",
+            r"z\.png\.jpg: a name of 260 bytes, .* up to 255; another --format may",
         ),
         ([row(b"a.png", "png"), row(b"a.png.jpg", "jpeg")], r"two rows would be restored as a\.png\.jpg"),
         ([row(b"a"), row(b"a/b")], "as a file, and as a directory"),
@@ -374,16 +374,32 @@ def test_restore_without_its_model_says_so(faces: Path, output: Path, tmp_path: 
 # ---- damage ----
 
 
-def damage_first_payload(output: Path) -> None:
+def damage_first_payload(output: Path, size_bytes: int = 3) -> None:
     part = output / "part-00000.parquet" if output.is_dir() else output
-    with Archive.open(output) as opened:
+    with ArchiveReader.open(output) as opened:
         first = next(row for row in opened.read_rows(0) if isinstance(row, Row) and row.codec == "latent")
     data = bytearray(part.read_bytes())
-    data[data.index(first.payload) + 5] ^= 4
+    at = data.index(first.payload) + 5
+    data[at : at + size_bytes] = bytes(byte ^ 4 for byte in data[at : at + size_bytes])
     part.write_bytes(data)
 
 
-def test_verify_names_a_flipped_bit_and_restore_brings_back_the_rest(faces: Path, output: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_named_and_put_right(faces: Path, output: Path, tmp_path: Path) -> None:
+    make(faces, output)
+    back(output, tmp_path / "whole")
+    whole = files_of(tmp_path / "whole")
+    damage_first_payload(output, size_bytes=1)
+    report = check(output)
+    assert report.exit_code == 1
+    assert "one byte of column payload was damaged" in report.damaged[0].what
+    with pytest.raises(DamagedRow, match="one byte of column payload was damaged"):
+        back(output, tmp_path / "stopped")
+    kept = back(output, tmp_path / "back", RestoreOptions(device="cpu", keep_going=True))
+    assert (kept.exit_code, kept.total.images, len(kept.total.damaged)) == (1, 12, 1)
+    assert files_of(tmp_path / "back") == whole
+
+
+def test_verify_names_damage_and_restore_brings_back_the_rest(faces: Path, output: Path, tmp_path: Path) -> None:
     make(faces, output)
     assert check(output).exit_code == 0
     damage_first_payload(output)
@@ -417,12 +433,14 @@ def test_rows_beside_damaged_paths_come_back_and_overwrite_nothing(
     make(faces, made, replace(OPTIONS, shard_size=0))
     chunk = pq.read_metadata(made).row_group(1).column(0)
     data = bytearray(made.read_bytes())
-    data[chunk.data_page_offset] ^= 0xFF
+    at = chunk.data_page_offset
+    data[at : at + 3] = bytes(byte ^ 0xFF for byte in data[at : at + 3])
     made.write_bytes(data)
     keep_going = RestoreOptions(device="cpu", keep_going=True)
     kept = back(made, tmp_path / "back", keep_going)
-    assert (kept.exit_code, kept.total.images, len(kept.total.damaged)) == (1, 6, 6)
-    with pytest.raises(OutputExists, match="6 of the files"):
+    assert (kept.exit_code, kept.total.images, len(kept.total.damaged)) == (1, 12, 6)
+    assert len([name for name in files_of(tmp_path / "back") if name.startswith(b"damaged-names/")]) == 6
+    with pytest.raises(OutputExists, match="12 of the files"):
         back(made, tmp_path / "back", keep_going)
 
 
@@ -469,7 +487,7 @@ def test_verify_against_finds_every_kind_of_difference(faces: Path, output: Path
 
 def test_verify_against_finds_a_picture_of_lower_quality_than_promised(faces: Path, tmp_path: Path) -> None:
     make(faces, tmp_path / "out.parquet")
-    with Archive.open(tmp_path / "out.parquet") as opened:
+    with ArchiveReader.open(tmp_path / "out.parquet") as opened:
         rows = [row for shard in opened.shards() for row in opened.read_rows(shard) if isinstance(row, Row)]
     promised = [replace(row, psnr=row.psnr + 0.5) if row.path == b"3.jpg" else row for row in rows]  # type: ignore[operator]
     report = check(hand_made(tmp_path / "b.parquet", *promised), faces)
@@ -639,7 +657,7 @@ def test_odd_files_come_back(exact: str, shared: Path, output: Path, tmp_path: P
     assert report.total.images == len(files_of(shared / "odd"))
     assert check(output, shared / "odd").exit_code == 0
     back(output, tmp_path / "back")
-    with Archive.open(output) as opened:
+    with ArchiveReader.open(output) as opened:
         rows = [row for shard in opened.shards() for row in opened.read_rows(shard) if isinstance(row, Row)]
     restored = files_of(tmp_path / "back")
     assert len(restored) == len(rows) == report.total.images

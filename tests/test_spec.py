@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from spec_decoder import SpecError
 from tiny import clamped_model, pictures, tiny_model
 
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION
 from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem
 from zippy_batch.codecs.model_file import load_model, model_from_bytes, serialise
@@ -94,7 +94,7 @@ def test_both_decoders_agree_where_gates_are_clamped() -> None:
 
 
 def test_both_decoders_agree_on_the_golden_archive() -> None:
-    with Archive.open(GOLDEN) as archive:
+    with ArchiveReader.open(GOLDEN) as archive:
         model = archive.info.model_files["latent"]
     codec = LatentCodec(model_from_bytes(model))
     rows = [row for row in pq.read_table(GOLDEN).to_pylist() if row["codec"] == "latent"]

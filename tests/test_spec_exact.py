@@ -23,7 +23,7 @@ from spec_decoder import Ints, Lane
 from tiny import pictures, tiny_exact_model
 
 from zippy_batch.archives.info import Damage
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.codecs.model_file import serialise
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import ModelError
@@ -55,7 +55,7 @@ def store(directory: Path, sources: Mapping[str, bytes], model: bytes) -> dict[s
     options = ArchiveOptions(exact="always", exact_model=str(directory / "model.safetensors"), device="cpu")
     archive(directory / "sources", directory / "archive.parquet", options, RunOptions(workers=1))
     found = {}
-    with Archive.open(directory / "archive.parquet") as opened:
+    with ArchiveReader.open(directory / "archive.parquet") as opened:
         for shard in opened.shards():
             for row in opened.read_rows(shard):
                 assert not isinstance(row, Damage)

@@ -14,7 +14,7 @@ from s3 import s3 as s3
 from s3 import s3_server as s3_server
 
 from zippy_batch.archives.info import ArchiveInfo
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import Row
 from zippy_batch.errors import ArchiveError, OutputExists, StagingMismatch, UsageError, WorkerError
 from zippy_batch.run.archive_shard import commit_part
@@ -87,7 +87,7 @@ def write(path: Place, data: bytes) -> None:
 
 
 def rows_of(output: Place) -> list[object]:
-    with Archive.open(output) as archive:
+    with ArchiveReader.open(output) as archive:
         return [row for shard in archive.shards() for row in archive.read_rows(shard)]
 
 
@@ -200,7 +200,7 @@ def test_a_directory_that_is_no_archive_is_never_replaced(out: Out) -> None:
 
 def test_a_file_gives_way_to_a_directory_and_the_reverse(out: Out) -> None:
     for old, new in (("a.parquet", "a.parquet"), ("b", "b")):
-        write(out(old) if old == "b" else out(old) / "manifest.json", b"{}")
+        write(out(old) if old == "b" else out(old) / "_manifest.json", b"{}")
         with staging_of(out(new), overwrite=True) as staging:
             commit(staging, 0, 1)
             staging.publish(2, describe_two)

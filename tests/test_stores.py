@@ -22,7 +22,7 @@ from s3 import s3_server as s3_server
 from tiny import tiny_model
 from typer.testing import CliRunner
 
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.cli import app
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import DamagedRow, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
@@ -389,10 +389,10 @@ def test_a_line_that_breaks_leaves_what_is_committed(
 
 def test_an_unreachable_archive_is_not_called_damaged(faces: Path, s3: S3, proxy: Proxy, tmp_path: Path) -> None:
     make(faces, s3.uri("out"))
-    with Archive.open(s3.at("out")) as opened:
+    with ArchiveReader.open(s3.at("out")) as opened:
         assert len(opened.read_rows(0)) == 4
     through = place(s3.uri("out", proxy.host))
-    with Archive.open(through, allow_damage=True) as opened:
+    with ArchiveReader.open(through, allow_damage=True) as opened:
         proxy.allowed_bytes = 0
         proxy.close()
         with pytest.raises(StorageError):

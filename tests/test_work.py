@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zippy_batch.archives.info import ArchiveInfo
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION, Row
 from zippy_batch.archives.writer import write_part
 from zippy_batch.codecs.latent.codec import LatentItem
@@ -264,12 +264,12 @@ def test_a_part_that_does_not_read_back_is_not_committed(
 # ---- restore ----
 
 
-def write_archive(path: Path, rows: list[Row]) -> Archive:
+def write_archive(path: Path, rows: list[Row]) -> ArchiveReader:
     write_part(path, rows, ArchiveInfo(FORMAT_VERSION, MODELS, {}, (len(rows),)))
-    return Archive.open(path)
+    return ArchiveReader.open(path)
 
 
-def restored(archive: Archive, destination: Path, options: RestoreOptions, unit: RestoreUnit | None = None):  # type: ignore[no-untyped-def]
+def restored(archive: ArchiveReader, destination: Path, options: RestoreOptions, unit: RestoreUnit | None = None):  # type: ignore[no-untyped-def]
     temporary = destination / "new"
     temporary.mkdir(parents=True, exist_ok=True)
     writer = FileWriter(destination, temporary)
@@ -313,7 +313,7 @@ def test_restore_measures_against_the_originals(faces: Path, tmp_path: Path) -> 
     assert line.quality.psnr_worst_db == pytest.approx(min(kept), abs=1 / 64)
 
 
-def damaged_archive(faces: Path, path: Path) -> Archive:
+def damaged_archive(faces: Path, path: Path) -> ArchiveReader:
     """With a payload of the first row that the codec does not take, under a checksum that is right."""
     rows = rows_of(faces)
     return write_archive(path, [replace(rows[0], payload=b"nonsense"), *rows[1:]])

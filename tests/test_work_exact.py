@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zippy_batch.archives.info import ArchiveInfo
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION, Row
 from zippy_batch.archives.writer import write_part
 from zippy_batch.codecs.exact.codec import ExactItem
@@ -93,7 +93,7 @@ def restored(
     (directory / "out/new").mkdir(parents=True)
     writer = FileWriter(directory / "out", directory / "out/new")
     coders = coders or Coders(FakeCodec(), FakeExactCodec())
-    with Archive.open(directory / "a.parquet") as archive:
+    with ArchiveReader.open(directory / "a.parquet") as archive:
         return restore_shard(RestoreUnit(0), archive, writer, options, coders, OrderedThreadPool(1), ignore)
 
 
@@ -300,7 +300,7 @@ def verified(rows: Sequence[Row], tmp_path: Path, against: Path | None, deep: bo
     originals = {file.path: file for file in list_files(against).files} if against else {}
     job = VerifyJob(tmp_path / "v.parquet", source, deep, "cpu", {}, lambda model, device: None)
     coders = Coders(FakeCodec(), FakeExactCodec())
-    with Archive.open(tmp_path / "v.parquet") as archive:
+    with ArchiveReader.open(tmp_path / "v.parquet") as archive:
         return verify_shard(VerifyUnit(0, originals), archive, job, coders, OrderedThreadPool(1), ignore)
 
 

@@ -1,3 +1,92 @@
-"""Archive directories of face images into Parquet with a learned codec, and restore them with known quality."""
+"""Archive directories of face images into Parquet with a learned codec, and restore them with known quality.
+
+    import zippy_batch as zb
+
+    zb.archive("faces", "faces.parquet", quality=80)
+    with zb.open("faces.parquet") as archive:
+        archive["id_1/x.jpg"].pixels
+
+All that is public is named in `__all__` and described in docs/api.md. A name is loaded when it is first used: importing
+the package takes no time, and neither torch, Ray, pyarrow nor Pillow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zippy_batch.api import archive, restore, stats, verify
+    from zippy_batch.archives.info import ArchiveInfo
+    from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+    from zippy_batch.dataset import Archive, ArchivedFile, Selection, open
+    from zippy_batch.errors import (
+        ArchiveError,
+        DamagedRow,
+        ModelError,
+        OptionError,
+        OutputExists,
+        SourceError,
+        StagingMismatch,
+        StorageError,
+        UsageError,
+        WorkerError,
+        WriteError,
+        ZippyError,
+    )
+    from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Archive",
+    "ArchiveError",
+    "ArchiveInfo",
+    "ArchiveOptions",
+    "ArchiveReport",
+    "ArchivedFile",
+    "DamagedRow",
+    "ModelError",
+    "OptionError",
+    "OutputExists",
+    "Progress",
+    "RestoreOptions",
+    "RestoreReport",
+    "RunOptions",
+    "Selection",
+    "SourceError",
+    "StagingMismatch",
+    "StorageError",
+    "UsageError",
+    "VerifyReport",
+    "WorkerError",
+    "WriteError",
+    "ZippyError",
+    "archive",
+    "open",
+    "restore",
+    "stats",
+    "verify",
+]
+
+_MODULES = {
+    "zippy_batch.api": ("archive", "restore", "stats", "verify"),
+    "zippy_batch.archives.info": ("ArchiveInfo",),
+    "zippy_batch.config": ("ArchiveOptions", "RestoreOptions", "RunOptions"),
+    "zippy_batch.dataset": ("Archive", "ArchivedFile", "Selection", "open"),
+    "zippy_batch.run.report": ("ArchiveReport", "Progress", "RestoreReport", "VerifyReport"),
+}
+"""Where names are; the others are in zippy_batch.errors."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = next((module for module, names in _MODULES.items() if name in names), "zippy_batch.errors")
+    found = getattr(importlib.import_module(module), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -352,12 +352,27 @@ TABLES: Mapping[str, type[ArchiveOptions] | type[RunOptions] | type[RestoreOptio
 }
 
 
+def preset_path(preset: Path) -> Path:
+    """The file of a preset: of a built-in one, where this is its name and no file here."""
+    built_in = Path(__file__).with_name("presets") / f"{preset}.toml"
+    return built_in if str(preset) in builtin_presets() and not preset.exists() else preset
+
+
+def builtin_presets() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).with_name("presets").glob("*.toml"))
+
+
 def load_preset(path: Path) -> Preset:
-    """Raises UsageError for a file that cannot be read, is not TOML, or has an unknown table, key or kind of value."""
+    """A preset by its name, where it is built in, or by its path.
+
+    Raises UsageError for a file that cannot be read, is not TOML, or has an unknown table, key or kind of value.
+    """
+    path = preset_path(path)
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise UsageError(f"cannot read the preset {path}: {error.strerror or error}") from error
+        known = f"built in are {', '.join(builtin_presets())}"
+        raise UsageError(f"cannot read the preset {path}: {error.strerror or error}; {known}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not a preset: TOML is UTF-8 text, and this is not") from error
     try:

@@ -1,17 +1,20 @@
-"""Everything zippy-batch raises on purpose.
+"""Everything zippy-batch raises on purpose, and the built-in that each is as well.
 
-    ZippyError                      exit code 1 unless said otherwise
-    ├── UsageError                  2: an option, a path or a preset is wrong; nothing was done
-    │   ├── OptionError             2: an option has a value that it cannot have, here or beside another
-    │   ├── OutputExists            2: refused to overwrite
-    │   └── StagingMismatch         2: staging belongs to other inputs or options
-    ├── SourceError                 1: a source file cannot be read, or changed during the run
-    ├── ArchiveError                1: not an archive, truncated, or of an unknown version
-    │   └── DamagedRow              1: one row's bytes are not what was written
-    ├── WriteError                  1: no room, or no right, to write a file
-    ├── ModelError                  1: a model file is damaged, unknown, inexact or not the archive's
-    ├── StorageError                1: an object store cannot be reached, refuses, or does not keep what it was given
-    └── WorkerError                 1: a worker died or a shard failed for good
+    ZippyError          Exception         exit code 1 unless said otherwise
+    ├── UsageError      ValueError        2: an option, a path or a preset is wrong; nothing was done
+    │   ├── OptionError                   2: an option has a value that it cannot have, here or beside another
+    │   ├── OutputExists FileExistsError  2: refused to overwrite
+    │   └── StagingMismatch               2: staging belongs to other inputs or options
+    ├── SourceError     OSError           1: a source file cannot be read, or changed during the run
+    ├── ArchiveError    ValueError        1: not an archive, truncated, or of an unknown version
+    │   └── DamagedRow                    1: one row's bytes are not what was written
+    ├── WriteError      OSError           1: no room, or no right, to write a file
+    ├── ModelError      ValueError        1: a model file is damaged, unknown, inexact or not the archive's
+    ├── StorageError    OSError           1: an object store cannot be reached, refuses, or does not keep what it got
+    └── WorkerError     RuntimeError      1: a worker died or a shard failed for good
+
+A handler of OSError or ValueError that stands around calls into this package lets a ZippyError pass first: it has its
+message already.
 
 Messages say what failed, where (path, shard, row), what was expected, what was found and what to do next. Instances
 pickle, because they cross process boundaries on Ray.
@@ -26,7 +29,7 @@ class ZippyError(Exception):
     exit_code = 1
 
 
-class UsageError(ZippyError):
+class UsageError(ZippyError, ValueError):
     exit_code = 2
 
 
@@ -52,7 +55,7 @@ class OptionError(UsageError):
         return text
 
 
-class OutputExists(UsageError):
+class OutputExists(UsageError, FileExistsError):
     pass
 
 
@@ -60,11 +63,11 @@ class StagingMismatch(UsageError):
     pass
 
 
-class SourceError(ZippyError):
+class SourceError(ZippyError, OSError):
     pass
 
 
-class ArchiveError(ZippyError):
+class ArchiveError(ZippyError, ValueError):
     pass
 
 
@@ -72,17 +75,17 @@ class DamagedRow(ArchiveError):
     pass
 
 
-class WriteError(ZippyError):
+class WriteError(ZippyError, OSError):
     pass
 
 
-class ModelError(ZippyError):
+class ModelError(ZippyError, ValueError):
     pass
 
 
-class StorageError(ZippyError):
+class StorageError(ZippyError, OSError):
     pass
 
 
-class WorkerError(ZippyError):
+class WorkerError(ZippyError, RuntimeError):
     pass

@@ -27,6 +27,16 @@ def display_path(path: bytes) -> str:
     return path.decode("utf-8", errors="backslashreplace").translate(_SHOWN_AS_CODES)
 
 
+def decoded_path(path: bytes) -> str:
+    """The path as Python's os functions take it: bytes that are not UTF-8 become surrogate escapes."""
+    return path.decode("utf-8", errors="surrogateescape")
+
+
+def encoded_path(path: str) -> bytes:
+    """Inverse of `decoded_path`."""
+    return path.encode("utf-8", errors="surrogateescape")
+
+
 _OTHER_KINDS = frozenset(
     f".{kind}"
     for kind in (

@@ -27,7 +27,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "benchmarks")]
 from synthetic_faces import draw_faces  # noqa: E402
 from tiny import pictures, tiny_exact_model, tiny_model  # noqa: E402
 
-from zippy_batch.archives.reader import Archive  # noqa: E402
+from zippy_batch.archives.reader import ArchiveReader  # noqa: E402
 from zippy_batch.archives.schema import FORMAT_VERSION, Row  # noqa: E402
 from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem  # noqa: E402
 from zippy_batch.codecs.model_file import model_from_bytes  # noqa: E402
@@ -63,7 +63,7 @@ def sources(folder: Path) -> None:
 def content(path: Path) -> list[dict[str, object]]:
     """What the rows of an archive hold, symbols and pixels included."""
     found = []
-    with Archive.open(path) as opened:
+    with ArchiveReader.open(path) as opened:
         models = {codec: model_from_bytes(data) for codec, data in opened.info.model_files.items()}
         coders = Coders.of(models, "cpu", make_codec)
         for shard in opened.shards():

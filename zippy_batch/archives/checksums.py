@@ -48,7 +48,7 @@ def group_crcs(columns: Mapping[str, pa.ChunkedArray], rows: int) -> NDArray[np.
     kinds = np.array([_KINDS.get(column.kind, _INTEGER) for column in there], np.int64)
     numbers = np.array([column.number for column in there], np.int64)
     joined = np.concatenate(data) if data else np.zeros(0, np.uint8)
-    crcs: NDArray[np.uint32] = _crcs(kinds, numbers, valid, values, lengths, joined, _TABLES)
+    crcs: NDArray[np.uint32] = _crcs(kinds, numbers, valid, values, lengths, joined, CRC_TABLES)
     return crcs
 
 
@@ -100,7 +100,7 @@ def _make_tables() -> NDArray[np.uint32]:
     return tables
 
 
-_TABLES = _make_tables()
+CRC_TABLES = _make_tables()
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

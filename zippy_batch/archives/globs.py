@@ -13,7 +13,7 @@ _ANY_FOLDERS = None
 
 
 def compile_glob(pattern: str) -> Callable[[bytes], bool]:
-    """See `Archive.select`. Raises UsageError for a pattern that is empty or malformed.
+    """See `ArchiveReader.select`. Raises UsageError for a pattern that is empty or malformed.
 
     Matching takes at most (length of the path) x (length of the pattern) steps, whatever is in either.
     """

@@ -6,10 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-MANIFEST_NAME = "manifest.json"
+from zippy_batch.archives.schema import Row
+
+MANIFEST_NAME = "_manifest.json"
+"""Parquet tools that read a directory pass over names that begin so."""
 
 
-@dataclass(frozen=True)
+def model_name(codec: str) -> str:
+    """Name of a model's file in a directory."""
+    return f"_model-{codec}.safetensors"
+
+
+DAMAGED_NAMES = "damaged-names"
+"""Folder for restored files whose own name is lost, or cannot be a file's."""
+
+
+def damaged_name(shard: int, row: int, source_format: str | None, folder: bytes = DAMAGED_NAMES.encode()) -> bytes:
+    """Path of a restored file whose own name is lost: that of its shard and row."""
+    suffix = {None: "", "jpeg": ".jpg", "tiff": ".tif"}.get(source_format, f".{source_format}")
+    return folder + f"/part-{shard:05d}-row-{row:06d}{suffix}".encode()
+
+
+@dataclass(frozen=True, repr=False)
 class ArchiveInfo:
     """What holds for all rows of an archive."""
 
@@ -23,8 +41,11 @@ class ArchiveInfo:
     """Rows of each shard."""
     model_files: Mapping[str, bytes] = field(default_factory=dict)
     """Codec -> its model file, where it is not built in."""
-    labelled: bool = False
-    """Whether there is a column of labels."""
+
+    def __repr__(self) -> str:
+        models = ", ".join(f"{codec} {model[:12]}" for codec, model in self.models.items()) or "none"
+        rows, shards = sum(self.shards), len(self.shards)
+        return f"<ArchiveInfo: format {self.format_version}, {rows} files in {shards} shards, models: {models}>"
 
 
 @dataclass(frozen=True)
@@ -37,6 +58,11 @@ class Damage:
     path: bytes | None
     """None where the path is lost as well."""
     reason: str
+    rest: Row | None = None
+    """What can be brought back all the same: the row, with None for the fields that are lost, and under a
+    `damaged_name` where that is its path. All of it where nothing is lost but what could be put right."""
+    lost: tuple[str, ...] = ()
+    """Columns that the rest goes without."""
 
     def __str__(self) -> str:
         name = "" if self.path is None else f" ({self.path.decode('utf-8', errors='backslashreplace')})"

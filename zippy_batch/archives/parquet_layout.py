@@ -1,26 +1,39 @@
-"""The footer and the page headers of a Parquet file, as archives have them.
+"""The footer, the page index and the page headers of a Parquet file, as archives have them.
 
 A Parquet library believes what it is given: a page header of a few bytes can claim gigabytes, delta and dictionary
-encodings can make gigabytes out of a small page, and some nonsense in a footer stops the process. Here both are read
-first, and refused unless they are of the one form that a writer of archives gives them.
+encodings can make gigabytes out of a small page, and some nonsense in a footer stops the process. Here all of it is
+read first, and refused unless it is of the one form that a writer of archives gives it. The library is then handed
+small files that are made here (`small_file`), of pages that were checked.
 
 Format: apache/parquet-format, parquet.thrift; field numbers are those of its structures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
+from zippy_batch.archives.mending import MAX_MENDED_BYTES, mended
 from zippy_batch.archives.schema import BY_NAME, COLUMNS, METADATA_KEY, Column, Kind
-from zippy_batch.archives.thrift import BINARY, BOOL, BYTE, I16, I32, I64, Struct, list_of, parse_struct, struct_of
+from zippy_batch.archives.thrift import (
+    BINARY,
+    BOOL,
+    BYTE,
+    I32,
+    I64,
+    Struct,
+    list_of,
+    parse_struct,
+    struct_of,
+    write_struct,
+)
+
+MAGIC = b"PAR1"
 
 _EMPTY = struct_of({})
 _LOGICAL_TYPE = struct_of({1: _EMPTY, 10: struct_of({1: BYTE, 2: BOOL})})
 _SCHEMA_ELEMENT = struct_of({1: I32, 3: I32, 4: BINARY, 5: I32, 6: I32, 10: _LOGICAL_TYPE})
-_ENCODING_STATS = struct_of({1: I32, 2: I32, 3: I32})
-_SIZE_STATISTICS = struct_of({1: I64, 2: list_of(I64), 3: list_of(I64)})
 _CHUNK_METADATA = struct_of(
     {
         1: I32,
@@ -32,12 +45,11 @@ _CHUNK_METADATA = struct_of(
         7: I64,
         9: I64,
         11: I64,
-        13: list_of(_ENCODING_STATS),
-        16: _SIZE_STATISTICS,
+        12: struct_of({5: BINARY, 6: BINARY}),
     }
 )
-_CHUNK = struct_of({2: I64, 3: _CHUNK_METADATA})
-_ROW_GROUP = struct_of({1: list_of(_CHUNK), 2: I64, 3: I64, 5: I64, 6: I64, 7: I16})
+_CHUNK = struct_of({2: I64, 3: _CHUNK_METADATA, 4: I64, 5: I32})
+_ROW_GROUP = struct_of({1: list_of(_CHUNK), 2: I64, 3: I64})
 _FOOTER = struct_of(
     {
         1: I32,
@@ -49,6 +61,7 @@ _FOOTER = struct_of(
         7: list_of(struct_of({1: _EMPTY})),
     }
 )
+_PAGE_INDEX = struct_of({1: list_of(struct_of({1: I64, 2: I32, 3: I64}))})
 _PAGE_HEADER = struct_of(
     {
         1: I32,
@@ -59,7 +72,8 @@ _PAGE_HEADER = struct_of(
         7: struct_of({1: I32, 2: I32, 3: BOOL}),
     }
 )
-_PAGE_HEADER_BYTES = 128
+PAGE_HEADER_BYTES = 64
+"""More than a page header has."""
 
 _REQUIRED, _OPTIONAL = 0, 1
 _SCHEMA_TYPES: Mapping[Kind, Struct] = {
@@ -85,20 +99,47 @@ _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 
 
 @dataclass(frozen=True)
+class Page:
+    """A page, which starts with its header: bytes `start` to `stop` of the file, and the rows it is of."""
+
+    start: int
+    stop: int
+    first_row: int
+    """In its row group."""
+    rows: int
+    """0 for a dictionary."""
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A column of a row group: bytes `start` to `stop` of the file."""
 
     start: int
+    data_at: int
+    """Of the first data page; a dictionary comes before it."""
     stop: int
     decompressed_bytes: int
-    zstd: bool
+    """Of its pages, headers included."""
+    index: tuple[int, int] | None = None
+    """Offset and size of its page index; None where it has one data page."""
+    least: bytes | None = None
+    most: bytes | None = None
+    """Bounds of its values, of paths only, and only where they are short."""
 
 
 @dataclass(frozen=True)
 class RowGroup:
     rows: int
     chunks: Mapping[str, Chunk]
-    """Column name -> chunk."""
+    """By column, in the order of COLUMNS, one after another in the file."""
+
+    @property
+    def start(self) -> int:
+        return next(iter(self.chunks.values())).start
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.stored_bytes
 
     @property
     def stored_bytes(self) -> int:
@@ -116,39 +157,52 @@ class Footer:
     """Value of METADATA_KEY."""
 
 
+# ---- footer ----
+
+
 def parse_footer(data: bytes, footer_at: int) -> Footer:
     """The footer, which starts at offset `footer_at` of its file. Raises ValueError."""
     try:
         footer, size_bytes = parse_struct(data, _FOOTER)
         if size_bytes != len(data):
             raise ValueError("bytes after the end of the footer")
-        names = _column_names(footer[2])
-        groups = tuple(_row_group(group, names, footer_at) for group in footer[4])
+        if footer[2] != _schema(COLUMNS):
+            raise ValueError("its columns are not those of an archive")
+        at, groups = len(MAGIC), []
+        for found in footer[4]:
+            groups.append(_row_group(found, at, footer_at))
+            at = groups[-1].stop
         if footer[3] != sum(group.rows for group in groups):
             raise ValueError("row groups do not add up")
         [pair] = footer[5]
         if pair[1] != METADATA_KEY.encode():
             raise ValueError(f"no metadata of the name {METADATA_KEY}")
-        return Footer(groups, pair[2])
+        return Footer(tuple(groups), pair[2])
     except KeyError as error:
         raise ValueError(f"field {error} of the footer is missing") from error
 
 
-def _column_names(schema: Sequence[Struct]) -> list[str]:
-    """Raises ValueError unless the columns are those of this format, in its order, and all that are required."""
-    if not schema or schema[0].get(5) != len(schema) - 1 or 1 in schema[0] or schema[0].get(3, 0) != 0:
-        raise ValueError("its columns are nested")
-    found = {bytes(element.get(4, b"")): element for element in schema[1:]}
-    names = [column.name for column in COLUMNS if column.name.encode() in found]
-    unknown = found.keys() - {name.encode() for name in names}
-    if unknown:
-        raise ValueError(f"unknown column {min(unknown)!r}")
-    missing = [column.name for column in COLUMNS if not column.nullable and column.name not in names]
-    if missing:
-        raise ValueError(f"column {missing[0]} is missing")
-    if [_schema_element(BY_NAME[name]) for name in names] != list(schema[1:]):
-        raise ValueError("columns of another type or in another order")
-    return names
+def write_footer(groups: Sequence[RowGroup], description: bytes, created_by: bytes) -> bytes:
+    """Inverse of `parse_footer`."""
+    return _footer(COLUMNS, groups, {5: [{1: METADATA_KEY.encode(), 2: description}], 6: created_by})
+
+
+def _footer(columns: Sequence[Column], groups: Sequence[RowGroup], more: Struct) -> bytes:
+    return write_struct(
+        {
+            1: 2,
+            2: _schema(columns),
+            3: sum(group.rows for group in groups),
+            4: [_group_struct(group) for group in groups],
+            7: [{1: {}} for _ in columns],
+            **more,
+        },
+        _FOOTER,
+    )
+
+
+def _schema(columns: Sequence[Column]) -> list[Struct]:
+    return [{3: _REQUIRED, 4: b"schema", 5: len(columns)}, *(_schema_element(column) for column in columns)]
 
 
 def _schema_element(column: Column) -> Struct:
@@ -156,76 +210,257 @@ def _schema_element(column: Column) -> Struct:
     return {**_SCHEMA_TYPES[column.kind], 3: repetition, 4: column.name.encode()}
 
 
-def _row_group(group: Struct, names: Sequence[str], footer_at: int) -> RowGroup:
-    rows, chunks = group[3], group[1]
-    if len(chunks) != len(names):
+def _group_struct(group: RowGroup) -> Struct:
+    chunks = [_chunk_struct(BY_NAME[name], chunk, group.rows) for name, chunk in group.chunks.items()]
+    return {1: chunks, 2: group.decompressed_bytes, 3: group.rows}
+
+
+def _chunk_struct(column: Column, chunk: Chunk, rows: int) -> Struct:
+    """A chunk is all that a reader may not know beforehand."""
+    encodings = [_PLAIN, _RLE, _ENCODINGS["DICTIONARY"]] if column.encoding == "DICTIONARY" else []
+    metadata: Struct = {
+        1: _SCHEMA_TYPES[column.kind][1],
+        2: encodings or [_RLE, _ENCODINGS[column.encoding]],
+        3: [column.name.encode()],
+        4: _UNCOMPRESSED if column.zstd_level is None else _ZSTD,
+        5: rows,
+        6: chunk.decompressed_bytes,
+        7: chunk.stop - chunk.start,
+        9: chunk.data_at,
+    }
+    if chunk.data_at > chunk.start:
+        metadata[11] = chunk.start
+    if chunk.least is not None and chunk.most is not None:
+        metadata[12] = {5: chunk.most, 6: chunk.least}
+    index = {} if chunk.index is None else {4: chunk.index[0], 5: chunk.index[1]}
+    return {2: 0, 3: metadata, **index}
+
+
+def _row_group(group: Struct, at: int, footer_at: int) -> RowGroup:
+    """Raises ValueError unless its chunks follow one another from `at` on, as a writer of archives puts them."""
+    rows, found = group[3], group[1]
+    if len(found) != len(COLUMNS):
         raise ValueError("row group with another number of columns")
-    return RowGroup(rows, {n: _chunk(c[3], BY_NAME[n], rows, footer_at) for n, c in zip(names, chunks, strict=True)})
+    chunks = {}
+    for column, struct in zip(COLUMNS, found, strict=True):
+        metadata = struct[3]
+        start = metadata.get(11, metadata[9])
+        bounds = metadata.get(12, {})
+        index = (struct[4], struct[5]) if 4 in struct else None
+        chunk = Chunk(start, metadata[9], start + metadata[7], metadata[6], index, bounds.get(6), bounds.get(5))
+        if struct != _chunk_struct(column, chunk, rows) or (12 in metadata and column.name != "path"):
+            raise ValueError(f"column {column.name} is not what an archive has")
+        if not at == chunk.start <= chunk.data_at <= chunk.stop <= footer_at or chunk.decompressed_bytes < 0:
+            raise ValueError(f"column {column.name} lies outside the file, or where another is")
+        if (chunk.data_at > chunk.start) != (column.encoding == "DICTIONARY"):
+            raise ValueError(f"column {column.name} has a dictionary that it should not have, or none")
+        chunks[column.name] = chunk
+        at = chunk.stop
+    built = RowGroup(rows, chunks)
+    if group[2] != built.decompressed_bytes:
+        raise ValueError("sizes of a row group do not add up")
+    return built
 
 
-def _chunk(chunk: Struct, column: Column, rows: int, footer_at: int) -> Chunk:
-    dictionary_at, data_at = chunk.get(11), chunk[9]
-    start = data_at if dictionary_at is None else dictionary_at
-    stop = start + chunk[7]
-    if not 4 <= start <= data_at <= stop <= footer_at:
-        raise ValueError(f"column {column.name} lies outside the file")
-    if chunk[3] != [column.name.encode()] or chunk[5] != rows or chunk[6] < 0:
-        raise ValueError(f"column {column.name} is not what the schema says")
-    if chunk[1] != _SCHEMA_TYPES[column.kind][1] or chunk[4] not in (_UNCOMPRESSED, _ZSTD):
-        raise ValueError(f"column {column.name} has another type or compression")
-    levels = chunk.get(16, {})
-    if levels.get(2) or len(levels.get(3, [])) not in ((0, 2) if column.nullable else (0,)):
-        raise ValueError(f"column {column.name} has levels that a flat column has not")
-    return Chunk(start, stop, chunk[6], zstd=chunk[4] == _ZSTD)
+# ---- page index ----
+
+
+def write_page_index(pages: Sequence[Page]) -> bytes:
+    """Of the data pages of a chunk."""
+    return write_struct({1: [{1: p.start, 2: p.stop - p.start, 3: p.first_row} for p in pages]}, _PAGE_INDEX)
+
+
+def pages_of(chunk: Chunk, rows: int, index: bytes | None) -> list[Page]:
+    """The dictionary, where there is one, and the data pages. Raises ValueError for an index that is not of this
+    chunk."""
+    dictionary = [Page(chunk.start, chunk.data_at, 0, 0)] if chunk.data_at > chunk.start else []
+    if index is None:
+        return [*dictionary, Page(chunk.data_at, chunk.stop, 0, rows)]
+    found, size_bytes = parse_struct(index, _PAGE_INDEX)
+    places = found.get(1, [])
+    if size_bytes != len(index) or any(len(place) != 3 for place in places):
+        raise ValueError("page index of another form")
+    ends = [place[3] for place in places[1:]] + [rows]
+    pages = [Page(p[1], p[1] + p[2], p[3], end - p[3]) for p, end in zip(places, ends, strict=True)]
+    edges = [chunk.data_at, *(page.stop for page in pages)]
+    if [page.start for page in pages] + [chunk.stop] != edges or not pages or pages[0].first_row:
+        raise ValueError("page index of another column")
+    if any(page.rows < 1 or page.stop <= page.start for page in pages):
+        raise ValueError("page index with a page of nothing")
+    return [*dictionary, *pages]
+
+
+# ---- page headers ----
 
 
 @dataclass(frozen=True)
-class Page:
-    start: int
-    """Offset in the file of what follows the header."""
-    stored_bytes: int
+class PageHeader:
+    size_bytes: int
+    """Of the header itself."""
     decompressed_bytes: int
-    values: int
-    """0 for a dictionary."""
+    """Of what follows."""
+    crc: int
+    dictionary_values: int | None
+    """None for a data page."""
 
 
-def check_pages(file: BinaryIO, chunk: Chunk, column: Column, rows: int) -> None:
-    """Raises ValueError where page headers contradict the footer, or where an encoding could make more of a page than
-    its decompressed size."""
-    for _ in walk_pages(file, chunk, column, rows):
-        pass
+def check_page(data: bytes, column: Column, page: Page) -> PageHeader:
+    """Header of a page, all of whose bytes these are. Raises ValueError, or IndexError at their end, where it is
+    another page's or of another form, or where the page's checksum is wrong."""
+    header = _parse_header(data[:PAGE_HEADER_BYTES], len(data), column, page)
+    if zlib.crc32(memoryview(data)[header.size_bytes :]) != header.crc:
+        raise ValueError("page with a wrong checksum")
+    if _content_bytes(data, len(data), header, column) != header.decompressed_bytes:
+        raise ValueError("page that claims another size than it has")
+    return header
 
 
-def walk_pages(file: BinaryIO, chunk: Chunk, column: Column, rows: int) -> Iterator[Page]:
-    """The pages of a chunk. Raises ValueError as `check_pages` does, after the last page that is right."""
-    at, values, decompressed_bytes = chunk.start, 0, 0
-    while at < chunk.stop:
-        file.seek(at)
-        header, header_bytes = parse_struct(file.read(_PAGE_HEADER_BYTES), _PAGE_HEADER)
-        if min(header.get(2, -1), header.get(3, -1)) < 0:
-            raise ValueError("page of no size")
-        page = Page(at + header_bytes, header[3], header[2], _values(header, column, first=at == chunk.start))
-        at = page.start + page.stored_bytes
-        values += page.values
-        decompressed_bytes += header_bytes + page.decompressed_bytes
-        if values > rows or at > chunk.stop or decompressed_bytes > chunk.decompressed_bytes:
-            raise ValueError("its pages hold more than the footer says")
-        yield page
-    if values != rows:
-        raise ValueError("its pages do not add up")
+def parse_page(data: bytes, column: Column, page: Page) -> PageHeader:
+    """As `check_page`, but for the checksum."""
+    return _parse_header(data[:PAGE_HEADER_BYTES], len(data), column, page)
 
 
-def _values(header: Struct, column: Column, first: bool) -> int:
-    """Values of a data page, 0 for a dictionary."""
-    # a dictionary that grows too large is given up, and the values go on as they are
-    allowed = {_ENCODINGS[column.encoding]} | ({_PLAIN} if column.encoding == "DICTIONARY" else set())
-    if header.get(1) == _DICTIONARY_PAGE and 7 in header and 5 not in header:
-        if not first or column.encoding != "DICTIONARY" or header[7].get(2) != _PLAIN:
-            raise ValueError("dictionary where there is none")
-        return 0
-    if header.get(1) != _DATA_PAGE or 5 not in header or 7 in header:
-        raise ValueError("page of another kind")
-    data = header[5]
-    if data.get(2) not in allowed or data.get(3) != _RLE or data.get(4) != _RLE or data.get(1, 0) < 1:
-        raise ValueError("page of another encoding")
-    return int(data[1])
+def mended_page(data: bytes, column: Column, page: Page) -> bytes | None:
+    """The page as it was written, where one byte of it is damaged; itself where none is, None where more is."""
+    try:
+        header = _parse_header(data[:PAGE_HEADER_BYTES], len(data), column, page)
+    except (ValueError, IndexError):
+        return _with_mended_header(data, column, page)
+    for body in mended(data[header.size_bytes :], header.crc):
+        found = _content_bytes(data[: header.size_bytes] + body[:18], len(data), header, column)
+        if (found, _dictionary_values(body, column, page)) == _said(header):
+            return data[: header.size_bytes] + body
+    return _with_mended_header(data, column, page)
+
+
+def _with_mended_header(data: bytes, column: Column, page: Page) -> bytes | None:
+    """As `mended_page`, for damage in the header: what follows it proves the answer."""
+    start, bodies = bytearray(data[:PAGE_HEADER_BYTES]), dict[int, tuple[int, int | None]]()
+    for at in range(len(start)):
+        found = start[at]
+        for value in range(256):
+            start[at] = value
+            try:
+                header = _parse_header(bytes(start), len(data), column, page)
+            except (ValueError, IndexError):
+                continue
+            if header.size_bytes not in bodies:
+                body = data[header.size_bytes :]
+                bodies[header.size_bytes] = zlib.crc32(body), _dictionary_values(body, column, page)
+            proved = bodies[header.size_bytes] == (header.crc, header.dictionary_values)
+            if proved and _content_bytes(data, len(data), header, column) == header.decompressed_bytes:
+                return bytes(start) + data[len(start) :]
+        start[at] = found
+    return None
+
+
+def _said(header: PageHeader) -> tuple[int, int | None]:
+    return header.decompressed_bytes, header.dictionary_values
+
+
+def _parse_header(data: bytes, size_bytes: int, column: Column, page: Page) -> PageHeader:
+    """Of a page of this size that begins with these bytes."""
+    header, header_bytes = parse_struct(data, _PAGE_HEADER)
+    if header != _header_struct(header, column, page) or header[3] != size_bytes - header_bytes or header[2] < 0:
+        raise ValueError("page of another kind or size")
+    values = None if page.rows else int(header[7][1])
+    return PageHeader(header_bytes, header[2], header[4] & 0xFFFFFFFF, values)
+
+
+def _content_bytes(data: bytes, size_bytes: int, header: PageHeader, column: Column) -> int | None:
+    """Size of the content, decompressed, of a page of this size that begins so; None where there is no telling."""
+    at = header.size_bytes
+    return size_bytes - at if column.zstd_level is None else zstd_content_bytes(data[at : at + 18])
+
+
+def _dictionary_values(body: bytes, column: Column, page: Page) -> int | None:
+    """Number of values in a dictionary page, as its content tells it; None for a data page, and where it is nonsense.
+
+    A checksum does not cover it, and a library that believes a wrong number finds out when it decodes.
+    """
+    if page.rows:
+        return None
+    if column.kind not in ("text", "bytes"):
+        return len(body) // _WIDTHS[column.kind]
+    try:
+        if column.zstd_level is not None:
+            body = _decompressed(body)
+        at = values = 0
+        while at < len(body):
+            at += 4 + int.from_bytes(body[at : at + 4], "little")
+            values += 1
+        return values if at == len(body) else None
+    except (ValueError, OSError):
+        return None
+
+
+_WIDTHS: Mapping[Kind, int] = {"int32": 4, "int64": 8, "float32": 4, "uint32": 4}
+
+
+def _decompressed(data: bytes) -> bytes:
+    """A zstd frame of at most MAX_MENDED_BYTES. Raises ValueError, and OSError as pyarrow does."""
+    import pyarrow as pa
+
+    size_bytes = zstd_content_bytes(data[:18])
+    if size_bytes is None or size_bytes > MAX_MENDED_BYTES:
+        raise ValueError("a page that says no size, or too large a one")
+    return bytes(pa.decompress(data, size_bytes, "zstd", asbytes=True))
+
+
+def _header_struct(header: Struct, column: Column, page: Page) -> Struct:
+    """What the header must be, whatever its sizes and checksum."""
+    free = {2: header.get(2, -1), 3: header.get(3, -1), 4: header.get(4, 0)}
+    if not page.rows:
+        values = header.get(7, {}).get(1, -1)
+        return {1: _DICTIONARY_PAGE, **free, 7: {1: max(0, values), 2: _PLAIN, 3: False}}
+    unread: Struct = {5: {}} if 5 in header.get(5, {}) else {}
+    return {1: _DATA_PAGE, **free, 5: {1: page.rows, 2: _ENCODINGS[column.encoding], 3: _RLE, 4: _RLE, **unread}}
+
+
+def split_pages(data: bytes, start: int, column: Column, rows: int) -> list[Page]:
+    """The pages of a chunk that a library has just written to offset `start`; no page index is needed."""
+    pages, at, row = [], 0, 0
+    while at < len(data):
+        header, size_bytes = parse_struct(data[at : at + PAGE_HEADER_BYTES], _PAGE_HEADER)
+        stop = at + size_bytes + header[3]
+        values = header[5][1] if 5 in header else 0
+        page = Page(start + at, start + stop, row, values)
+        check_page(data[at:stop], column, page)
+        pages.append(page)
+        at, row = stop, row + values
+    if row != rows:
+        raise ValueError(f"{row} values of column {column.name} instead of {rows}")
+    return pages
+
+
+def zstd_content_bytes(start: bytes) -> int | None:
+    """What a zstd frame that begins so says that it holds (RFC 8878, 3.1.1.1); None where it does not."""
+    if start[:4] != b"\x28\xb5\x2f\xfd" or len(start) < 6:
+        return None
+    descriptor = start[4]
+    single, wide = descriptor >> 5 & 1, descriptor >> 6
+    size_bytes = (single, 2, 4, 8)[wide]
+    at = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    if not size_bytes or len(start) < at + size_bytes:
+        return None
+    return int.from_bytes(start[at : at + size_bytes], "little") + (256 if wide == 1 else 0)
+
+
+# ---- small files ----
+
+
+CheckedPage = tuple[bytes, PageHeader]
+
+
+def small_file(columns: Mapping[str, Sequence[CheckedPage]], rows: int) -> bytes:
+    """A Parquet file of one row group of some columns, for a Parquet library to decode: by column, its dictionary page
+    where it has one, and data pages of so many rows."""
+    at, pieces, chunks = len(MAGIC), [MAGIC], {}
+    for name, pages in columns.items():
+        pieces += [data for data, _ in pages]
+        stop = at + sum(len(data) for data, _ in pages)
+        data_at = at + (len(pages[0][0]) if BY_NAME[name].encoding == "DICTIONARY" else 0)
+        chunks[name] = Chunk(at, data_at, stop, sum(h.size_bytes + h.decompressed_bytes for _, h in pages))
+        at = stop
+    footer = _footer([BY_NAME[name] for name in columns], [RowGroup(rows, chunks)], {})
+    return b"".join([*pieces, footer, len(footer).to_bytes(4, "little"), MAGIC])

@@ -8,57 +8,62 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from zippy_batch.archives.description import Head, PartEntry, StoredModel, parse_head
 from zippy_batch.archives.globs import compile_glob
-from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, Damage
+from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, Damage, damaged_name, model_name
+from zippy_batch.archives.mending import mended
 from zippy_batch.archives.parquet_layout import Chunk
-from zippy_batch.archives.part_file import (
-    File,
-    Head,
-    OpenFile,
-    Part,
-    as_text,
-    foreign,
-    open_file,
-    open_part,
-    parse_head,
-    read_column,
-    read_group,
-)
-from zippy_batch.archives.salvage import LOST, Lost, salvage
+from zippy_batch.archives.part_file import File, OpenFile, as_text, foreign, open_file, open_part, plain_values
 from zippy_batch.archives.schema import (
     BY_NAME,
     COLUMNS,
-    Column,
+    FORMAT_VERSION,
     Row,
     Value,
     fields_of,
     row_crc,
     row_of,
+    stored_path,
 )
 from zippy_batch.archives.where import Condition
 from zippy_batch.archives.writer import part_name, sha256_of
-from zippy_batch.errors import ArchiveError, UsageError
+from zippy_batch.errors import ArchiveError, StorageError, UsageError
 from zippy_batch.stores.object_path import Place, exists, size_of, sizes_in
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _MAX_MANIFEST_BYTES = 1 << 28
+_OPEN_PARTS = 8
+"""Whose footers are kept: some MB each, where they are large."""
+_KEPT_GROUPS = 8
+"""Row groups whose columns but for the long ones are kept for reading row by row: some 0.3 MB each."""
+_LONG = ("payload", "raw", "exif")
+"""Columns that are read page by page where one row is wanted."""
+_NAMES = tuple(column.name for column in COLUMNS)
 
 
 @dataclass(frozen=True)
-class Archive:
-    """An archive that can be read; made by `Archive.open`. Keeps no file open between calls."""
+class ArchiveReader:
+    """An archive that can be read; made by `ArchiveReader.open`. Keeps no file open between calls."""
 
     path: Place
     info: ArchiveInfo
     size_bytes: int
     """Of all its files."""
     problems: tuple[str, ...]
-    """What was found wrong when it was opened, apart from rows: parts missing, of another size, or too many."""
+    """What was found wrong when it was opened, apart from rows: parts missing, of another size, or too many, and
+    `repairs`."""
+    repairs: tuple[str, ...]
+    """What was damaged of it, apart from rows, and is put right: in memory, the files stay as they are."""
     _store: _SingleFile | _Directory
+    _kept: dict[tuple[int, int], dict[str, pa.ChunkedArray]] = field(default_factory=dict, repr=False, compare=False)
+    """By shard and row group, columns but the long ones."""
 
     @classmethod
-    def open(cls, path: Place, allow_damage: bool = False) -> Archive:
+    def open(cls, path: Place, allow_damage: bool = False) -> ArchiveReader:
         """Reads the footer or the manifest, and no row.
 
         Raises UsageError when there is nothing at `path`, and ArchiveError for what is not an archive, is truncated or
@@ -69,24 +74,27 @@ class Archive:
         if not exists(path):
             raise UsageError(f"there is no archive {path}")
         store = _open_directory(path) if path.is_dir() else _SingleFile(open_file(path))
-        problems = store.problems()
+        problems, repairs = store.problems(), store.repairs
         models: dict[str, bytes] = {}
-        for codec in store.models_inside():
+        for codec in store.head.stored_models:
             try:
-                models[codec] = store.read_model(codec)
+                models[codec], repair = store.read_model(codec)
+                repairs += repair
             except ArchiveError as error:
                 problems += (str(error),)
+        problems += repairs
         if problems and not allow_damage:
             raise ArchiveError(_listed(problems))
         head = store.head
-        info = ArchiveInfo(head.version, head.models, head.options, head.shards, models, head.labelled)
-        return cls(path, info, store.size_bytes, problems, store)
+        info = ArchiveInfo(FORMAT_VERSION, head.models, head.options, head.shards, models)
+        return cls(path, info, store.size_bytes, problems, repairs, store)
 
-    def __enter__(self) -> Archive:
+    def __enter__(self) -> ArchiveReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._store.forget()
+        self._kept.clear()
 
     @property
     def row_count(self) -> int:
@@ -135,7 +143,61 @@ class Archive:
                 found += _read_rows(file, groups[i], shard, starts[i], some)
             except ArchiveError as error:
                 found += [Damage(shard, row, None, str(error)) for row in some]
+        if file.path != self.path and file.repairs and found and isinstance(found[0], Row):
+            found[0] = Damage(shard, wanted[0], found[0].path, "; ".join(file.repairs), found[0])
         return found
+
+    def read_row(self, shard: int, row: int) -> Row | Damage:
+        """As `read_rows`, of one row: reads the one page of payloads that it is in, and keeps what of its row group is
+        small for the next call. Threads may call it side by side."""
+        try:
+            file, groups = self._store.locate(shard)
+            group, start = _group_of(file, groups, row)
+            fields = self._fields(shard, file, group, row - start)
+            if fields.pop("crc") == row_crc(fields):
+                return row_of(fields)
+        except (ArchiveError, ValueError):
+            pass
+        return self.read_rows(shard, [row])[0]
+
+    def _fields(self, shard: int, file: File, group: int, row: int) -> dict[str, Value]:
+        with foreign(str(file.path)), file.opened() as opened:
+            small = self._kept.get((shard, group))
+            if small is None:
+                opened.fetch(chunk for name, chunk in file.groups[group].chunks.items() if name not in _LONG)
+                small = opened.columns(group, [name for name in _NAMES if name not in _LONG])
+                for other in list(self._kept)[: -_KEPT_GROUPS + 1]:
+                    self._kept.pop(other, None)
+                self._kept[shard, group] = small
+            long = opened.columns_at(group, _LONG, row)
+            places = {name: (small[name], row) if name in small else long[name] for name in _NAMES}
+            return {name: plain_values(values.slice(at, 1))[0] for name, (values, at) in places.items()}
+
+    def find(self, path: bytes) -> tuple[int, int] | None:
+        """Shard and row of a path; None where there is no such row, or damage hides it. Reads the paths of the row
+        groups whose bounds it lies in."""
+        import pyarrow.compute as pc
+
+        shown, exact = stored_path(path)
+        for shard in self.shards():
+            if not self._store.may_hold(shard, shown):
+                continue
+            file, groups = self._store.locate(shard)
+            start = 0
+            for group in groups:
+                chunk, rows = file.groups[group].chunks["path"], file.groups[group].rows
+                if chunk.least is None or chunk.most is None or chunk.least <= shown <= chunk.most:
+                    with foreign(str(file.path)), file.opened() as opened:
+                        columns = opened.columns(group, ("path", "path_bytes"))
+                        at = pc.index(columns["path"], shown.decode()).as_py()
+                        # text may be shown alike that is not the same
+                        while at >= 0 and columns["path_bytes"][at].as_py() != exact:
+                            found = pc.index(columns["path"].slice(at + 1), shown.decode()).as_py()
+                            at = at + 1 + found if found >= 0 else -1
+                    if at >= 0:
+                        return shard, start + at
+                start += rows
+        return None
 
     def whole_sizes(self, shard: int) -> tuple[int, int] | None:
         """Sums of the source_bytes and of the payloads of a shard whose every row has the checksum that it was written
@@ -151,37 +213,35 @@ class Archive:
         source_bytes = stored_bytes = 0
         try:
             file, groups = self._store.locate(shard)
-            for group in groups:
-                columns = read_group(file, group)
-                with foreign(str(file.path)):
+            with foreign(str(file.path)), file.opened() as opened:
+                for group in groups:
+                    opened.fetch(file.groups[group].chunks.values())
+                    columns = opened.columns(group, _NAMES)
                     if not np.array_equal(group_crcs(columns, file.groups[group].rows), columns["crc"].to_numpy()):
                         return None
                     source_bytes += pc.sum(columns["source_bytes"]).as_py()
-                    payloads = (columns[name] for name in ("payload", "raw") if name in columns)
+                    payloads = (columns[name] for name in ("payload", "raw"))
                     stored_bytes += sum(pc.sum(pc.binary_length(one)).as_py() or 0 for one in payloads)
         except ArchiveError:
             return None
         return source_bytes, stored_bytes
 
     def read_columns(self, shard: int, names: Iterable[str]) -> dict[str, list[Any]]:
-        """Column name -> the shard's values, text as str; a column that the archive leaves out is all None.
+        """Column name -> the shard's values, text as str.
 
-        Touches no other column. Checksums are not checked. Raises ArchiveError, naming the column.
+        Touches no other column. Each page is checked against its checksum. Raises ArchiveError, naming the column.
         """
         file, groups = self._store.locate(shard)
         found: dict[str, list[Any]] = {name: [] for name in names}
         with foreign(f"{file.path}"), file.opened() as opened:
             opened.fetch(_chunks(file, groups, found))
             for group in groups:
-                for name, values in found.items():
-                    values += as_text(read_column(file, opened, group, name), name)
+                for name, values in opened.columns(group, list(found)).items():
+                    found[name] += as_text(plain_values(values), name)
         return found
 
     def paths(self, shard: int) -> list[bytes | None]:
-        """Of each row, None where damage hides it. Reads no other column as long as these are whole.
-
-        Checksums are not checked, but every row that `read_rows` can bring back has its path here.
-        """
+        """Of each row, None where damage hides it. Reads no other column as long as these are whole."""
         try:
             file, groups = self._store.locate(shard)
             with foreign(str(file.path)), file.opened() as opened:
@@ -218,11 +278,7 @@ class Archive:
             try:
                 rows = condition.rows(self.read_columns(shard, condition.columns))
             except ArchiveError:
-                rows = [
-                    place
-                    for place, row in enumerate(self.read_rows(shard))
-                    if isinstance(row, Damage) or condition.holds(as_columns(row))
-                ]
+                rows = [place for place, row in enumerate(self.read_rows(shard)) if _may_hold(condition, row)]
             if rows:
                 found[shard] = rows
         return found
@@ -247,6 +303,10 @@ class _SingleFile:
     def size_bytes(self) -> int:
         return self.file.size_bytes
 
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        return self.file.repairs
+
     def problems(self) -> tuple[str, ...]:
         return ()
 
@@ -256,18 +316,18 @@ class _SingleFile:
     def locate(self, shard: int) -> tuple[File, range]:
         return self.file, self.file.shard_groups[shard]
 
+    def may_hold(self, shard: int, shown: bytes) -> bool:
+        """Whether a path may be in a shard."""
+        return True
+
     def shard_bytes(self, shard: int) -> int:
         return sum(self.file.groups[group].stored_bytes for group in self.file.shard_groups[shard])
 
-    def models_inside(self) -> Iterable[str]:
-        """Codecs whose model is not built in."""
-        return self.head.model_at
-
-    def read_model(self, codec: str) -> bytes:
-        offset, size_bytes = self.head.model_at[codec]
-        if not 0 <= offset <= offset + size_bytes <= self.file.footer_at:
+    def read_model(self, codec: str) -> tuple[bytes, tuple[str, ...]]:
+        stored = self.head.stored_models[codec]
+        if stored.offset + stored.size_bytes > self.file.indexes_at:
             raise ArchiveError(f"{self.file.path}: the embedded model lies outside the file")
-        return _read_model(self.file.path, offset, size_bytes, self.head.models[codec])
+        return _read_model(self.file.path, stored, self.head.models[codec])
 
     def forget(self) -> None:
         pass
@@ -277,12 +337,14 @@ class _SingleFile:
 class _Directory:
     path: Place
     head: Head
+    repairs: tuple[str, ...] = ()
+    """What was damaged of the manifest, and is put right."""
     _last: dict[int, File] = field(default_factory=dict)
-    """The part read last."""
+    """The parts read last."""
 
     @property
     def size_bytes(self) -> int:
-        models = map(self.head.model_name, self.head.model_bytes)
+        models = map(model_name, self.head.stored_models)
         sizes = sizes_in(self.path)
         return sum(sizes.get(name, 0) for name in (MANIFEST_NAME, *models, *(part.name for part in self.head.parts)))
 
@@ -293,7 +355,7 @@ class _Directory:
         found += [f"{self.path / name} is not in the manifest; take it out" for name in extra]
         return tuple(problem for problem in found if problem)
 
-    def _problem(self, part: Part, size_bytes: int | None) -> str | None:
+    def _problem(self, part: PartEntry, size_bytes: int | None) -> str | None:
         path = self.path / part.name
         if size_bytes is None:
             return f"{path} is missing; bring it back, or restore the rest with --keep-going"
@@ -308,7 +370,8 @@ class _Directory:
 
     def locate(self, shard: int) -> tuple[File, range]:
         """Raises ArchiveError when the part cannot be read."""
-        if shard not in self._last:
+        file = self._last.get(shard)
+        if file is None:
             part = self.head.parts[shard]
             problem = self._problem(part, size_of(self.path / part.name))
             if problem:
@@ -317,110 +380,202 @@ class _Directory:
             foreign_models = {k: v for k, v in file.head.models.items() if self.head.models.get(k) != v}
             if foreign_models:
                 raise ArchiveError(f"{file.path} is a part of another archive: its models are {foreign_models}")
-            self._last.clear()
+            for other in list(self._last)[: -_OPEN_PARTS + 1]:
+                self._last.pop(other, None)
             self._last[shard] = file
-        file = self._last[shard]
         return file, range(len(file.groups))
+
+    def may_hold(self, shard: int, shown: bytes) -> bool:
+        """Whether a path may be in a shard."""
+        part = self.head.parts[shard]
+        return part.least is None or part.most is None or part.least <= shown <= part.most
 
     def shard_bytes(self, shard: int) -> int:
         return self.head.parts[shard].size_bytes
 
-    def models_inside(self) -> Iterable[str]:
-        """Codecs whose model is not built in."""
-        return self.head.model_bytes
-
-    def read_model(self, codec: str) -> bytes:
-        path = self.path / self.head.model_name(codec)
-        return _read_model(path, 0, self.head.model_bytes[codec], self.head.models[codec])
+    def read_model(self, codec: str) -> tuple[bytes, tuple[str, ...]]:
+        path, stored = self.path / model_name(codec), self.head.stored_models[codec]
+        found = size_of(path)
+        if found != stored.size_bytes:
+            there = "is missing" if found is None else f"has {found} bytes instead of {stored.size_bytes}"
+            raise ArchiveError(f"the model {path} {there}")
+        return _read_model(path, stored, self.head.models[codec])
 
     def forget(self) -> None:
         self._last.clear()
 
 
-def _read_model(path: Place, offset: int, size_bytes: int, model_id: str) -> bytes:
+def _read_model(path: Place, stored: StoredModel, model_id: str) -> tuple[bytes, tuple[str, ...]]:
+    """The model, and what of it was put right. Raises ArchiveError."""
     try:
         with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(size_bytes)
+            file.seek(stored.offset)
+            data = file.read(stored.size_bytes)
+    except StorageError:
+        raise
     except OSError as error:
         raise ArchiveError(f"the model {path} cannot be read: {error}") from error
-    if hashlib.sha256(data).hexdigest() != model_id:
-        raise ArchiveError(f"the model in {path} is damaged: its SHA-256 is not {model_id}")
-    return data
+    for candidate in [data, *mended(data, stored.crc)]:
+        if hashlib.sha256(candidate).hexdigest() == model_id:
+            repair = f"one byte of the model in {path} was damaged, and is put right; copy it again"
+            return candidate, () if candidate == data else (repair,)
+    raise ArchiveError(f"the model in {path} is damaged: its SHA-256 is not {model_id}")
 
 
 def _open_directory(path: Place) -> _Directory:
     manifest = path / MANIFEST_NAME
     if not manifest.is_file():
-        raise ArchiveError(f"{path} has no {MANIFEST_NAME}: it is not an archive, or not a finished one")
+        raise ArchiveError(
+            f"{path} has no {MANIFEST_NAME}: it is not an archive of format {FORMAT_VERSION}, or not a finished one"
+        )
     with foreign(f"{manifest} cannot be read"):
         size_bytes = size_of(manifest) or 0
         if size_bytes > _MAX_MANIFEST_BYTES:
             raise ArchiveError(f"{manifest} has {size_bytes} bytes, which no manifest has")
-        head = parse_head(manifest.read_bytes(), manifest)
+        head, repaired = parse_head(manifest.read_bytes(), manifest)
     if [part.name for part in head.parts] != [part_name(shard) for shard in range(len(head.shards))]:
         raise ArchiveError(f"{manifest} lists {len(head.parts)} parts for {len(head.shards)} shards, or by wrong names")
-    return _Directory(path, head)
+    repair = f"one byte of {manifest} was damaged, and is put right; copy it again"
+    return _Directory(path, head, (repair,) if repaired else ())
+
+
+def _group_of(file: File, groups: range, row: int) -> tuple[int, int]:
+    """The row group that a row of a shard is in, and the row that it starts with."""
+    start = 0
+    for group in groups:
+        if row < start + file.groups[group].rows:
+            return group, start
+        start += file.groups[group].rows
+    raise IndexError(f"row {row} of a shard of {start}")
 
 
 def _chunks(file: File, groups: Iterable[int], names: Iterable[str]) -> list[Chunk]:
     chunks = [file.groups[group].chunks for group in groups]
-    return [some[name] for some in chunks for name in names if name in some]
-
-
-def _read_rows(file: File, group: int, shard: int, start: int, rows: Sequence[int]) -> list[Row | Damage]:
-    """Rows (positions in the shard) of one row group, whose first has position `start`."""
-    columns: dict[str, list[Value | Lost]] = {}
-    damage: dict[str, str] = {}
-    with foreign(str(file.path)), file.opened() as opened:
-        opened.fetch(file.groups[group].chunks.values())
-        for column in COLUMNS:
-            # one at a time, so that damage to one is known from damage to another
-            try:
-                columns[column.name] = [*read_column(file, opened, group, column.name)]
-            except ArchiveError as error:
-                damage[column.name] = str(error)
-                columns[column.name] = _salvaged(file, group, column)
-    found: list[Row | Damage] = []
-    for row in rows:
-        fields = {name: values[row - start] for name, values in columns.items()}
-        found.append(_checked_row(fields, damage, shard, row))
-    return found
+    return [some[name] for some in chunks for name in names]
 
 
 def _read_paths(file: File, opened: OpenFile, group: int, shard: int, start: int) -> list[bytes | None]:
     """Of a row group, whose first row has position `start` in the shard."""
     try:
-        shown, exact = (read_column(file, opened, group, name) for name in ("path", "path_bytes"))
+        columns = opened.columns(group, ("path", "path_bytes"))
     except ArchiveError:
         rows = _read_rows(file, group, shard, start, range(start, start + file.groups[group].rows))
-        return [row.path if isinstance(row, Row) else None for row in rows]
+        return [row.path for row in rows]
+    shown, exact = (plain_values(columns[name]) for name in ("path", "path_bytes"))
     return [_path(a if b is None else b) for a, b in zip(shown, exact, strict=True)]
 
 
-def _salvaged(file: File, group: int, column: Column) -> list[Value | Lost]:
-    rows, chunk = file.groups[group].rows, file.groups[group].chunks[column.name]
-    if column.encoding == "DELTA_LENGTH_BYTE_ARRAY":
-        return salvage(file.path, chunk, column, rows)
-    return [LOST] * rows
+@dataclass(frozen=True)
+class _GroupRows:
+    """Columns of a row group, and what is wrong with them."""
+
+    columns: Mapping[str, Sequence[Value]]
+    damage: Mapping[str, str]
+    """By damaged column, what is wrong."""
+    lost: Mapping[str, frozenset[int]]
+    doubtful: Mapping[str, frozenset[int]]
+    """By damaged column, the rows whose value is lost, or of a page with a wrong checksum."""
+    repairs: Sequence[tuple[int, str]]
+    """What was put right, and the first row that it concerns."""
 
 
-def _checked_row(fields: dict[str, Value | Lost], damage: Mapping[str, str], shard: int, row: int) -> Row | Damage:
-    # a row whose checksum is right without a lost field had none there
-    known = {name: None if value is LOST else value for name, value in fields.items()}
-    lost = [name for name, value in fields.items() if value is LOST]
-    path = _path(known["path"] if known["path_bytes"] is None else known["path_bytes"])
-    crc = known.pop("crc")
-    if any(not BY_NAME[name].nullable for name in lost) or crc != row_crc(known):
-        return Damage(shard, row, path, damage[lost[0]] if lost else "its bytes are not what was written (checksum)")
+def _read_rows(file: File, group: int, shard: int, start: int, rows: Sequence[int]) -> list[Row | Damage]:
+    """Rows (positions in the shard) of one row group, whose first has position `start`."""
+    with foreign(str(file.path)), file.opened() as opened:
+        opened.fetch(file.groups[group].chunks.values())
+        read = _read_group(opened, group)
+    pending = sorted(read.repairs)
+    found: list[Row | Damage] = []
+    for row in rows:
+        one = _checked_row(read, row - start, shard, row)
+        # a repair is said once, in the first row that is read of those that it concerns
+        if pending and pending[0][0] <= row - start and isinstance(one, Row):
+            one = Damage(shard, row, one.path, pending.pop(0)[1], rest=one)
+        found.append(one)
+    return found
+
+
+def _read_group(opened: OpenFile, group: int) -> _GroupRows:
     try:
-        return row_of(known)
+        columns = opened.columns(group, _NAMES)
+        return _GroupRows({name: plain_values(values) for name, values in columns.items()}, {}, {}, {}, ())
+    except ArchiveError:
+        pass
+    # one at a time, so that damage to one is known from damage to another
+    values: dict[str, Sequence[Value]] = {}
+    damage: dict[str, str] = {}
+    lost: dict[str, frozenset[int]] = {}
+    doubtful: dict[str, frozenset[int]] = {}
+    repairs: list[tuple[int, str]] = []
+    for name in _NAMES:
+        try:
+            values[name] = plain_values(opened.columns(group, (name,))[name])
+        except ArchiveError as error:
+            left = opened.mend(group, name)
+            values[name], damage[name] = left.values, str(error)
+            lost[name], doubtful[name] = left.lost, left.doubtful
+            repairs += left.repairs
+    return _GroupRows(values, damage, lost, doubtful, repairs)
+
+
+def _checked_row(read: _GroupRows, at: int, shard: int, row: int) -> Row | Damage:
+    fields = {name: values[at] for name, values in read.columns.items()}
+    lost = [name for name, rows in read.lost.items() if at in rows]
+    path = None if "path" in lost else _path(fields["path"] if fields["path_bytes"] is None else fields["path_bytes"])
+    crc = fields.pop("crc")
+    # a row whose checksum is right without a lost field had none there
+    if all(BY_NAME[name].nullable for name in lost) and crc == row_crc(fields):
+        try:
+            return row_of(fields)
+        except ValueError as error:
+            return Damage(shard, row, path, f"its fields contradict each other: {error}")
+    gone = lost + [name for name, rows in read.doubtful.items() if at in rows]
+    if not gone:
+        return Damage(shard, row, path, "its bytes are not what was written (checksum)")
+    return _damaged_row(fields, gone, read.damage[gone[0]], shard, row)
+
+
+_NEEDED = {
+    "latent": ("payload", "width", "height", "grey", "quality", "mode", "jpeg_tables", "source_format"),
+    "exact": ("payload", "width", "height", "grey", "jpeg_header", "source_bytes"),
+    "raw": ("raw", "source_bytes"),
+}
+"""By codec: columns without which a row's file does not come back; "a file without its EXIF data" is not among them."""
+
+
+def _damaged_row(fields: dict[str, Value], gone: Sequence[str], reason: str, shard: int, row: int) -> Damage:
+    """A row of which some fields are gone. The others are vouched for by the checksums of their pages."""
+    known = {name: None if name in gone else value for name, value in fields.items()}
+    no_path = "path" in gone or "path_bytes" in gone
+    path = None if no_path else _path(known["path"] if known["path_bytes"] is None else known["path_bytes"])
+    codec = known["codec"].decode() if isinstance(known["codec"], bytes) else None
+    if codec not in _NEEDED or set(_NEEDED[codec]) & set(gone):
+        return Damage(shard, row, path, reason)
+    if no_path:
+        source_format = known["source_format"]
+        shown = source_format.decode() if isinstance(source_format, bytes) else None
+        known |= {"path": damaged_name(shard, row, shown), "path_bytes": None}
+    if codec == "raw" and known["raw_reason"] is None:
+        known["raw_reason"] = b"its reason is lost"
+    for name in ("source_bytes", "mtime_s"):
+        known[name] = 0 if known[name] is None else known[name]
+    try:
+        return Damage(shard, row, path, reason, row_of(known), tuple(gone))
     except ValueError as error:
         return Damage(shard, row, path, f"its fields contradict each other: {error}")
 
 
+def _may_hold(condition: Condition, row: Row | Damage) -> bool:
+    """Whether a condition holds for a row, or may do so where that is lost."""
+    if isinstance(row, Row):
+        return condition.holds(as_columns(row))
+    if row.rest is None or set(condition.columns) & set(row.lost):
+        return True
+    return condition.holds(as_columns(row.rest))
+
+
 def as_columns(row: Row) -> dict[str, Any]:
-    """What `Archive.read_columns` gives of a row, one value per column."""
+    """What `ArchiveReader.read_columns` gives of a row, one value per column."""
     return {name: as_text([value], name)[0] for name, value in fields_of(row).items()}
 
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 2
-FORMATS_READ = (1, 2)
+FORMAT_VERSION = 3
 
 METADATA_KEY = "zippy_batch"
 """Key in the Parquet file's metadata whose value is a JSON object about the archive."""
@@ -54,7 +53,6 @@ CODED = ("latent", "exact")
 MODES = ("RGB", "L")
 
 LABEL = "label"
-"""The column that only archives with labels have, also in their parts."""
 
 Kind = Literal["text", "bytes", "int32", "int64", "float32", "bool", "uint32"]
 Encoding = Literal[
@@ -284,8 +282,8 @@ def row_crc(fields: dict[str, Value]) -> int:
     return zlib.crc32(pending, crc)
 
 
-def arrow_schema(names: tuple[str, ...] | None = None) -> pa.Schema:
-    """Of the columns named, in the order of COLUMNS; None for all."""
+def arrow_schema() -> pa.Schema:
+    """Of all columns: an archive's schema does not depend on what is in it."""
     import pyarrow as pa
 
     kinds = {
@@ -297,8 +295,7 @@ def arrow_schema(names: tuple[str, ...] | None = None) -> pa.Schema:
         "bool": pa.bool_(),
         "uint32": pa.uint32(),
     }
-    wanted = [column for column in COLUMNS if names is None or column.name in names]
-    return pa.schema([pa.field(column.name, kinds[column.kind], column.nullable) for column in wanted])
+    return pa.schema([pa.field(column.name, kinds[column.kind], column.nullable) for column in COLUMNS])
 
 
 def _utf8(text: str | None) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Reader of the Thrift compact protocol for structures that are known in full beforehand.
+"""The Thrift compact protocol, for structures that are known in full beforehand.
 
 Whatever is not in the description is refused: fields unknown, twice or of another type, numbers out of range, lengths
 beyond the data. So what was read here is read the same way by any other reader, and costs no more memory than a small
@@ -55,6 +55,52 @@ def parse_struct(data: bytes, kind: Kind) -> tuple[Struct, int]:
         return reader.struct(kind), reader.at
     except IndexError as error:
         raise ValueError("structure without an end") from error
+
+
+def write_struct(value: Struct, kind: Kind) -> bytes:
+    """Inverse of `parse_struct`; fields in ascending order, so that equal values give equal bytes."""
+    out = bytearray()
+    _write_struct(out, value, kind)
+    return bytes(out)
+
+
+def _write_struct(out: bytearray, value: Struct, kind: Kind) -> None:
+    fields, last = kind.fields or {}, 0
+    for number in sorted(value):
+        field = fields[number]
+        wire = field.wire if field.wire != _TRUE or value[number] else _FALSE
+        step = number - last
+        out.append((step << 4 | wire) if step < 16 else wire)
+        if step >= 16:
+            _write_varint(out, number << 1)
+        _write_value(out, value[number], field)
+        last = number
+    out.append(0)
+
+
+def _write_value(out: bytearray, value: Any, kind: Kind) -> None:
+    if kind.wire in _BITS:
+        _write_varint(out, value << 1 if value >= 0 else (-value << 1) - 1)
+    elif kind.wire == _BINARY:
+        _write_varint(out, len(value))
+        out += value
+    elif kind.wire == _STRUCT:
+        _write_struct(out, value, kind)
+    elif kind.wire == _BYTE:
+        out.append(value)
+    elif kind.wire == _LIST and kind.element is not None:
+        out.append(min(len(value), 15) << 4 | kind.element.wire)
+        if len(value) >= 15:
+            _write_varint(out, len(value))
+        for one in value:
+            _write_value(out, one, kind.element)
+
+
+def _write_varint(out: bytearray, value: int) -> None:
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
 
 
 class ThriftReader:

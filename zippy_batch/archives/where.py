@@ -53,7 +53,7 @@ def parse_condition(text: str) -> Condition:
     """Raises UsageError, saying what is not understood."""
     try:
         tree = ast.parse(text.strip(), mode="eval")
-        parser = _Parser()
+        parser = _ConditionParser()
         holds = parser.truth(tree.body)
     except (SyntaxError, ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
@@ -66,7 +66,7 @@ def parse_condition(text: str) -> Condition:
 _EXAMPLE = "psnr < 30 and codec == 'latent'"
 
 
-class _Parser:
+class _ConditionParser:
     """Python's syntax tree -> functions of a row. Raises ValueError."""
 
     def __init__(self) -> None:

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo
-from zippy_batch.archives.part_file import (
-    Head,
-    model_name,
-    open_file,
-    open_part,
-    open_writer,
-    read_tables,
-    require_one_shard,
-    seal,
-)
+from zippy_batch.archives.description import Head, seal
+from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, model_name
+from zippy_batch.archives.part_file import PartWriter, foreign, open_file, open_part, require_one_shard
 from zippy_batch.archives.schema import (
     BY_NAME,
     CODED,
-    COLUMNS,
     FORMAT_VERSION,
     GROUP_BYTES,
-    LABEL,
     MAX_GROUPS,
     MAX_ROWS_PER_GROUP,
-    METADATA_KEY,
     Row,
     Value,
     arrow_schema,
@@ -52,8 +42,7 @@ def part_name(shard: int) -> str:
 
 
 def write_part(path: Path, rows: Sequence[Row], info: ArchiveInfo) -> None:
-    """Write one shard as a Parquet file with all columns, `label` only where `info.labelled`: a part of an archive, and
-    an archive of one shard by itself.
+    """Write one shard as a Parquet file: a part of an archive, and an archive of one shard by itself.
 
     The file is written under a name of its own beside `path`, flushed to disk and renamed, so that `path` is whole
     whenever it exists. `info.shards` and `info.model_files` are not used. Raises ValueError for a row no reader would
@@ -65,26 +54,22 @@ def write_part(path: Path, rows: Sequence[Row], info: ArchiveInfo) -> None:
         problem = problem_of(row)
         if problem:
             raise ValueError(f"row {place} ({row.path!r}) cannot be stored: {problem}")
-        if row.label is not None and not info.labelled:
-            raise ValueError(f"row {place} ({row.path!r}) has a label, and the archive no column for it")
     fields = [fields_of(row) for row in rows]
     for one in fields:
         one["crc"] = row_crc(one)
-    schema = arrow_schema(tuple(column.name for column in COLUMNS if info.labelled or column.name != LABEL))
-    filled = {name for name in schema.names if any(one[name] is not None for one in fields)}
-    with _new_file(path) as sink, open_writer(sink, schema) as writer:
+    schema = arrow_schema()
+    payload_bytes = {codec: sum(len(r.payload) for r in rows if r.codec == codec) for codec in CODED}
+    here = replace(info, models={k: v for k, v in info.models.items() if any(r.codec == k for r in rows)})
+    with _new_file(path) as sink:
+        writer = PartWriter(sink)
         for group in _cut_groups(fields):
             columns = [_array(group, name, schema.field(name).type) for name in schema.names]
-            writer.write_table(pa.table(columns, schema=schema), row_group_size=len(group))
-        payload_bytes = {codec: sum(len(r.payload) for r in rows if r.codec == codec) for codec in CODED}
-        here = replace(info, models={k: v for k, v in info.models.items() if any(r.codec == k for r in rows)})
-        head = _head(here, (len(rows),), (sum(payload_bytes.values()),), (payload_bytes["exact"],))
-        head["all_null"] = [name for name in schema.names if name not in filled]
-        writer.add_key_value_metadata({METADATA_KEY: seal(head)})
+            writer.add_table(pa.table(columns, schema=schema))
+        writer.finish(seal(_head(here, (len(rows),), (sum(payload_bytes.values()),), (payload_bytes["exact"],))))
 
 
 def merge_parts(parts: Sequence[Path], output: Path, info: ArchiveInfo) -> None:
-    """Join parts, in order, into a single file without the columns that hold nothing.
+    """Join parts, in order, into a single file: their row groups as they are, with a new footer.
 
     Holds one row group in memory at a time. `output` appears whole or not at all. Raises ArchiveError for a part that
     is missing, damaged, or not what `info` says, and UsageError for more row groups than a file may have.
@@ -100,20 +85,29 @@ def merge_parts(parts: Sequence[Path], output: Path, info: ArchiveInfo) -> None:
             f"{output} would have {groups} row groups, and a single file holds at most {MAX_GROUPS}; "
             f"choose larger shards, or write a directory (an output that does not end in .parquet)"
         )
-    empty = set.intersection(*(set(head.all_null) for head in heads)) if heads else set()
-    empty |= set() if info.labelled else {LABEL}
-    names = tuple(c.name for c in COLUMNS if not (c.nullable and c.name in empty))
-    payload_bytes, exact_bytes = _sums(heads)
-    with _new_file(output) as sink, open_writer(sink, arrow_schema(names)) as writer:
+    with _new_file(output) as sink:
+        writer = PartWriter(sink)
         for part, rows in zip(parts, info.shards, strict=True):
-            for table in read_tables(open_part(part, rows), names):
-                writer.write_table(table, row_group_size=MAX_ROWS_PER_GROUP)
-        head = _head(info, info.shards, payload_bytes, exact_bytes)
+            _append_part(writer, part, rows)
+        head = _head(info, info.shards, *_sums(heads))
         # between the last row group and the footer, where no reader of Parquet looks
         for codec, model in sorted(info.model_files.items()):
-            head.setdefault("model_at", {})[codec] = [sink.tell(), len(model)]
-            sink.write(model)
-        writer.add_key_value_metadata({METADATA_KEY: seal(head)})
+            head.setdefault("stored_models", {})[codec] = _model_facts(model) | {"offset": writer.add_model(model)}
+        writer.finish(seal(head))
+
+
+def _append_part(writer: PartWriter, part: Path, rows: int) -> None:
+    """Raises ArchiveError where a page is not what was written."""
+    file = open_part(part, rows)
+    with part.open("rb") as source:
+        for group in file.groups:
+            source.seek(group.start)
+            with foreign(f"{part} is damaged"):
+                writer.add_group(group, memoryview(source.read(group.stored_bytes)))
+
+
+def _model_facts(model: bytes) -> dict[str, int]:
+    return {"bytes": len(model), "crc": zlib.crc32(model)}
 
 
 def write_manifest(directory: Path, info: ArchiveInfo) -> None:
@@ -138,6 +132,8 @@ class PartFacts:
     head: Head
     size_bytes: int
     sha256: str
+    bounds: tuple[bytes, bytes] | None
+    """Of its paths."""
 
 
 def part_facts(path: Path) -> PartFacts:
@@ -145,7 +141,7 @@ def part_facts(path: Path) -> PartFacts:
     if not path.is_file():
         raise ArchiveError(f"{path} is missing")
     file = open_file(path)
-    return PartFacts(path.name, file.head, file.size_bytes, sha256_of(path))
+    return PartFacts(path.name, file.head, file.size_bytes, sha256_of(path), file.bounds())
 
 
 def manifest_text(info: ArchiveInfo, parts: Sequence[PartFacts]) -> bytes:
@@ -153,10 +149,15 @@ def manifest_text(info: ArchiveInfo, parts: Sequence[PartFacts]) -> bytes:
     for part, rows in zip(parts, info.shards, strict=True):
         require_one_shard(part.name, part.head, rows)
     head = _head(info, info.shards, *_sums([part.head for part in parts]))
-    head["parts"] = [{"name": part.name, "bytes": part.size_bytes, "sha256": part.sha256} for part in parts]
+    head["parts"] = [_part_struct(part) for part in parts]
     if info.model_files:
-        head["model_bytes"] = {codec: len(model) for codec, model in sorted(info.model_files.items())}
-    return seal(head).encode() + b"\n"
+        head["stored_models"] = {codec: _model_facts(model) for codec, model in info.model_files.items()}
+    return seal(head).encode()
+
+
+def _part_struct(part: PartFacts) -> dict[str, Any]:
+    bounds = {"paths": [path.decode() for path in part.bounds]} if part.bounds else {}
+    return {"name": part.name, "bytes": part.size_bytes, "sha256": part.sha256} | bounds
 
 
 def _sums(heads: Sequence[Head]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -170,7 +171,7 @@ def _sums(heads: Sequence[Head]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _head(
     info: ArchiveInfo, shards: tuple[int, ...], payload_bytes: tuple[int, ...], exact_bytes: tuple[int, ...]
 ) -> dict[str, Any]:
-    head = {
+    return {
         "format": FORMAT_VERSION,
         "models": dict(info.models),
         "options": dict(info.options),
@@ -178,7 +179,6 @@ def _head(
         "payload_bytes": list(payload_bytes),
         "exact_bytes": list(exact_bytes),
     }
-    return head | ({"labelled": True} if info.labelled else {})
 
 
 @contextmanager

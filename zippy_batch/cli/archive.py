@@ -45,7 +45,7 @@ def archive(
       zippy-batch archive ./faces out.parquet
       zippy-batch archive ./faces out.parquet --exact
       zippy-batch archive ./faces out.parquet --quality 85 --min-psnr 30
-      zippy-batch archive ./faces out/ --config configs/cluster.toml --workers 64
+      zippy-batch archive ./faces out/ --config cluster --workers 64
       zippy-batch archive s3://bucket/faces s3://bucket/faces.parquet
       zippy-batch archive train.rec out.parquet --exact
       zippy-batch archive ./shards out/ --input tar

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zippy_batch import __version__
-from zippy_batch.config import LABELS
+from zippy_batch.config import LABELS, builtin_presets
 from zippy_batch.errors import UsageError, WorkerError
 from zippy_batch.stores.object_path import is_uri
 
@@ -44,7 +44,7 @@ POLL_S = 0.5
 LOST_S = 60.0
 """Without a connection to the job server, before the log is given up."""
 
-_NEEDED = ("source", "sources", "archive", "against", "reference", "config", "exclude_from")
+_NEEDED = ("source", "sources", "archive", "against", "reference", "exclude_from")
 _MADE = ("output", "destination")
 _MODELS = ("model", "exact_model", "start")
 
@@ -64,6 +64,7 @@ class Paths:
         the command itself connects to their stores."""
         needed = [path for name in _NEEDED for path in _listed(parameters.get(name))]
         needed += [name for model in _MODELS for name in _listed(parameters.get(model)) if _is_model_file(name)]
+        needed += [name for name in _listed(parameters.get("config")) if name not in builtin_presets()]
         needed += [name for name in _listed(parameters.get("labels")) if name not in LABELS]
         made = [path for name in _MADE for path in _listed(parameters.get(name))]
         for path in (*needed, *made):

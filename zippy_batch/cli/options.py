@@ -42,7 +42,13 @@ def declared(kind: type, name: str, help: str | None = None) -> Any:
 _LAST = ("progress", "quiet", "as_json")
 """Parameters whose flags come after all others."""
 Config = Annotated[
-    Path | None, flag("--config", metavar="FILE", help="Preset in TOML; flags on the command line win over it.")
+    Path | None,
+    flag(
+        "--config",
+        metavar="NAME|FILE",
+        help="Preset: a built-in one (laptop, gpu, cluster, train) or a TOML file; flags on the command line win over "
+        "it.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the whole report as JSON on standard output.")]
 ProgressFlag = Annotated[

@@ -63,6 +63,7 @@ class ComparisonRow:
         return {
             "contender": self.contender,
             "setting": self.setting,
+            "level": self.level,
             "variant": self.variant or None,
             "loose_bytes_per_image": rounded(self.loose_bytes, 2),
             "stored_bytes_per_image": round(self.stored_bytes, 2),
@@ -139,12 +140,16 @@ class Comparison:
             "skipped": dict(sorted(self.skipped.items())),
             "device": self.device,
             "cores": self.cores,
-            "rows": [row.to_dict() for row in self.rows],
+            "rows": self._row_dicts(),
             "equal_psnr": {name: _equal_dict(one, "_db") for name, one in self.equal("psnr_db").items()},
             "equal_ssim": {name: _equal_dict(one) for name, one in self.equal("ssim").items()},
             "exact_ratios": {name: round(ratio, 4) for name, ratio in self.exact_ratios.items()},
             "notes": list(self.notes),
         }
+
+    def _row_dicts(self) -> list[dict[str, Any]]:
+        better = {id(row) for name in CONTENDERS for row in self.curve(name)}
+        return [{**row.to_dict(), "better_by_psnr": row.quality is None or id(row) in better} for row in self.rows]
 
     def lines(self) -> list[str]:
         """The table in 80 columns, what is missing in it, and what it comes to."""

@@ -31,7 +31,17 @@ from PIL import Image
 from zippy_batch.archives.schema import MAX_SIDE
 from zippy_batch.errors import ArchiveError
 from zippy_batch.images.metadata import orientation_in_xmp, with_orientation
-from zippy_batch.images.probe import ALPHA, CORRUPT, TRUNCATED, Header, JpegFacts, Refused, read_header, sniff_format
+from zippy_batch.images.probe import (
+    ALPHA,
+    CODING,
+    CORRUPT,
+    TRUNCATED,
+    Header,
+    JpegFacts,
+    Refused,
+    read_header,
+    sniff_format,
+)
 
 __all__ = [
     "DEFAULT_JPEG_QUALITY",
@@ -243,7 +253,8 @@ def read_picture(data: bytes) -> Picture | Unsuitable:
         return Unsuitable(header.unless_opaque or ALPHA, header.format, header.width, header.height)
     except Exception as error:
         # decoders raise almost anything on damaged files
-        reason = TRUNCATED if "truncated" in str(error).lower() else CORRUPT
+        said = str(error).lower()
+        reason = TRUNCATED if "truncated" in said else CODING if "unsupported" in said else CORRUPT
         return Unsuitable(reason, header.format, header.width, header.height)
     if pixels.shape[:2] != (header.height, header.width):
         return Unsuitable(CORRUPT, header.format, header.width, header.height)
@@ -287,7 +298,9 @@ def _load(header: Header) -> tuple[str, NDArray[np.uint8]]:
 
 
 def _opaque(image: Image.Image, mode: str) -> NDArray[np.uint8]:
-    """Raises _Transparent where any pixel is."""
+    """Raises _Transparent where any pixel is, or where the decoder has left out what would tell."""
+    if image.format == "TIFF" and image.mode not in ("RGBA", "LA"):
+        raise _Transparent
     if image.mode in ("P", "RGB", "L") and "transparency" not in image.info:
         return np.array(image.convert(mode))
     with_alpha = np.array(image.convert("LA" if mode == "L" else "RGBA"))

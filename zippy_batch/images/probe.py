@@ -620,6 +620,11 @@ class _TiffTags:
                 struct.pack_into(self._order + "H", data, at + 2 + 12 * place, _TIFF_PRIVATE + tags.index(tag))
         return bytes(data)
 
+    def with_short(self, data: bytes, tag: int, value: int) -> bytes:
+        """A file of this layout with another value of a tag that is one SHORT."""
+        _, _, at = self._entries[tag]
+        return data[:at] + struct.pack(self._order + "H", value) + data[at + 2 :]
+
     def blob(self, tag: int) -> bytes | None:
         if tag not in self._entries:
             return None
@@ -673,8 +678,8 @@ def _read_tiff(data: bytes) -> Header:
     # greyscale with black as 0 or as 255, RGB, palette; others (CMYK, LAB, YCbCr) need more than their numbers
     expected_samples = {0: 1, 1: 1, 2: 3, 3: 1}.get(photometric)
     if _TIFF_EXTRA in tags:
-        # alpha, as it is or multiplied in; of other samples nothing is known
-        if tags.integers(_TIFF_EXTRA) not in ((1,), (2,)) or photometric not in (1, 2):
+        # what an extra sample is may be unsaid; decoders look at it where it is alpha, as it is or multiplied in
+        if tags.integers(_TIFF_EXTRA) not in ((0,), (1,), (2,)) or photometric not in (1, 2):
             raise Refused(ALPHA, "tiff", width, height)
         expected_samples = {1: 2, 2: 4}[photometric]
     if samples != expected_samples or set(bits) != {8} or tags.integer(266, 1) != 1:
@@ -684,6 +689,8 @@ def _read_tiff(data: bytes) -> Header:
     _check_tiff_pixels(tags, data, width, height)
     # decoders turn the pixels of a TIFF by these tags; here pixels stay as stored, and what they say goes into the EXIF
     pixel_data = tags.without(_TIFF_ORIENTATION, _TIFF_XMP)
+    if tags.integers(_TIFF_EXTRA) == (0,):
+        pixel_data = tags.with_short(pixel_data, _TIFF_EXTRA, 2)
     xmp = tags.blob(_TIFF_XMP)
     dropped = [kind for kind, there in ((IPTC, 33723 in tags or 34377 in tags), (XMP, xmp)) if there]
     return Header(

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from zippy_batch.archives.info import ArchiveInfo
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import Row
 from zippy_batch.archives.writer import part_name, write_part
 from zippy_batch.codecs.model_file import Model
@@ -154,7 +154,7 @@ def commit_part(part: Place, rows: Sequence[Row], info: ArchiveInfo, verify: boo
 def _write_checked(new: Path, part: Place, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
     write_part(new, rows, info)
     if verify:
-        with Archive.open(new) as opened:
+        with ArchiveReader.open(new) as opened:
             lost = [found for found in opened.read_rows(0) if not isinstance(found, Row)]
         if lost:
             raise WorkerError(

@@ -65,6 +65,11 @@ def make_codec(model: Model, device: str, effort: int = 0) -> LatentCoder | Exac
     import torch
 
     torch.set_num_threads(1)
+    return build_codec(model, device, effort)
+
+
+def build_codec(model: Model, device: str, effort: int = 0) -> LatentCoder | ExactCoder:
+    """As `make_codec`, in a process whose threads are somebody else's to settle."""
     if model.codec == "exact":
         from zippy_batch.codecs.exact.codec import ExactCodec
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from zippy_batch.archives.info import ArchiveInfo
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
-from zippy_batch.codecs.model_file import Model, builtin_model_by_id, load_model, model_from_bytes
+from zippy_batch.codecs.model_file import Model, builtin_model_by_id, load_model
 from zippy_batch.config import LABELS, ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, ModelError, UsageError, ZippyError
 from zippy_batch.paths import display_path
@@ -51,8 +51,9 @@ from zippy_batch.run.report import (
     VerifyReport,
     total_of,
 )
-from zippy_batch.run.restore_plan import plan_restore, restoring
+from zippy_batch.run.restore_plan import find_bad_paths, plan_restore, restoring
 from zippy_batch.run.restore_shard import RestoreJob
+from zippy_batch.run.rows import model_of
 from zippy_batch.run.staging import Staging, open_staging, refuse_output
 from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.run.verify_shard import ShardVerified, VerifyJob, VerifyUnit
@@ -233,7 +234,7 @@ def _discard(shards: Set[int], staging: Staging) -> None:
 def _holds(path: Place, plan: ArchivePlan, shards: Sequence[int]) -> bool:
     """Whether a file of an earlier run holds these shards, in every row."""
     try:
-        with Archive.open(path) as opened:
+        with ArchiveReader.open(path) as opened:
             return opened.info.shards == tuple(map(plan.rows.__getitem__, shards)) and all(
                 opened.whole_sizes(i) is not None and opened.paths(i) == [file.path for file in plan.shard(shard).files]
                 for i, shard in enumerate(shards)
@@ -246,7 +247,7 @@ def _info(plan: ArchivePlan, models: Mapping[str, Model]) -> ArchiveInfo:
     files = {codec: model.data for codec, model in models.items() if not model.builtin}
     ids = {codec: model.id for codec, model in models.items()}
     options = recorded(plan.options) | plan.recorded_labels
-    return ArchiveInfo(FORMAT_VERSION, ids, options, plan.rows, files, plan.labelled)
+    return ArchiveInfo(FORMAT_VERSION, ids, options, plan.rows, files)
 
 
 def _publish(plan: ArchivePlan, staging: Staging, models: Mapping[str, Model]) -> None:
@@ -286,7 +287,7 @@ def restore(
         raise UsageError(f"--reference {options.reference}: not a directory")
     clock = _Clock(progress)
     lines: list[RestoreLine] = []
-    with Archive.open(archive_path, allow_damage=options.keep_going) as opened:
+    with ArchiveReader.open(archive_path, allow_damage=options.keep_going) as opened:
         planned = plan_restore(opened, options)
         models = _models_of(opened, planned.codecs, options.keep_going, codecs)
         options = replace(options, device=settle_device(options.device, run.address) if models else "cpu")
@@ -302,11 +303,12 @@ def restore(
                 clock.shard_done()
     lines.sort(key=lambda line: line.shard or 0)
     facts = clock.facts(options.device)
+    repairs = tuple(Finding(_shown(archive_path), repair) for repair in opened.repairs)
     return RestoreReport(
         path=_shown(archive_path),
         destination=_shown(destination),
         shards=tuple(lines),
-        total=replace(sum(lines, start=RestoreLine(None)), seconds=facts.seconds),
+        total=replace(sum(lines, start=RestoreLine(None, damaged=repairs)), seconds=facts.seconds),
         selected=planned.rows,
         with_reference=options.reference is not None,
         run=facts,
@@ -331,7 +333,7 @@ def verify(
     clock, archive_path = _Clock(progress), place(archive_path)
     against = None if against is None else place(against)
     results: list[ShardVerified] = []
-    with Archive.open(archive_path, allow_damage=True) as opened:
+    with ArchiveReader.open(archive_path, allow_damage=True) as opened:
         matched = _match(opened, against, input) if against else _Matched([VerifyUnit(i) for i in opened.shards()])
         models = _models_of(opened, opened.info.models, False, codecs) if deep or against else {}
         device = settle_device("auto", run.address) if models else "cpu"
@@ -341,13 +343,13 @@ def verify(
         for result in run_units(job, matched.units, layout, clock.tick, clock.settle):
             results.append(result)
             clock.shard_done()
-        problems = opened.check_files()
+        problems, bad_paths = opened.check_files(), find_bad_paths(opened)
     results.sort(key=lambda result: result.index)
     return VerifyReport(
         path=_shown(archive_path),
         rows=opened.row_count,
         decoded=sum(result.decoded for result in results),
-        damaged=tuple(finding for result in results for finding in result.damaged),
+        damaged=(*(finding for result in results for finding in result.damaged), *bad_paths),
         problems=tuple(problems),
         against=_shown(against) if against else None,
         missing=tuple(matched.missing),
@@ -382,7 +384,7 @@ def _as_archived(options: Mapping[str, object], input: str) -> Wanted:
     return Wanted(input, labels, leave_out=True, **given)
 
 
-def _match(opened: Archive, against: Place, input: str) -> _Matched:
+def _match(opened: ArchiveReader, against: Place, input: str) -> _Matched:
     source, listing = list_source(against, _as_archived(opened.info.options, input))
     files = {file.path: file for file in listing.files}
     units, extra, seen = [], [], set()
@@ -401,7 +403,7 @@ def _match(opened: Archive, against: Place, input: str) -> _Matched:
 def stats(archive_path: str | Place) -> ArchiveReport:
     """Sizes and quality as the archive tells them; no payload is read and no checksum checked."""
     archive_path = place(archive_path)
-    with Archive.open(archive_path) as opened:
+    with ArchiveReader.open(archive_path) as opened:
         lines = tuple(_line(opened, shard) for shard in opened.shards())
         floor = opened.info.options.get("min_psnr")
         return ArchiveReport(
@@ -414,7 +416,7 @@ def stats(archive_path: str | Place) -> ArchiveReport:
         )
 
 
-def _line(opened: Archive, shard: int) -> Line:
+def _line(opened: ArchiveReader, shard: int) -> Line:
     names = ("codec", "raw_reason", "width", "height", "quality", "source_bytes", "psnr", "ssim")
     rows = list(zip(*opened.read_columns(shard, names).values(), strict=True))
     kinds = {codec: [row for row in rows if row[0] == codec] for codec in CODECS}
@@ -444,31 +446,17 @@ def _shown(path: Place) -> str:
     return display_path(os.fsencode(path)) if isinstance(path, Path) else str(path)
 
 
-def _models_of(opened: Archive, wanted: Iterable[str], keep_going: bool, codecs: Codecs) -> dict[str, Model]:
+def _models_of(opened: ArchiveReader, wanted: Iterable[str], keep_going: bool, codecs: Codecs) -> dict[str, Model]:
     """The models that rows of these codecs need. Raises ModelError for one that cannot be had, unless what needs none
     of it is to be restored all the same."""
     models = {}
     for codec in sorted(set(wanted) & set(opened.info.models)):
         try:
-            models[codec] = _model_of(opened, codec, codecs)
+            models[codec] = model_of(opened, codec, codecs.find)
         except ModelError:
             if not keep_going:
                 raise
     return models
-
-
-def _model_of(opened: Archive, codec: str, codecs: Codecs) -> Model:
-    """Raises ModelError."""
-    inside, wanted = opened.info.model_files.get(codec), opened.info.models[codec]
-    model = codecs.find(wanted) if inside is None else model_from_bytes(inside)
-    if model is None:
-        raise ModelError(
-            f"{opened.path} needs the model {wanted} for its {codec} rows, which is neither in it nor in this version; "
-            f"install the version of zippy-batch that wrote it, or a newer one"
-        )
-    if model.codec != codec:
-        raise ModelError(f"{opened.path} gives the model {wanted} to the {codec} codec, but it is of the {model.codec}")
-    return model
 
 
 class _Clock:

@@ -9,20 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.info import DAMAGED_NAMES, damaged_name
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import Row
 from zippy_batch.archives.where import parse_condition
 from zippy_batch.config import RestoreOptions
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.images.pixels import restored_path
 from zippy_batch.paths import MAX_NAME_BYTES, display_path, is_below, is_named_like_a_file, safe_relative_path
+from zippy_batch.run.report import Finding
 from zippy_batch.run.restore_folder import restore_folder
-from zippy_batch.run.restore_shard import RestoreUnit
+from zippy_batch.run.restore_shard import Renamed, RestoreUnit
 from zippy_batch.stores.atomic_file import flush_all
 
 _SHOWN = 5
@@ -36,17 +39,22 @@ class RestorePlan:
     units: list[RestoreUnit] = field(default_factory=list)
     paths: list[bytes] = field(default_factory=list)
     """Relative to the destination; rows that cannot be read have none."""
+    places: list[tuple[int, int]] = field(default_factory=list)
+    """Shard and row of each path; kept only where one may have to be changed."""
+    nameless: list[tuple[int, int, str, str | None]] = field(default_factory=list)
+    """Shard, row, codec and source format of rows whose path is lost."""
     rows: int = 0
     source_bytes: int = 0
     codecs: set[str] = field(default_factory=set)
     """Of the rows wanted."""
 
 
-def plan_restore(archive: Archive, options: RestoreOptions) -> RestorePlan:
+def plan_restore(archive: ArchiveReader, options: RestoreOptions) -> RestorePlan:
     """The rows wanted, and where they go.
 
-    Raises ArchiveError for a path that would leave the destination or that two rows share, UsageError where the
-    pattern matches nothing.
+    Raises ArchiveError for a path that would leave the destination or that two rows share; with
+    `options.keep_going` such rows, and those whose path is lost, get a name made of shard and row. Raises UsageError
+    where the pattern matches nothing.
     """
     wanted = _wanted(archive, options)
     plan = RestorePlan()
@@ -58,11 +66,15 @@ def plan_restore(archive: Archive, options: RestoreOptions) -> RestorePlan:
         select = " or ".join(map(repr, options.select))
         asked = [text for text in (select, options.where and repr(options.where)) if text]
         raise UsageError(f"no row of {archive.path} matches {' and '.join(asked)}")
-    _check_paths(plan.paths)
+    if options.keep_going:
+        _rename(plan, dict(bad_paths(plan.paths)), options)
+    else:
+        for _, problem in bad_paths(plan.paths):
+            raise ArchiveError(f"{problem}; --keep-going restores it under another name")
     return plan
 
 
-def _wanted(archive: Archive, options: RestoreOptions) -> dict[int, list[int]] | None:
+def _wanted(archive: ArchiveReader, options: RestoreOptions) -> dict[int, list[int]] | None:
     """Rows by shard; None for all."""
     found = []
     if options.select:
@@ -84,57 +96,109 @@ def _union(selections: Iterable[Mapping[int, Sequence[int]]]) -> dict[int, list[
 
 
 def _add_shard(
-    plan: RestorePlan, archive: Archive, shard: int, rows: Sequence[int] | None, options: RestoreOptions
+    plan: RestorePlan, archive: ArchiveReader, shard: int, rows: Sequence[int] | None, options: RestoreOptions
 ) -> None:
     facts = _facts(archive, shard)
     places = range(archive.info.shards[shard]) if rows is None else rows
     for place in places:
         if place in facts:
             path, codec, source_format, source_bytes = facts[place]
-            is_new = codec == "latent"
-            plan.paths.append(restored_path(path, source_format or "", options.format) if is_new else path)
             plan.source_bytes += source_bytes
             plan.codecs.add(codec)
+            if path is None:
+                plan.nameless.append((shard, place, codec, source_format))
+                continue
+            plan.paths.append(_target(path, codec, source_format, options))
+            if options.keep_going:
+                plan.places.append((shard, place))
     plan.rows += len(places)
     plan.units.append(RestoreUnit(shard, None if rows is None else tuple(rows)))
 
 
-def _facts(archive: Archive, shard: int) -> dict[int, tuple[bytes, str, str | None, int]]:
-    """Path, codec, source format and source bytes of each row that can be read, by its place."""
-    paths = archive.paths(shard)
+def _target(path: bytes, codec: str, source_format: str | None, options: RestoreOptions) -> bytes:
+    return restored_path(path, source_format or "", options.format) if codec == "latent" else path
+
+
+def _facts(archive: ArchiveReader, shard: int) -> dict[int, tuple[bytes | None, str, str | None, int]]:
+    """Path, codec, source format and source bytes of each row that can be restored, by its place."""
     try:
         columns = archive.read_columns(shard, ("codec", "source_format", "source_bytes"))
+        paths = archive.paths(shard)
+        if None not in paths:
+            return dict(enumerate(zip(paths, *columns.values(), strict=True)))
     except ArchiveError:
-        rows = enumerate(archive.read_rows(shard))
-        return {i: (r.path, r.codec, r.source_format, r.source_bytes) for i, r in rows if isinstance(r, Row)}
-    known = zip(paths, *columns.values(), strict=True)
-    return {i: (path, *rest) for i, (path, *rest) in enumerate(known) if path is not None}
+        pass
+    found = {}
+    for place, row in enumerate(archive.read_rows(shard)):
+        rest = row if isinstance(row, Row) else row.rest
+        if rest is not None:
+            found[place] = (row.path, rest.codec, rest.source_format, rest.source_bytes)
+    return found
 
 
-def _check_paths(paths: Sequence[bytes]) -> None:
-    """Raises ArchiveError."""
+def find_bad_paths(archive: ArchiveReader) -> list[Finding]:
+    """Rows of an archive whose path a restore would refuse."""
+    paths: list[bytes] = []
+    places: list[tuple[int, int]] = []
+    for shard in archive.shards():
+        known = [(row, path) for row, path in enumerate(archive.paths(shard)) if path is not None]
+        paths += [path for _, path in known]
+        places += [(shard, row) for row, _ in known]
+    return [
+        Finding(display_path(paths[i]), f"restore refuses its path: {why}", *places[i]) for i, why in bad_paths(paths)
+    ]
+
+
+def bad_paths(paths: Sequence[bytes]) -> Iterator[tuple[int, str]]:
+    """Places of paths that not all can be written below one directory, and what is wrong with them."""
     seen: set[bytes] = set()
-    for path in paths:
-        safe_relative_path(path)
-        longest = max(map(len, path.split(b"/")))
-        if longest > MAX_NAME_BYTES:
-            raise ArchiveError(
-                f"{display_path(path)}: a name of {longest} bytes, and a directory takes up to {MAX_NAME_BYTES}; "
-                f"choose another --format, which may add no suffix, or leave it out with --select or --where"
-            )
-        if path in seen:
-            raise ArchiveError(
-                f"two rows would be restored as {display_path(path)}; restore them apart, with --select, or choose "
-                f"another --format"
-            )
+    for place, path in enumerate(paths):
+        problem = _problem(path) or (f"two rows would be restored as {display_path(path)}" if path in seen else None)
+        if problem:
+            yield place, problem
         seen.add(path)
+    files = set[bytes]()
     for path in paths:
         for parent in _parents(path):
-            if parent in seen:
-                raise ArchiveError(
-                    f"{display_path(parent)} would be restored as a file, and as a directory for {display_path(path)}; "
-                    f"restore them apart, with --select, or choose another --format"
-                )
+            if parent in seen and parent not in files:
+                files.add(parent)
+                problem = f"would be restored as a file, and as a directory for {display_path(path)}"
+                yield paths.index(parent), f"{display_path(parent)} {problem}"
+
+
+def _problem(path: bytes) -> str | None:
+    try:
+        safe_relative_path(path)
+    except ArchiveError as error:
+        return str(error)
+    longest = max(map(len, path.split(b"/")))
+    if longest > MAX_NAME_BYTES:
+        return (
+            f"{display_path(path)}: a name of {longest} bytes, and a directory takes up to {MAX_NAME_BYTES}; another "
+            f"--format may add no suffix"
+        )
+    return None
+
+
+def _rename(plan: RestorePlan, bad: Mapping[int, str], options: RestoreOptions) -> None:
+    """Gives names made of shard and row to files whose path is lost, or bad."""
+    if not bad and not plan.nameless:
+        return
+    folder = DAMAGED_NAMES.encode()
+    while any(path == folder or path.startswith(folder + b"/") for path in plan.paths):
+        folder += b"_"
+    renamed: dict[int, dict[int, Renamed]] = {}
+    for place, why in bad.items():
+        shard, row = plan.places[place]
+        suffix = re.search(rb"\.[A-Za-z0-9]{1,8}$", plan.paths[place])
+        name = damaged_name(shard, row, None, folder) + (suffix[0] if suffix else b"")
+        renamed.setdefault(shard, {})[row] = Renamed(name, why)
+        plan.paths[place] = name
+    for shard, row, codec, source_format in plan.nameless:
+        name = _target(damaged_name(shard, row, source_format, folder), codec, source_format, options)
+        renamed.setdefault(shard, {})[row] = Renamed(name, None)
+        plan.paths.append(name)
+    plan.units = [replace(unit, renamed=renamed.get(unit.index, {})) for unit in plan.units]
 
 
 def _parents(path: bytes) -> Iterator[bytes]:
@@ -146,7 +210,7 @@ def _parents(path: bytes) -> Iterator[bytes]:
 
 @contextmanager
 def restoring(
-    archive: Archive, destination: Path, plan: RestorePlan, options: RestoreOptions, overwrite: bool
+    archive: ArchiveReader, destination: Path, plan: RestorePlan, options: RestoreOptions, overwrite: bool
 ) -> Iterator[Path]:
     """A directory in `destination` for files that are being written; kept if the body raises, for the next attempt.
 
@@ -174,7 +238,7 @@ def restoring(
         folder.finish()
 
 
-def _restore_identity(archive: Archive, options: RestoreOptions) -> str:
+def _restore_identity(archive: ArchiveReader, options: RestoreOptions) -> str:
     """What tells one restore from another, wherever the archive lies."""
     names = ("format", "jpeg_quality", "select", "where")
     return json.dumps({"archive": _archive_identity(archive), **{name: getattr(options, name) for name in names}})
@@ -196,7 +260,7 @@ def _directories(destination: Path, paths: Sequence[bytes]) -> list[bytes]:
     return [root, *filter(os.path.isdir, below)]
 
 
-def _archive_identity(archive: Archive) -> str:
+def _archive_identity(archive: ArchiveReader) -> str:
     """Tells archives apart by what they are, wherever they lie."""
     digest = hashlib.sha256(json.dumps([dict(archive.info.models), archive.size_bytes]).encode())
     for shard in archive.shards():

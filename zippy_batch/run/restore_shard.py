@@ -9,9 +9,10 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import Row
 from zippy_batch.codecs.model_file import Model
 from zippy_batch.config import RestoreOptions
@@ -21,7 +22,7 @@ from zippy_batch.paths import display_path, is_below, safe_relative_path
 from zippy_batch.run.encode_verified import Coders, MakeCodec, Pixels, compare
 from zippy_batch.run.quarantine import retry
 from zippy_batch.run.report import Done, Finding, Quality, RestoreLine, Tick
-from zippy_batch.run.rows import Numbered, decode_pictures, facts_of, is_verbatim, row_batches, stored_files, whole_rows
+from zippy_batch.run.rows import Numbered, decode_pictures, facts_of, is_verbatim, read_shard, row_batches, stored_files
 from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.stores.atomic_file import flush_all, writing
 from zippy_batch.stores.object_path import Place
@@ -33,6 +34,17 @@ class RestoreUnit:
     """Shard."""
     wanted: tuple[int, ...] | None = None
     """Rows of the shard, ascending; None for all."""
+    renamed: Mapping[int, Renamed] = field(default_factory=dict)
+    """By row; those that cannot go where their path says."""
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A file that is restored under another path than its own."""
+
+    target: bytes
+    why: str | None
+    """What is wrong with its path; None where the row itself says it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ class RestoreJob:
     def start(self, threads: int) -> Callable[[RestoreUnit, Tick], ShardRestored]:
         coders = Coders.of(self.models, self.options.device, self.make_codec)
         archive, pool, writer = (
-            Archive.open(self.archive, allow_damage=self.options.keep_going),
+            ArchiveReader.open(self.archive, allow_damage=self.options.keep_going),
             OrderedThreadPool(threads),
             FileWriter(self.destination, self.temporary),
         )
@@ -121,7 +133,7 @@ class FileWriter:
 
 def restore_shard(
     unit: RestoreUnit,
-    archive: Archive,
+    archive: ArchiveReader,
     writer: FileWriter,
     options: RestoreOptions,
     coders: Coders,
@@ -131,9 +143,10 @@ def restore_shard(
     """Writes the wanted rows of a shard as files. Raises DamagedRow at the first damaged one, or with
     `options.keep_going` lists them."""
     started = time.monotonic()
-    rows, damaged = whole_rows(archive, unit.index, unit.wanted)
-    _stop_at_damage(damaged, options)
-    line = RestoreLine(unit.index, damaged=damaged)
+    found = read_shard(archive, unit.index, unit.wanted)
+    _stop_at_damage(found.damaged, options)
+    rows = _under_their_names(sorted([*found.whole, *found.rest], key=itemgetter(0)), unit.renamed)
+    line = RestoreLine(unit.index, damaged=(*found.damaged, *_renamed(rows, unit)))
 
     def restore(batch: Sequence[Numbered]) -> RestoreLine:
         return _restore_batch(batch, unit.index, writer, options, coders)
@@ -146,6 +159,20 @@ def restore_shard(
         writer.sync()
     line = replace(line, shard=unit.index, seconds=time.monotonic() - started)
     return ShardRestored(unit.index, _done_of_files(line), line)
+
+
+def _under_their_names(rows: Sequence[Numbered], renamed: Mapping[int, Renamed]) -> list[Numbered]:
+    return [(at, replace(row, path=renamed[at].target) if at in renamed else row) for at, row in rows]
+
+
+def _renamed(rows: Sequence[Numbered], unit: RestoreUnit) -> list[Finding]:
+    """What is wrong with the paths of rows that are otherwise whole."""
+    wrong = [(at, unit.renamed[at]) for at, _ in rows if at in unit.renamed]
+    return [
+        Finding(display_path(one.target), f"restored under this name: {one.why}", unit.index, at)
+        for at, one in wrong
+        if one.why is not None
+    ]
 
 
 def _stop_at_damage(damaged: Sequence[Finding], options: RestoreOptions) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import Row
+from zippy_batch.codecs.model_file import Model, model_from_bytes
+from zippy_batch.errors import ModelError
 from zippy_batch.images.pixels import Facts
 from zippy_batch.paths import display_path
 from zippy_batch.run.encode_verified import (
@@ -27,20 +30,36 @@ Numbered = tuple[int, Row]
 """A row and its place in its shard."""
 
 
-def whole_rows(
-    archive: Archive, shard: int, wanted: tuple[int, ...] | None
-) -> tuple[list[Numbered], tuple[Finding, ...]]:
-    """Rows of a shard (None for all) that are what was written, and those that are not."""
-    rows: list[Numbered] = []
+@dataclass(frozen=True)
+class ShardRows:
+    """Rows of a shard, by what can be had of them."""
+
+    whole: list[Numbered]
+    """Those that are what was written."""
+    rest: list[Numbered]
+    """What can be brought back of others; see `Damage.rest`."""
+    damaged: tuple[Finding, ...]
+    """What is wrong with the others, those of `rest` included."""
+
+
+def read_shard(archive: ArchiveReader, shard: int, wanted: tuple[int, ...] | None) -> ShardRows:
+    """Rows of a shard; None for all."""
+    whole: list[Numbered] = []
+    rest: list[Numbered] = []
     damaged: list[Finding] = []
-    places = range(archive.info.shards[shard]) if wanted is None else wanted
-    for place, row in zip(places, archive.read_rows(shard, wanted), strict=True):
+    for place, row in zip(_places(archive, shard, wanted), archive.read_rows(shard, wanted), strict=True):
         if isinstance(row, Row):
-            rows.append((place, row))
-        else:
-            name = "(its path is lost)" if row.path is None else display_path(row.path)
-            damaged.append(Finding(name, row.reason, shard, place))
-    return rows, tuple(damaged)
+            whole.append((place, row))
+            continue
+        name = "(its path is lost)" if row.path is None else display_path(row.path)
+        damaged.append(Finding(name, row.reason, shard, place))
+        if row.rest is not None:
+            rest.append((place, row.rest))
+    return ShardRows(whole, rest, tuple(damaged))
+
+
+def _places(archive: ArchiveReader, shard: int, wanted: tuple[int, ...] | None) -> Sequence[int]:
+    return range(archive.info.shards[shard]) if wanted is None else wanted
 
 
 def sizes(rows: Iterable[Row]) -> tuple[int, int]:
@@ -106,3 +125,17 @@ def facts_of(row: Row) -> Facts:
         exif=row.exif,
         icc=row.icc,
     )
+
+
+def model_of(opened: ArchiveReader, codec: str, find: Callable[[str], Model | None]) -> Model:
+    """The model that rows of a codec need: the archive's own, or what `find` gives for its id. Raises ModelError."""
+    inside, wanted = opened.info.model_files.get(codec), opened.info.models[codec]
+    model = find(wanted) if inside is None else model_from_bytes(inside)
+    if model is None:
+        raise ModelError(
+            f"{opened.path} needs the model {wanted} for its {codec} rows, which is neither in it nor in this version; "
+            f"install the version of zippy-batch that wrote it, or a newer one"
+        )
+    if model.codec != codec:
+        raise ModelError(f"{opened.path} gives the model {wanted} to the {codec} codec, but it is of the {model.codec}")
+    return model

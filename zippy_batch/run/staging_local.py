@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.writer import merge_parts, part_name, write_manifest
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
 from zippy_batch.paths import display_path
@@ -141,7 +141,7 @@ class LocalStaging:
 
 
 def _models_of_part(part: Path) -> Iterable[str]:
-    with Archive.open(part) as opened:
+    with ArchiveReader.open(part) as opened:
         return opened.info.models
 
 

@@ -24,8 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zippy_batch.archives.info import MANIFEST_NAME
-from zippy_batch.archives.part_file import model_name
+from zippy_batch.archives.info import MANIFEST_NAME, model_name
 from zippy_batch.archives.writer import PartFacts, manifest_text, merge_parts, part_facts, part_name
 from zippy_batch.errors import ArchiveError, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
 from zippy_batch.run.staging_plan import (

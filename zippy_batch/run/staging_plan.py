@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo
-from zippy_batch.archives.part_file import OLD_MODEL_NAME, model_name
+from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, model_name
 from zippy_batch.archives.schema import CODED
 from zippy_batch.archives.writer import part_name
 from zippy_batch.errors import UsageError
@@ -35,7 +34,7 @@ def is_archive_of(names: Set[str]) -> bool:
 
 
 def _archive_file(name: str) -> bool:
-    return name in (MANIFEST_NAME, OLD_MODEL_NAME, *map(model_name, CODED)) or shard_of(name) is not None
+    return name in (MANIFEST_NAME, *map(model_name, CODED)) or shard_of(name) is not None
 
 
 def refuse_other_kind(output: Place) -> None:

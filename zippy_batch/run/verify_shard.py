@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from zippy_batch.archives.reader import Archive
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import Row
 from zippy_batch.codecs.model_file import Model
 from zippy_batch.config import ArchiveOptions
@@ -19,10 +19,10 @@ from zippy_batch.run.rows import (
     decode_pictures,
     facts_of,
     is_verbatim,
+    read_shard,
     row_batches,
     sizes,
     stored_files,
-    whole_rows,
 )
 from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.sources import Read, Source
@@ -69,7 +69,7 @@ class VerifyJob:
 
     def start(self, threads: int) -> Callable[[VerifyUnit, Tick], ShardVerified]:
         coders = Coders.of(self.models, self.device, self.make_codec)
-        archive, pool = Archive.open(self.archive, allow_damage=True), OrderedThreadPool(threads)
+        archive, pool = ArchiveReader.open(self.archive, allow_damage=True), OrderedThreadPool(threads)
 
         def work(unit: VerifyUnit, tick: Tick) -> ShardVerified:
             return verify_shard(unit, archive, self, coders, pool, tick)
@@ -81,7 +81,7 @@ class VerifyJob:
 
 
 def verify_shard(
-    unit: VerifyUnit, archive: Archive, job: VerifyJob, coders: Coders, pool: OrderedThreadPool, tick: Tick
+    unit: VerifyUnit, archive: ArchiveReader, job: VerifyJob, coders: Coders, pool: OrderedThreadPool, tick: Tick
 ) -> ShardVerified:
     """Checksums of all rows; with `job.deep` decodes them, with `job.against` compares them with their originals."""
     only_checksums = not job.deep and job.against is None
@@ -91,7 +91,8 @@ def verify_shard(
             done = Done(archive.info.shards[unit.index], *whole)
             tick(done)
             return ShardVerified(unit.index, done, 0, (), (), 0)
-    rows, damaged = whole_rows(archive, unit.index, None)
+    read_rows = read_shard(archive, unit.index, None)
+    rows, damaged = read_rows.whole, read_rows.damaged
     done = Done(len(rows) + len(damaged), *sizes(row for _, row in rows))
     if only_checksums:
         tick(done)

@@ -347,6 +347,8 @@ def read_file(root: Path, file: SourceFile) -> bytes:
                 )
             data = stream.readall()
             written_ns = os.fstat(stream.fileno()).st_mtime_ns
+    except SourceError:
+        raise
     except OSError as error:
         raise SourceError(f"{name}: cannot be read: {error.strerror}") from error
     if len(data) != file.size_bytes or written_ns != status.st_mtime_ns:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ _IMAGES = ("image", "bytes", "content", "jpg", "jpeg", "png", "webp", "img", "im
 _NAMES = ("path", "file_name", "filename", "image_path", "key", "__key__")
 _LENGTH, _TIME = "length", "modificationTime"
 """What Spark has beside `content`."""
+_PANDAS_INDEX = re.compile(r"__index_level_[0-9]+__")
+"""What pandas writes of a table that it has cut or sorted: numbers of rows, mostly. Left out, and said so."""
 _HUGGING_FACE = b"huggingface"
 
 
@@ -270,7 +273,7 @@ def _choose(file: Opened, schema: pa.Schema, members: Members, wanted: Wanted) -
     others = [one for one in schema.names if one not in used]
     if is_struct:
         others += [f"{image}.{one.name}" for one in schema.field(image).type if one.name not in ("bytes", "path")]
-    if others and not wanted.leave_out:
+    if any(not _PANDAS_INDEX.fullmatch(one) for one in others) and not wanted.leave_out:
         raise UsageError(
             f"{file.name} has columns that an archive has no place for: {', '.join(others)}; --leave-out archives the "
             f"images without them, and --name-column and --label-column say which hold names and labels"
@@ -442,6 +445,8 @@ def _foreign(file: Opened) -> Iterator[None]:
 
     try:
         yield
+    except SourceError:
+        raise
     except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(f"{file.name}: cannot be read as Parquet: {detail}") from error

@@ -259,6 +259,8 @@ class _List:
                 found._read(stack.enter_context(open(found._path, "rb")))
             except FileNotFoundError:
                 pass
+            except SourceError:
+                raise
             except OSError as error:
                 raise SourceError(f"{_shown(found._path)}: cannot be read: {error.strerror}") from error
             yield found

@@ -78,6 +78,8 @@ def _flush_named(path: bytes) -> None:
     try:
         with writing(shown):
             flush(path)
+    except WriteError:
+        raise
     except OSError as error:
         raise WriteError(
             f"{shown} cannot be brought to disk: {error.strerror}; check the disk and give the same command again"

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from urllib.parse import parse_qsl, unquote
 
-from zippy_batch.errors import StorageError, UsageError
+from zippy_batch.errors import StorageError, UsageError, ZippyError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -272,7 +272,7 @@ def asking(path: ObjectPath) -> Iterator[None]:
 
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, ZippyError):
         raise
     except (OSError, pa.ArrowException) as error:
         raise _refusal(path, error) from error

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zippy_batch.errors import ModelError, UsageError
+from zippy_batch.errors import ModelError, UsageError, WriteError
 from zippy_batch.stores.atomic_file import replacing
 from zippy_batch.training.muon import Muon
 from zippy_batch.training.process_group import SINGLE_PROCESS, ProcessGroup
@@ -278,6 +278,8 @@ def replace_file(path: Path, data: bytes) -> None:
     try:
         with replacing(path) as new:
             new.write_bytes(data)
+    except WriteError:
+        raise
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}; what was there before is still whole", str(path)) from error
 

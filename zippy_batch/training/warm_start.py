@@ -50,6 +50,8 @@ def exact_network(model: Model) -> ExactNetwork:
 def _whole(model: Model) -> Iterator[None]:
     try:
         yield
+    except ModelError:
+        raise
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ModelError(f"model {model.name!r} lacks what training could go on from: {error}") from error
 

@@ -1,0 +1,108 @@
+"""The door: what the package offers, that the docs tell all of it, and that it costs nothing to import."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic_faces import draw_faces
+
+import zippy_batch as zb
+
+
+def api_page(root: Path) -> str:
+    return (root / "docs/api.md").read_text()
+
+
+def test_every_public_name_is_in_the_docs_and_the_reverse(root: Path) -> None:
+    text = api_page(root)
+    in_tables = {name for name in re.findall(r"^\| `([A-Za-z]+)[(`]", text, re.MULTILINE) if hasattr(zb, name)}
+    named = in_tables | {name for name in ("Archive", "Progress", "ArchiveInfo") if f"`{name}`" in text}
+    assert named == set(zb.__all__)
+
+
+def test_every_public_name_is_there_and_described() -> None:
+    for name in zb.__all__:
+        assert name in dir(zb)
+        found = getattr(zb, name)
+        assert found.__name__ == name
+        assert found.__module__.startswith("zippy_batch")
+    with pytest.raises(AttributeError, match="no attribute 'archives2'"):
+        zb.archives2  # noqa: B018
+
+
+def test_every_error_is_public() -> None:
+    import zippy_batch.errors
+
+    errors = {
+        name for name, one in vars(zippy_batch.errors).items() if isinstance(one, type) and issubclass(one, Exception)
+    }
+    assert errors <= set(zb.__all__)
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, zippy_batch as zb; dir(zb); zb.ArchiveError; zb.ArchiveOptions(quality=80);"
+        "print(sorted(sys.modules.keys() & {'torch', 'ray', 'pyarrow', 'PIL', 'numpy', 'numba', 'typer'}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_example_of_the_docs_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_faces(tmp_path / "faces", 9)
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"^```python\n(.*?)^```", api_page(root), re.MULTILINE | re.DOTALL)
+    assert len(examples) == 6
+    namespace: dict[str, object] = {"__name__": "examples"}
+    for example in examples:
+        exec(compile(example, "docs/api.md", "exec"), namespace)
+
+
+SCRIPT = """
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import zippy_batch as zb
+
+
+def show(progress: zb.Progress) -> None:
+    print(progress.images, progress.seconds_left)
+
+
+report: zb.ArchiveReport = zb.archive("faces", Path("out.parquet"), quality=80, progress=show)
+ratio: float | None = report.total.ratio
+zb.restore("out.parquet", "back", zb.RestoreOptions(format="png"), where="psnr < 30")
+checked: zb.VerifyReport = zb.verify("out.parquet", against="faces", deep=True)
+with zb.open("out.parquet") as archive:
+    file: zb.ArchivedFile = archive["a.jpg"]
+    pixels: NDArray[np.uint8] = file.pixels
+    some: zb.Selection = archive[[1, 2]]
+    paths: list[str] = archive[1:3].paths
+    data: bytes = archive[0].bytes()
+    for batch in archive.batches(64, where="codec != 'raw'"):
+        stacked = np.stack(batch.pixels)
+        labels: list[str | None] = batch.labels
+try:
+    zb.stats("missing.parquet")
+except zb.UsageError as error:
+    raise SystemExit(error.exit_code) from error
+"""
+
+
+def test_a_strictly_typed_script_is_sound(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--follow-imports=silent", "script.py"]
+    found = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={"MYPYPATH": str(root), "PATH": "/usr/bin:/bin"}
+    )
+    assert found.stdout.startswith("Success"), found.stdout + found.stderr
+
+
+def test_an_unknown_option_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(zb.UsageError, match="no option qualty; did you mean quality"):
+        zb.archive(tmp_path, tmp_path / "out.parquet", qualty=80)

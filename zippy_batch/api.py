@@ -1,0 +1,94 @@
+"""archive, restore, verify and stats for Python: the package's functions, with options as keywords."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+from zippy_batch.errors import UsageError
+from zippy_batch.run import pipeline
+from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
+
+Options = TypeVar("Options", ArchiveOptions, RestoreOptions, RunOptions)
+
+
+def archive(
+    source: str | Path,
+    output: str | Path,
+    options: ArchiveOptions | None = None,
+    run: RunOptions | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    **keywords: Any,
+) -> ArchiveReport:
+    """Archive every file of `source`: a directory, a list, a tar, zip, Parquet or RecordIO file, or the URI of one.
+
+    `output` is one file where it ends in .parquet, else a directory of parts; either may be in an object store. Fields
+    of ArchiveOptions and RunOptions may be given as keywords, above `options` and `run`. `progress` is called as work
+    goes on, in this thread. An interrupted run goes on when it is called again.
+
+    Raises UsageError before anything is written, OutputExists where `output` is there and `overwrite` is not given, and
+    SourceError for a file that cannot be read.
+    """
+    chosen, chosen_run = _combined(options or ArchiveOptions(), run or RunOptions(), keywords)
+    return pipeline.archive(source, output, chosen, chosen_run, progress)
+
+
+def restore(
+    archive: str | Path,
+    destination: str | Path,
+    options: RestoreOptions | None = None,
+    run: RunOptions | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    **keywords: Any,
+) -> RestoreReport:
+    """Bring back the files of an archive below `destination`, under their own paths and times.
+
+    Fields of RestoreOptions and RunOptions may be given as keywords; `select` may be one glob or several.
+
+    Raises OutputExists where files are there already and `overwrite` is not given, and DamagedRow at the first damaged
+    row, unless `keep_going`: then the report lists what is damaged, and its `exit_code` is 1.
+    """
+    if isinstance(keywords.get("select"), str):
+        keywords["select"] = (keywords["select"],)
+    elif "select" in keywords:
+        keywords["select"] = tuple(keywords["select"])
+    if isinstance(keywords.get("reference"), str):
+        keywords["reference"] = Path(keywords["reference"])
+    chosen, chosen_run = _combined(options or RestoreOptions(), run or RunOptions(), keywords)
+    return pipeline.restore(archive, destination, chosen, chosen_run, progress)
+
+
+def verify(
+    archive: str | Path,
+    against: str | Path | None = None,
+    deep: bool = False,
+    run: RunOptions | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> VerifyReport:
+    """Check every row's checksum; with `deep` decode every row; with `against` compare each with its original there.
+
+    Damage is reported, not raised: the report's `exit_code` is 1. Raises ArchiveError for what is not an archive.
+    """
+    return pipeline.verify(archive, against, deep, run, progress)
+
+
+def stats(archive: str | Path) -> ArchiveReport:
+    """Sizes and quality as the archive tells them; no payload is read."""
+    return pipeline.stats(archive)
+
+
+def _combined(options: Options, run: RunOptions, keywords: Mapping[str, Any]) -> tuple[Options, RunOptions]:
+    """The options with what is given by keyword. Raises UsageError for a keyword that neither has."""
+    own = {field.name for field in dataclasses.fields(options)}
+    others = {field.name for field in dataclasses.fields(run)}
+    for name in keywords.keys() - own - others:
+        close = difflib.get_close_matches(name, own | others, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(own | others))}"
+        raise UsageError(f"there is no option {name}; {hint}")
+    given = {name: value for name, value in keywords.items() if name in own}
+    given_run = {name: value for name, value in keywords.items() if name in others}
+    return dataclasses.replace(options, **given), dataclasses.replace(run, **given_run)

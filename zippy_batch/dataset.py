@@ -1,0 +1,419 @@
+"""An archive as a data set: files by path, by number and by condition, decoded in batches.
+
+    open(path) -> Archive --[path] or [number]--> ArchivedFile --> .pixels, .bytes(), .label, .psnr, ...
+                     |----[numbers], rows(...)--> Selection        --> .pixels, .files(), .paths, .labels, .batches(n)
+
+Nothing is read before it is asked for, and no more than it takes: one file is one page of payloads and the small
+columns of its row group, which are kept for the next one. Every row is checked against its checksum.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zippy_batch.archives.info import ArchiveInfo, Damage
+from zippy_batch.archives.reader import ArchiveReader, as_columns
+from zippy_batch.archives.schema import BY_NAME, MAX_ROWS_PER_GROUP, Row, arrow_schema
+from zippy_batch.archives.where import parse_condition
+from zippy_batch.errors import ArchiveError, DamagedRow, UsageError
+from zippy_batch.paths import decoded_path, encoded_path
+from zippy_batch.stores.object_path import Place, place
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from zippy_batch.run.encode_verified import Coders
+
+Pixels = NDArray[np.uint8]
+"""(H, W, 3) RGB or (H, W) grey."""
+
+_log = logging.getLogger(__name__)
+
+_BATCH = 64
+"""Images per pass through the networks."""
+_READ_AHEAD = MAX_ROWS_PER_GROUP
+"""Rows read at a time where batches follow one another."""
+_WHOLE_GROUP = 32
+"""Rows of a shard from which on reading them together is faster than one by one."""
+
+
+def open(path: str | Path | Place, device: str = "auto", keep_going: bool = False) -> Archive:
+    """Open an archive: a file, a directory of parts, or the URI of either in an object store.
+
+    Reads the footer or the manifest, and no row. `device` is where the networks run: auto, cpu or cuda.
+
+    Raises UsageError where there is nothing, and ArchiveError for what is not an archive. Raises it for an archive with
+    a missing part, a damaged footer or a damaged model too, unless `keep_going`: then what is whole can be read.
+    """
+    archive = Archive(place(path), device, keep_going)
+    archive.info  # noqa: B018 - what is no archive is said here
+    return archive
+
+
+class Archive:
+    """An archive that can be read; made by `open`. Threads may share it; pickled, it opens again where it is unpickled.
+
+    A mapping from paths to files, and a sequence of them by number, in the order of their paths.
+    """
+
+    def __init__(self, path: Place, device: str = "auto", keep_going: bool = False) -> None:
+        self._path, self._device, self._keep_going = path.absolute(), device, keep_going
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = Lock()
+        self._reader: ArchiveReader | None = None
+        self._starts: list[int] = []
+        self._coders: dict[str, Any] = {}
+
+    def __getstate__(self) -> tuple[Place, str, bool]:
+        return self._path, self._device, self._keep_going
+
+    def __setstate__(self, state: tuple[Place, str, bool]) -> None:
+        self._path, self._device, self._keep_going = state
+        self._start()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget what is held in memory. The archive opens again when it is next used."""
+        self._start()
+
+    def __repr__(self) -> str:
+        return f"<zippy_batch.Archive {self._path}: {len(self)} files, {self._opened().size_bytes} bytes>"
+
+    # ---- what is in it ----
+
+    @property
+    def info(self) -> ArchiveInfo:
+        """Format version, models, the options it was made with, rows of each shard."""
+        return self._opened().info
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the Parquet table: the same for every archive."""
+        return arrow_schema()
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all files, in order; bytes that are not UTF-8 as surrogate escapes, as `os.fsdecode` gives them."""
+        return self.rows().paths
+
+    def __len__(self) -> int:
+        return self._opened().row_count
+
+    def __contains__(self, path: object) -> bool:
+        return isinstance(path, str) and self._opened().find(encoded_path(path)) is not None
+
+    def __iter__(self) -> Iterator[ArchivedFile]:
+        return iter(self.rows())
+
+    @overload
+    def __getitem__(self, which: str | int) -> ArchivedFile: ...
+    @overload
+    def __getitem__(self, which: Sequence[int] | slice) -> Selection: ...
+    def __getitem__(self, which: str | int | Sequence[int] | slice) -> ArchivedFile | Selection:
+        """One file by path or number, or several by numbers. Raises KeyError and IndexError where there is none, and
+        DamagedRow where what is stored of it is not what was written."""
+        if isinstance(which, str):
+            found = self._opened().find(encoded_path(which))
+            if found is None:
+                raise KeyError(which)
+            return self._file(self._starts[found[0]] + found[1])
+        if isinstance(which, slice):
+            return Selection(self, range(len(self))[which])
+        if isinstance(which, int | np.integer):
+            return self._file(self._number(int(which)))
+        return Selection(self, [self._number(int(number)) for number in which])
+
+    def rows(self, where: str | None = None, select: str | None = None) -> Selection:
+        """The files that a condition on their columns holds for ("psnr < 30", see docs/usage.md), and whose path
+        matches a glob; all of them without either. Raises UsageError for a condition or glob that is not understood."""
+        reader = self._opened()
+        found: list[Mapping[int, Sequence[int]]] = []
+        if select is not None:
+            found.append(reader.select(select))
+        if where is not None:
+            found.append(reader.where(parse_condition(where)))
+        if not found:
+            return Selection(self, range(len(self)))
+        wanted = [{self._starts[shard] + row for shard, rows in some.items() for row in rows} for some in found]
+        return Selection(self, sorted(set.intersection(*wanted)))
+
+    def batches(self, size: int, where: str | None = None, select: str | None = None) -> Iterator[Selection]:
+        """As `rows`, in batches of `size` files, the last one maybe smaller."""
+        return self.rows(where, select).batches(size)
+
+    # ---- reading ----
+
+    def _opened(self) -> ArchiveReader:
+        with self._lock:
+            if self._reader is None:
+                reader = ArchiveReader.open(self._path, allow_damage=self._keep_going)
+                self._starts = [0, *accumulate(reader.info.shards)]
+                self._reader = reader
+            return self._reader
+
+    def _number(self, number: int) -> int:
+        count = len(self)
+        if not -count <= number < count:
+            raise IndexError(f"there is no file {number} in {self._path}, which has {count}")
+        return number % count
+
+    def _file(self, number: int) -> ArchivedFile:
+        return ArchivedFile(self, number, self._read([number])[0])
+
+    def _by_shard(self, numbers: Sequence[int]) -> dict[int, list[int]]:
+        """Rows by shard, ascending."""
+        self._opened()
+        found: dict[int, list[int]] = {}
+        for number in sorted(set(numbers)):
+            shard = bisect_right(self._starts, number) - 1
+            found.setdefault(shard, []).append(number - self._starts[shard])
+        return found
+
+    def _read(self, numbers: Sequence[int]) -> list[Row]:
+        """Raises DamagedRow."""
+        reader, found = self._opened(), dict[int, Row]()
+        for shard, rows in self._by_shard(numbers).items():
+            if len(rows) >= _WHOLE_GROUP:
+                read = reader.read_rows(shard, rows)
+            else:
+                read = [reader.read_row(shard, row) for row in rows]
+            for row, one in zip(rows, read, strict=True):
+                found[self._starts[shard] + row] = self._sound(one)
+        return [found[number] for number in numbers]
+
+    def _sound(self, row: Row | Damage) -> Row:
+        if isinstance(row, Row):
+            return row
+        if row.rest is not None and not row.lost:
+            _log.warning("%s: %s", self._path, row)
+            return row.rest
+        raise DamagedRow(f"{self._path}: {row}")
+
+    def _columns(self, numbers: Sequence[int], name: str) -> list[Any]:
+        """Values of a column. Raises ArchiveError where it is damaged."""
+        reader, found = self._opened(), dict[int, Any]()
+        for shard, rows in self._by_shard(numbers).items():
+            values = reader.paths(shard) if name == "path" else reader.read_columns(shard, (name,))[name]
+            found.update((self._starts[shard] + row, values[row]) for row in rows)
+        return [found[number] for number in numbers]
+
+    # ---- decoding ----
+
+    def _coders_for(self, codecs: set[str]) -> Coders:
+        from zippy_batch.codecs.model_file import builtin_model_by_id
+        from zippy_batch.run.encode_verified import Coders, build_codec
+        from zippy_batch.run.executor import settle_device
+        from zippy_batch.run.rows import model_of
+
+        reader = self._opened()
+        with self._lock:
+            for codec in sorted(codecs - self._coders.keys()):
+                model = model_of(reader, codec, builtin_model_by_id)
+                self._coders[codec] = build_codec(model, settle_device(self._device, None))
+            return Coders(**self._coders)
+
+    def _restored(self, rows: Sequence[Row], as_pixels: bool) -> list[Any]:
+        """Pixels, or files as restore writes them. Raises DamagedRow, and ArchiveError for a file without pixels."""
+        from zippy_batch.run.rows import is_verbatim, row_batches
+
+        coders = self._coders_for({row.codec for row in rows if row.codec != "raw"})
+        found: dict[int, Any] = {}
+        keyed = sorted(enumerate(rows), key=lambda one: (one[1].codec, one[1].height or 0, one[1].width or 0))
+        for batch in row_batches(keyed, _BATCH):
+            restore = _files_of if is_verbatim(batch[0][1]) else _pictures_of
+            for (at, row), one in zip(batch, restore(batch, coders, as_pixels), strict=True):
+                if isinstance(one, str):
+                    raise DamagedRow(f"{self._path}: {decoded_path(row.path)}: {one}")
+                found[at] = one
+        return [found[at] for at in range(len(rows))]
+
+
+@dataclass(frozen=True, repr=False)
+class ArchivedFile:
+    """One file of an archive. Its columns are attributes: see docs/format.md."""
+
+    archive: Archive
+    number: int
+    """In the archive, from 0."""
+    row: Row
+
+    def __repr__(self) -> str:
+        size = f"{self.row.width}x{self.row.height}, " if self.row.width else ""
+        return f"<zippy_batch.ArchivedFile {self.path!r}: {size}{self.row.codec}, {self.row.source_bytes} bytes>"
+
+    @property
+    def path(self) -> str:
+        """Relative to the archived directory; see `Archive.paths`."""
+        return decoded_path(self.row.path)
+
+    @property
+    def pixels(self) -> Pixels:
+        """uint8, (H, W, 3) RGB or (H, W) grey, as stored in the file: an EXIF orientation is not applied.
+
+        Raises ArchiveError for a file that was kept as it is and is no picture that could be coded.
+        """
+        found: list[Pixels] = self.archive._restored([self.row], as_pixels=True)
+        return found[0]
+
+    def bytes(self) -> bytes:
+        """The file that restore writes: the very same file, or a JPEG of the pixels where it was coded with loss."""
+        found: list[bytes] = self.archive._restored([self.row], as_pixels=False)
+        return found[0]
+
+    @property
+    def label(self) -> str | None:
+        return self.row.label
+
+    @property
+    def codec(self) -> str:
+        """latent (lossy), exact or raw."""
+        return self.row.codec
+
+    @property
+    def psnr(self) -> float | None:
+        """dB, of the file that restore writes; None where nothing is lost, and where it was not measured."""
+        return self.row.psnr
+
+    @property
+    def ssim(self) -> float | None:
+        return self.row.ssim
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """All columns of its row, text as str."""
+        return as_columns(self.row)
+
+
+@dataclass(frozen=True, repr=False)
+class Selection:
+    """Some files of an archive, in an order; nothing of them is read before it is asked for."""
+
+    archive: Archive
+    numbers: Sequence[int]
+    """In the archive, from 0."""
+    _read: Sequence[Row] | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"<zippy_batch.Selection: {len(self)} of {self.archive!r}>"
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[ArchivedFile]:
+        for batch in self.batches(_READ_AHEAD):
+            for number, row in zip(batch.numbers, batch._rows(), strict=True):
+                yield ArchivedFile(self.archive, number, row)
+
+    def __getitem__(self, at: int) -> ArchivedFile:
+        row = self._read[at] if self._read is not None else self.archive._read([self.numbers[at]])[0]
+        return ArchivedFile(self.archive, self.numbers[at], row)
+
+    @property
+    def pixels(self) -> list[Pixels]:
+        """Of each file, as `ArchivedFile.pixels`, decoded together."""
+        return self.archive._restored(self._rows(), as_pixels=True)
+
+    def files(self) -> list[bytes]:
+        """Of each file, as `ArchivedFile.bytes`, decoded together."""
+        return self.archive._restored(self._rows(), as_pixels=False)
+
+    @property
+    def paths(self) -> list[str]:
+        if self._read is not None:
+            return [decoded_path(row.path) for row in self._read]
+        found = self.archive._columns(self.numbers, "path")
+        if None in found:
+            raise ArchiveError(f"{self.archive._path}: the path of file {self.numbers[found.index(None)]} is damaged")
+        return [decoded_path(path) for path in found]
+
+    @property
+    def labels(self) -> list[str | None]:
+        return self.column("label")
+
+    def column(self, name: str) -> list[Any]:
+        """Values of a column (see docs/format.md), text as str. Reads no other one. Raises UsageError for a column that
+        there is not."""
+        if name not in BY_NAME:
+            raise UsageError(f"there is no column {name!r}; there are {', '.join(BY_NAME)}")
+        if self._read is not None and name != "crc":
+            return [as_columns(row)[name] for row in self._read]
+        return self.archive._columns(self.numbers, name)
+
+    def batches(self, size: int) -> Iterator[Selection]:
+        """Batches of `size` files, the last one maybe smaller."""
+        if size < 1:
+            raise UsageError(f"a batch has 1 file or more, not {size}")
+        ahead = max(size, _READ_AHEAD // size * size)
+        for start in range(0, len(self.numbers), ahead):
+            numbers = self.numbers[start : start + ahead]
+            rows = self._rows()[start : start + ahead] if self._read is not None else self.archive._read(numbers)
+            for at in range(0, len(numbers), size):
+                yield Selection(self.archive, numbers[at : at + size], rows[at : at + size])
+
+    def _rows(self) -> Sequence[Row]:
+        return self.archive._read(self.numbers) if self._read is None else self._read
+
+
+def _pictures_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool) -> list[Any]:
+    """Of latent rows: pixels, or JPEG files of them; text where one is damaged."""
+    from zippy_batch.images.pixels import write_picture
+    from zippy_batch.run.rows import decode_pictures, facts_of
+
+    pictures, damage = decode_pictures(batch, coders.latent)
+    found: list[Any] = []
+    for at, (_, row) in enumerate(batch):
+        picture: Any = damage[at] if at in damage else pictures[at]
+        if not as_pixels and not isinstance(picture, str):
+            try:
+                picture = write_picture(picture, facts_of(row))
+            except (ArchiveError, ValueError, OSError) as error:
+                picture = f"it cannot be written as JPEG: {error}"
+        found.append(picture)
+    return found
+
+
+def _files_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool) -> list[Any]:
+    """Of exact and raw rows: files, or their pixels; text where one is damaged."""
+    from zippy_batch.run.rows import stored_files
+
+    files = stored_files(batch, coders)
+    if not as_pixels:
+        return [*files]
+    pairs = zip(batch, files, strict=True)
+    return [file if isinstance(file, str) else _pixels_of(row, file) for (_, row), file in pairs]
+
+
+def _pixels_of(row: Row, file: bytes) -> Pixels | str:
+    """Raises ArchiveError for a raw file that is no picture which could be coded."""
+    from zippy_batch.images.pixels import Picture, decode_written, read_picture
+
+    if row.codec == "exact":
+        try:
+            return decode_written(file, row.grey)
+        except (OSError, ValueError) as error:
+            return f"its file does not decode: {error}"
+    picture = read_picture(file)
+    if isinstance(picture, Picture):
+        return picture.pixels
+    raise ArchiveError(
+        f"{decoded_path(row.path)} was kept as it is ({row.raw_reason}) and has no pixels here; take its bytes(), or "
+        f"leave such files out with where=\"codec != 'raw'\""
+    )
