@@ -211,7 +211,7 @@ def test_both_readers_draw_the_line_at_the_same_scaled_sum(layer: str) -> None:
 
     rows = len(tiny_model().arrays[f"{layer}.weight"])
     for mantissa, wanted in ((1 << 16, True), ((1 << 16) + 1, False)):
-        scale = {
+        scale: dict[str, NDArray[Any]] = {
             f"{layer}.scale.mantissa": np.array([mantissa, *[0] * (rows - 1)], np.int32),
             f"{layer}.scale.shift": np.array([1], np.int8),
         }

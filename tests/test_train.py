@@ -200,7 +200,7 @@ def test_the_last_part_of_a_run_rounds_and_still_learns(photographs: Path) -> No
     for _ in range(12):
         task.loss(rng).backward()
     # small grids have no positions so far away
-    still = [name for name, p in network.named_parameters() if ".far." not in name and not torch.any(p.grad)]  # type: ignore[arg-type]
+    still = [name for name, p in network.named_parameters() if ".far." not in name and not torch.any(p.grad)]
     assert still == []
 
 
