@@ -128,21 +128,21 @@ class _FileParser:
                     raise
                 # what comes after the last scan need not make sense
                 segment = None
-            if segment is None or segment.marker == EOI:
+            marker, start, body_at, at = segment or (EOI, at, at, at)
+            if marker == EOI:
                 headers.check_complete()
                 return begin
-            at = segment.end
-            body = data[segment.body : at]
-            if segment.marker == SOS:
+            body = data[body_at:at]
+            if marker == SOS:
                 scan = headers.read_scan(body)
                 found = self._decode(scan, at)
                 self._found.append(_Found(self._run(begin, at, found), segments, found.frequency))
                 begin = at = found.end
                 segments = []
             else:
-                headers.read(segment.marker, body)
-                if segment.marker == DHT and len(segments) < MAX_LEFT_OUT:
-                    segments.append(segment.start - begin)
+                headers.read(marker, body)
+                if marker == DHT and len(segments) < MAX_LEFT_OUT:
+                    segments.append(start - begin)
         raise Malformed(f"more than {MAX_SEGMENTS} segments")
 
     def _decode(self, scan: ScanHeader, at: int) -> DecodedScan:
@@ -152,7 +152,7 @@ class _FileParser:
         if not self._found:
             self._blocks = np.zeros((sum(high * wide for _, (high, wide) in headers.grids()), 64), np.int16)
         found = decode_scan(self._bytes, at, headers, scan, self._blocks)
-        if found.odd is None:
+        if found.too_odd:
             raise Malformed(NOT_CANONICAL)
         if found.filled:
             raise Malformed("fill bytes inside a scan")
@@ -160,7 +160,6 @@ class _FileParser:
         return found
 
     def _run(self, begin: int, end: int, found: DecodedScan) -> Run:
-        assert found.odd is not None
         return Run(self._data[begin:end], found.padding, [], found.odd)
 
     def _split(self) -> Coefficients:
@@ -206,7 +205,7 @@ def rebuild(header: bytes, coefficients: Sequence[NDArray[np.int16]], size_bytes
     if [c.shape for c in coefficients] != plan.frame.shapes:
         raise DamagedRow(f"coefficients {[c.shape for c in coefficients]} are not those of {plan.frame.shapes}")
     blocks = np.concatenate([np.asarray(c, np.int16).reshape(-1, 64) for c in coefficients])
-    tokens = token_room(blocks, plan.scans)
+    tokens = token_room(blocks, plan)
     out: list[bytes] = []
     made: dict[int, Table] = {}
     size = len(plan.tail)

@@ -26,7 +26,7 @@ from typing import NoReturn, overload
 
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, is_below, name_problem
-from zippy_batch.sources.selection import Selection
+from zippy_batch.sources.selection import FileSelection
 from zippy_batch.stores.atomic_file import writing
 
 MAX_FILE_BYTES = 1 << 30
@@ -141,6 +141,26 @@ class Files(Sequence[SourceFile]):
         return block
 
 
+class FoundFiles:
+    """Files in the order in which they are found, in little memory."""
+
+    def __init__(self, files: Iterable[SourceFile] = ()) -> None:
+        self._blocks = _Blocks()
+        self._last: list[SourceFile] = []
+        for file in files:
+            self.append(file)
+
+    def append(self, file: SourceFile) -> None:
+        self._last.append(file)
+        if len(self._last) == _BLOCK_FILES:
+            self._blocks.extend(self._last)
+            self._last = []
+
+    def __iter__(self) -> Iterator[SourceFile]:
+        yield from self._blocks.files(range(len(self._blocks)))
+        yield from self._last
+
+
 class _Blocks:
     """Files in the order in which they come, packed `_BLOCK_FILES` at a time, column by column."""
 
@@ -235,7 +255,7 @@ def require_none_refused(root: Path | str, refused: Sequence[tuple[bytes, str]])
         raise UsageError(f"{shown_root}: {count} cannot be archived; remove or rename:\n{shown}{more}")
 
 
-def find_files(root: Path, selection: Selection | None = None) -> tuple[Listing, list[tuple[bytes, str]]]:
+def find_files(root: Path, selection: FileSelection | None = None) -> tuple[Listing, list[tuple[bytes, str]]]:
     """Every file below a directory that is selected, and what is no such file: its path and the reason, sorted.
 
     Refused are files over `MAX_FILE_BYTES`, links that are broken, circular or lead outside, sockets, pipes and
@@ -245,7 +265,7 @@ def find_files(root: Path, selection: Selection | None = None) -> tuple[Listing,
     top = os.fsencode(root)
     if not os.path.isdir(top):
         raise UsageError(f"{display_path(top)}: not a directory")
-    walk = _TreeWalk(os.path.realpath(top), selection or Selection())
+    walk = _TreeWalk(os.path.realpath(top), selection or FileSelection())
     files = Files(walk.files())
     return Listing(files, walk.empty_directories), sorted(walk.refused)
 
@@ -253,7 +273,7 @@ def find_files(root: Path, selection: Selection | None = None) -> tuple[Listing,
 class _TreeWalk:
     """Findings of one walk over a directory tree."""
 
-    def __init__(self, top: bytes, selection: Selection):
+    def __init__(self, top: bytes, selection: FileSelection):
         self._top, self._selection = top, selection
         self._visits: dict[tuple[int, int], int] = {}
         self.refused: list[tuple[bytes, str]] = []

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from zippy_batch.archives.schema import MAX_LABEL_BYTES
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path
-from zippy_batch.sources.containers import Members, Opened, Wanted, decoded, normal, opened, sample_of, without_dot
+from zippy_batch.sources.containers import Members, Opened, Wanted, decoded, normal, opened
 from zippy_batch.sources.directory import Container, SourceFile
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -41,20 +41,15 @@ def find(file: Opened, members: Members, wanted: Wanted) -> None:
                 f"{file.name} is compressed, so its members cannot be read one by one; unpack it first ({command}), "
                 f"and archive the plain .tar"
             )
-    classes: dict[bytes, str] = {}
     no_labels: list[bytes] = []
     for info in _walk(file, members):
-        path = _bytes(info.name)
-        _take(info, path, members)
+        path, label = _bytes(info.name), None
         if info.isreg() and path.lower().endswith(b".cls") and wanted.labels_kind == "auto":
             label = _class(file, info, wanted)
             if label is None:
                 no_labels.append(path)
-            elif label:
-                classes[sample_of(without_dot(path))] = label
+        _take(info, path, members, label or None)
     members.follow_links()
-    if classes:
-        members.label(classes)
     if no_labels:
         members.notes.append(
             f"{len(no_labels)} members of {file.name} end in .cls and are no label, of at most {MAX_LABEL_BYTES} bytes "
@@ -80,14 +75,14 @@ def read(containers: Sequence[Container], file: SourceFile) -> bytes:
         return tar.read_at(offset, file.size_bytes)
 
 
-def _take(info: tarfile.TarInfo, path: bytes, members: Members) -> None:
+def _take(info: tarfile.TarInfo, path: bytes, members: Members, label: str | None) -> None:
     mtime_s = math.floor(info.mtime) if math.isfinite(info.mtime) else 1 << 62
     if info.isdir():
         members.add_directory(path)
     elif info.issparse():
         members.refuse(path, "a sparse file; unpack the tar, and archive the directory")
     elif info.isreg():
-        members.add(path, info.size, mtime_s, (info.offset_data,))
+        members.add(path, info.size, mtime_s, (info.offset_data,), label)
     elif info.islnk():
         members.add_link(path, normal(_bytes(info.linkname)), mtime_s)
     elif info.issym():
