@@ -78,7 +78,7 @@ class Loaded:
     data: bytes
     found: Picture | JpegImage
     stands_in: bool = False
-    """Whether it is an empty picture, which keeps the shape of its batch in place of a poison file whose row is made."""
+    """Whether it is an empty picture in place of a poison file, whose row is made: it keeps the shape of its batch."""
 
 
 @dataclass(frozen=True)
