@@ -40,7 +40,7 @@ from zippy_batch.sources.directory import (
     require_none_refused,
 )
 from zippy_batch.sources.object_store import ObjectReader, list_objects
-from zippy_batch.sources.selection import Selection, left_by_systems
+from zippy_batch.sources.selection import FileSelection, left_by_systems
 from zippy_batch.stores.object_path import ObjectPath, Place
 
 __all__ = ["Read", "Source", "Wanted", "list_source"]
@@ -95,7 +95,7 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     Raises UsageError for what is no source, and naming what in it could not be archived or would be lost, before
     anything is written; SourceError for a container that is truncated or damaged.
     """
-    selection = Selection(wanted.include, wanted.exclude)
+    selection = FileSelection(wanted.include, wanted.exclude)
     if isinstance(path, ObjectPath):
         if wanted.input not in ("auto", "files"):
             raise UsageError(f"{path}: --input {wanted.input} is read from a disk; bring it to this machine first")
@@ -112,7 +112,7 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     return Source(kind, root if kind == "files" else root.parent), _finished(listing, wanted, selection)
 
 
-def _finished(listing: Listing, wanted: Wanted, selection: Selection) -> Listing:
+def _finished(listing: Listing, wanted: Wanted, selection: FileSelection) -> Listing:
     """With labels, and with notes about what was selected."""
     listing = _labelled(listing, wanted)
     notes = (*listing.notes, *selection.notes(), *left_by_systems(file.path for file in listing.files))
@@ -160,7 +160,7 @@ def _kind(path: Path, asked: str) -> str:
     return kinds[0]
 
 
-def _list_containers(path: Path, kind: str, wanted: Wanted, selection: Selection) -> tuple[Source, Listing]:
+def _list_containers(path: Path, kind: str, wanted: Wanted, selection: FileSelection) -> tuple[Source, Listing]:
     paths, notes = _containers_below(path, kind, wanted) if path.is_dir() else ([path], [])
     containers = tuple(container_at(one.absolute()) for one in paths)
     found: list[Members] = []
@@ -189,7 +189,7 @@ def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path]
     else."""
     suffix = _SUFFIX[kind]
     beside = (suffix, *_BESIDE.get(kind, ()))
-    excluded = Selection(exclude=wanted.exclude)
+    excluded = FileSelection(exclude=wanted.exclude)
     found = sorted((one for one in path.rglob("*") if not one.is_dir()), key=os.fsencode)
     found = [one for one in found if excluded.takes(os.fsencode(one.relative_to(path)))]
     others = [one for one in found if one.suffix.lower() not in beside]

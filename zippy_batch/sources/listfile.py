@@ -18,10 +18,10 @@ from pathlib import Path
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path, is_below, name_problem
 from zippy_batch.sources.directory import Files, Listing, SourceFile, file_problem, found_file
-from zippy_batch.sources.selection import Selection
+from zippy_batch.sources.selection import FileSelection
 
 
-def find(path: Path, selection: Selection) -> tuple[Listing, list[tuple[bytes, str]]]:
+def find(path: Path, selection: FileSelection) -> tuple[Listing, list[tuple[bytes, str]]]:
     """The files, and the lines that name none, with the reason. Raises UsageError where it is no such list."""
     directory = os.fsencode(path.absolute().parent)
     top = os.path.realpath(directory)

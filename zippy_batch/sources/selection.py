@@ -20,7 +20,7 @@ _LEFT_BY_MACOS = b"__MACOSX"
 _APPLE_DOUBLE = b"._"
 
 
-class Selection:
+class FileSelection:
     """Counts what it leaves out."""
 
     def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
