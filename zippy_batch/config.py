@@ -275,7 +275,7 @@ class TrainOptions:
     )
     minutes: float = _option(
         60.0,
-        "Training time, interrupted parts included, and without reading the images and writing the model.",
+        "Training time, interrupted parts included; reading the images and writing the model come on top.",
         metavar="M",
     )
     sizes: str = _option(

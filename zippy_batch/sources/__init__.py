@@ -29,7 +29,16 @@ from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
 from zippy_batch.sources import labels, listfile, parquet, recordio, tar, zip_file
 from zippy_batch.sources.clashes import clashes
-from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened, with_classes
+from zippy_batch.sources.containers import (
+    Members,
+    Opened,
+    Wanted,
+    container_at,
+    counted,
+    folder_label,
+    opened,
+    with_classes,
+)
 from zippy_batch.sources.directory import (
     Container,
     Files,
@@ -40,7 +49,7 @@ from zippy_batch.sources.directory import (
     require_none_refused,
 )
 from zippy_batch.sources.object_store import ObjectReader, list_objects
-from zippy_batch.sources.selection import Selection, left_by_systems
+from zippy_batch.sources.selection import FileSelection, left_by_systems
 from zippy_batch.stores.object_path import ObjectPath, Place
 
 __all__ = ["Read", "Source", "Wanted", "list_source"]
@@ -95,7 +104,7 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     Raises UsageError for what is no source, and naming what in it could not be archived or would be lost, before
     anything is written; SourceError for a container that is truncated or damaged.
     """
-    selection = Selection(wanted.include, wanted.exclude)
+    selection = FileSelection(wanted.include, wanted.exclude)
     if isinstance(path, ObjectPath):
         if wanted.input not in ("auto", "files"):
             raise UsageError(f"{path}: --input {wanted.input} is read from a disk; bring it to this machine first")
@@ -112,7 +121,7 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     return Source(kind, root if kind == "files" else root.parent), _finished(listing, wanted, selection)
 
 
-def _finished(listing: Listing, wanted: Wanted, selection: Selection) -> Listing:
+def _finished(listing: Listing, wanted: Wanted, selection: FileSelection) -> Listing:
     """With labels, and with notes about what was selected."""
     listing = _labelled(listing, wanted)
     notes = (*listing.notes, *selection.notes(), *left_by_systems(file.path for file in listing.files))
@@ -160,7 +169,7 @@ def _kind(path: Path, asked: str) -> str:
     return kinds[0]
 
 
-def _list_containers(path: Path, kind: str, wanted: Wanted, selection: Selection) -> tuple[Source, Listing]:
+def _list_containers(path: Path, kind: str, wanted: Wanted, selection: FileSelection) -> tuple[Source, Listing]:
     paths, notes = _containers_below(path, kind, wanted) if path.is_dir() else ([path], [])
     containers = tuple(container_at(one.absolute()) for one in paths)
     found: list[Members] = []
@@ -189,16 +198,18 @@ def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path]
     else."""
     suffix = _SUFFIX[kind]
     beside = (suffix, *_BESIDE.get(kind, ()))
-    excluded = Selection(exclude=wanted.exclude)
+    excluded = FileSelection(exclude=wanted.exclude)
     found = sorted((one for one in path.rglob("*") if not one.is_dir()), key=os.fsencode)
     found = [one for one in found if excluded.takes(os.fsencode(one.relative_to(path)))]
     others = [one for one in found if one.suffix.lower() not in beside]
     shown = ", ".join(display_path(os.fsencode(one.relative_to(path))) for one in others[:_SHOWN])
     shown += ", ..." if len(others) > _SHOWN else ""
-    if others and not wanted.leave_out:
+    # Hadoop and all after it put such names beside tables, as _SUCCESS, and take them for no data
+    refused = others if kind != "parquet" else [one for one in others if not one.name.startswith(("_", "."))]
+    if refused and not wanted.leave_out:
         raise UsageError(
-            f"{display_path(os.fsencode(path))}: {len(others)} files do not end in {suffix} ({shown}); take them out, "
-            f"or leave them out with --leave-out"
+            f"{display_path(os.fsencode(path))}: {counted(len(others), 'file')} without the suffix {suffix} ({shown}); "
+            f"take such files out, or leave them out with --leave-out"
         )
-    notes = [f"{len(others)} files that do not end in {suffix} are left out: {shown}"] if others else []
+    notes = [f"left out: {counted(len(others), 'file')} without the suffix {suffix}: {shown}"] if others else []
     return [one for one in found if one.suffix.lower() == suffix], [*notes, *excluded.notes()]

@@ -26,7 +26,7 @@ from typing import NoReturn, overload
 
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, is_below, name_problem
-from zippy_batch.sources.selection import Selection
+from zippy_batch.sources.selection import FileSelection
 from zippy_batch.stores.atomic_file import writing
 
 MAX_FILE_BYTES = 1 << 30
@@ -255,7 +255,7 @@ def require_none_refused(root: Path | str, refused: Sequence[tuple[bytes, str]])
         raise UsageError(f"{shown_root}: {count} cannot be archived; remove or rename:\n{shown}{more}")
 
 
-def find_files(root: Path, selection: Selection | None = None) -> tuple[Listing, list[tuple[bytes, str]]]:
+def find_files(root: Path, selection: FileSelection | None = None) -> tuple[Listing, list[tuple[bytes, str]]]:
     """Every file below a directory that is selected, and what is no such file: its path and the reason, sorted.
 
     Refused are files over `MAX_FILE_BYTES`, links that are broken, circular or lead outside, sockets, pipes and
@@ -265,7 +265,7 @@ def find_files(root: Path, selection: Selection | None = None) -> tuple[Listing,
     top = os.fsencode(root)
     if not os.path.isdir(top):
         raise UsageError(f"{display_path(top)}: not a directory")
-    walk = _TreeWalk(os.path.realpath(top), selection or Selection())
+    walk = _TreeWalk(os.path.realpath(top), selection or FileSelection())
     files = Files(walk.files())
     return Listing(files, walk.empty_directories), sorted(walk.refused)
 
@@ -273,7 +273,7 @@ def find_files(root: Path, selection: Selection | None = None) -> tuple[Listing,
 class _TreeWalk:
     """Findings of one walk over a directory tree."""
 
-    def __init__(self, top: bytes, selection: Selection):
+    def __init__(self, top: bytes, selection: FileSelection):
         self._top, self._selection = top, selection
         self._visits: dict[tuple[int, int], int] = {}
         self.refused: list[tuple[bytes, str]] = []

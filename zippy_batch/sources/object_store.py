@@ -18,7 +18,7 @@ from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, name_problem
 from zippy_batch.sources.clashes import clashes
 from zippy_batch.sources.directory import MAX_FILE_BYTES, Files, Listing, SourceFile, file_state, require_none_refused
-from zippy_batch.sources.selection import Selection
+from zippy_batch.sources.selection import FileSelection
 from zippy_batch.stores.object_path import REQUESTS, ObjectPath, listed, read_checked
 
 _AHEAD_FILES = 4 * REQUESTS
@@ -26,7 +26,7 @@ _AHEAD_BYTES = 64 << 20
 """Of objects that are read before they are asked for; the last one may exceed it."""
 
 
-def list_objects(root: ObjectPath, selection: Selection | None = None) -> Listing:
+def list_objects(root: ObjectPath, selection: FileSelection | None = None) -> Listing:
     """Every object below `root` that is selected, in the order in which `list_files` has files.
 
     Raises UsageError naming what could not be archived, before anything is read, and where there is no object.
