@@ -93,7 +93,7 @@ _NOTHING = np.zeros((1, 2), np.int64)
 def _oddities(
     endings: Sequence[tuple[int, int, bytes]], zeros: NDArray[np.int64], stopped: NDArray[np.int64]
 ) -> Oddities:
-    """Of notes, whose first row counts the others."""
+    """Oddities in notes, whose first row counts the others."""
     unlimited = bool(stopped[0, 1])
     if not (zeros[0, 0] or stopped[0, 0] or unlimited):
         return Oddities(endings)

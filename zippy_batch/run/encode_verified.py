@@ -69,7 +69,7 @@ def make_codec(model: Model, device: str, effort: int = 0) -> LatentCoder | Exac
 
 
 def build_codec(model: Model, device: str, effort: int = 0) -> LatentCoder | ExactCoder:
-    """As `make_codec`, in a process whose threads are somebody else's to settle."""
+    """Does what `make_codec` does, in a process whose threads are somebody else's to settle."""
     if model.codec == "exact":
         from zippy_batch.codecs.exact.codec import ExactCodec
 
