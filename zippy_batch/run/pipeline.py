@@ -5,7 +5,8 @@
     verify    paths -> shards on workers -> report
     stats     columns -> report
 
-Each is the same in process and on a cluster; who works is decided in `cluster`, what a worker does in `work`.
+Each is the same in process and on a cluster. `executor` decides who works; `archive_shard`, `restore_shard` and
+`verify_shard` say what a worker does.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Codecs:
     """Where models and codecs come from; tests put their own here."""
 
     load: Callable[[str], Model] = load_model
-    """By name or path."""
+    """Finds a model by name or path."""
     find: Callable[[str], Model | None] = builtin_model_by_id
     """Built in, by id."""
     make: MakeCodec = make_codec
@@ -100,7 +101,7 @@ def archive(
     codecs: Codecs | None = None,
 ) -> ArchiveReport:
     """Archive every file of `source`, or go on where an earlier run of the same was interrupted. Either may be the
-    URI of an object store (`storage.place`).
+    URI of an object store (`object_path.place`).
 
     Raises UsageError before anything is written: for an `output` that exists (OutputExists), for staging of other
     inputs or options (StagingMismatch), for files that cannot be archived. What is committed stays when it is
@@ -530,7 +531,7 @@ def _line(opened: ArchiveReader, shard: int) -> Line:
 
 
 def _shown(path: Place) -> str:
-    """As text that any stream and JSON take, also where the name is not UTF-8."""
+    """The path as text that any stream and JSON take, also where the name is not UTF-8."""
     return display_path(os.fsencode(path)) if isinstance(path, Path) else str(path)
 
 

@@ -27,9 +27,9 @@ FLOOR_REASON = "below --min-psnr"
 
 
 _LEAST = {"sum": "least"}
-"""Of a field: the sum has the smaller one that is known."""
+"""Marks a field of which the sum has the smaller value that is known."""
 _OF_ONE = {"sum": "none"}
-"""Of a field that says something of one shard, and nothing of several."""
+"""Marks a field that says something of one shard, and nothing of several."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Progress:
     shards_total: int
     seconds: float
     is_check: bool = False
-    """Of shards that an earlier run finished."""
+    """True while shards are checked that an earlier run finished."""
 
     @property
     def images_per_s(self) -> float:
@@ -96,7 +96,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the share of images done; None before the first."""
+        """Estimate by the share of images done; None before the first."""
         return self.seconds * (self.images_total - self.images) / self.images if self.images else None
 
 
@@ -115,7 +115,7 @@ class Quality(Summed):
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[float, float]]) -> Quality:
-        """From (PSNR in dB, SSIM) of each image; a PSNR at the cap counts as no error."""
+        """Takes (PSNR in dB, SSIM) of each image; a PSNR at the cap counts as no error."""
         known = list(pairs)
         if not known:
             return cls()
@@ -182,14 +182,15 @@ class Line(Summed):
     """Payload bytes of the rows that the exact codec has coded."""
     exact_source_bytes: int = 0
     raw_bytes: int = 0
-    """Of the files that are kept raw, before the column is compressed."""
+    """Bytes of the files that are kept raw, before the column is compressed."""
     kept_raw: Mapping[str, int] = field(default_factory=dict)
     """Rows kept raw, by reason."""
     raised: int = 0
     """Rows whose quality index was raised to reach the floor."""
     quality: Quality = Quality()
     seconds: float | None = field(default=None, metadata=_OF_ONE)
-    """Of work on the shard, or in the total of the whole run. None where an earlier run did any of it, and in stats."""
+    """Time of work on the shard, in the total that of the whole run. None where an earlier run did any of it, and in
+    stats."""
 
     @property
     def ratio(self) -> float | None:
@@ -367,9 +368,9 @@ class RestoreLine(Summed):
     source_bytes: int = 0
     restored_bytes: int = 0
     raw_images: int = 0
-    """Of them, those that were kept raw."""
+    """How many of them were kept raw."""
     exact_images: int = 0
-    """Of them, those that were decoded to the source's own bytes."""
+    """How many of them were decoded to the source's own bytes."""
     quality: Quality = Quality()
     """Against the originals in --reference; of the decoded rows only."""
     unmatched: int = 0
@@ -425,7 +426,7 @@ class RestoreReport:
         }
 
     def lines(self, columns: int | None = None) -> list[str]:
-        """As of an ArchiveReport."""
+        """The table of shards, and what it does not show, as an ArchiveReport has them."""
         head = _RESTORE_HEAD + (_QUALITY_HEAD if self.with_reference else ())
         rows = [_restore_cells(line, self.with_reference) for line in (*self.shards, self.total)]
         out = fitted(table, head, rows, _RESTORE_LEAST, columns)
@@ -445,7 +446,7 @@ class VerifyReport:
     """Rows that were decoded, and not only checked against their checksum."""
     damaged: tuple[Finding, ...] = ()
     problems: tuple[str, ...] = ()
-    """Of whole files: parts that are missing, too many or not what the manifest says."""
+    """What is wrong with whole files: parts that are missing, too many or not what the manifest says."""
     against: str | None = None
     missing: tuple[Finding, ...] = ()
     """Files of `against` that are not in the archive."""

@@ -46,7 +46,7 @@ class RestorePlan:
     rows: int = 0
     source_bytes: int = 0
     codecs: set[str] = field(default_factory=set)
-    """Of the rows wanted."""
+    """Codecs of the rows wanted."""
 
 
 def plan_restore(archive: ArchiveReader, options: RestoreOptions) -> RestorePlan:

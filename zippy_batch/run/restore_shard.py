@@ -35,7 +35,7 @@ class RestoreUnit:
     wanted: tuple[int, ...] | None = None
     """Rows of the shard, ascending; None for all."""
     renamed: Mapping[int, Renamed] = field(default_factory=dict)
-    """By row; those that cannot go where their path says."""
+    """Row -> new name, for those that cannot go where their path says."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RestoreJob:
     """Directory on the destination's file system for files that are being written."""
     options: RestoreOptions
     models: Mapping[str, Model]
-    """By codec, those that a row needs and that could be had."""
+    """Codec -> model, for those that a row needs and that could be had."""
     make_codec: MakeCodec
 
     def start(self, threads: int) -> Callable[[RestoreUnit, Tick], ShardRestored]:
@@ -216,7 +216,7 @@ class _Tally:
     """A batch's line while it grows: adding up lines takes longer than writing a thumbnail's pixels."""
 
     written: Counter[str] = field(default_factory=Counter)
-    """By codec."""
+    """Files by codec."""
     source_bytes: int = 0
     restored_bytes: int = 0
     measured: list[tuple[float, float] | None] = field(default_factory=list)
@@ -243,7 +243,7 @@ class _Tally:
 
 
 def _written(row: Row, pixels: Pixels, options: RestoreOptions) -> bytes | str:
-    """A file of the picture, or why there can be none: a row whose checksum is right may still be nonsense."""
+    """A file of the picture, or why there can be none: content whose checksum matches may still be malformed."""
     try:
         return write_picture(pixels, facts_of(row), options.format, options.jpeg_quality)
     except (ArchiveError, ValueError, OSError) as error:

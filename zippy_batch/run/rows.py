@@ -24,7 +24,7 @@ from zippy_batch.run.plan import BatchLimit, Key, cut_batches
 from zippy_batch.run.report import Finding
 
 EXACT_BATCH = BatchLimit(images=512, samples=1 << 20)
-"""Of JPEG files, whose payloads do not depend on their batch: what the network takes at once."""
+"""What the network takes of JPEG files at once; their payloads do not depend on their batch."""
 
 Numbered = tuple[int, Row]
 """A row and its place in its shard."""

@@ -34,7 +34,7 @@ PSNR_TOLERANCE_DB = 0.05
 differs by a level here and there between machines and batch sizes, and so does the JPEG made of it."""
 
 BULK_ROWS = 20_000
-"""Of an archive, above which compiling the checksum pays where it was not compiled before."""
+"""Rows of an archive above which compiling the checksum pays where it was not compiled before."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class VerifyJob:
     deep: bool
     device: str
     models: Mapping[str, Model]
-    """By codec; none where nothing is decoded."""
+    """Codec -> model; none where nothing is decoded."""
     make_codec: MakeCodec
     with_labels: bool = True
     """Whether `against` has any labels to compare: the directory that a tar was unpacked to has none."""

@@ -27,7 +27,7 @@ from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, FoundFiles,
 _MOST_LINKS = 40
 """Links that may lead to one another, as in Linux."""
 _ROOT = re.compile(rb"(?:[A-Za-z][A-Za-z0-9+.-]+:)?/+")
-"""Of a path or a URI: /, file:/, dbfs:/, s3://."""
+"""The root of a path or a URI: /, file:/, dbfs:/, s3://."""
 _LATEST_S = 1 << 38
 """Seconds since or before 1970; times beyond it, which are nonsense, are ones that no file can be given."""
 
@@ -300,7 +300,7 @@ def without_dot(path: bytes) -> bytes:
 
 
 def normal(path: bytes) -> bytes:
-    """Without "." and ".." where that is possible; what leads out of the container keeps them."""
+    """The path without "." and ".." where that is possible; what leads out of the container keeps them."""
     return posixpath.normpath(path)
 
 
@@ -314,6 +314,11 @@ def folder_and_name(path: bytes) -> tuple[bytes, bytes]:
     """The folder ends in a slash, or is empty."""
     cut = path.rfind(b"/") + 1
     return path[:cut], path[cut:]
+
+
+def counted(count: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def decoded(data: bytes, encoding: str | None) -> str:
