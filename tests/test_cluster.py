@@ -132,7 +132,7 @@ def test_workers_that_the_cluster_has_no_room_for_hold_nothing_up(tmp_path: Path
 
 @pytest.mark.usefixtures("ray_session")
 def test_unit_that_kills_every_worker_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="shard 1: its worker died 3 times"):
+    with pytest.raises(WorkerError, match="shard 1: the worker crashed 3 times"):
         list(run_units(Job(tmp_path), [Unit(1, die_until=9)], RAY, ignore))
 
 

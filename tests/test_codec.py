@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +16,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import pictures, tiny_model
+from tiny import clamped_model, pictures, tiny_model
 
+from zippy_batch.archives.schema import FORMAT_VERSION
+from zippy_batch.codecs.int8 import ProductKind, products
+from zippy_batch.codecs.latent import codec as codec_module
+from zippy_batch.codecs.latent.backend import ProcessorBackend, TorchBackend
 from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem, grid
 from zippy_batch.codecs.latent.network import lambda_of
-from zippy_batch.codecs.model_file import load_model, model_from_bytes, serialise
+from zippy_batch.codecs.latent.synthesis import _halves
+from zippy_batch.codecs.model_file import Model, load_model, model_from_bytes, serialise
 from zippy_batch.errors import DamagedRow, ModelError
 
 
@@ -41,29 +51,107 @@ def symbols(codec: LatentCodec, batch: list[LatentItem], size: int) -> np.ndarra
     for start in range(0, len(batch), size):
         y_hat, damage = codec.decode_symbols(batch[start : start + size])
         assert damage == {}
-        parts.append(y_hat)
+        parts.append(np.asarray(y_hat))
     return np.concatenate(parts)
 
 
+def pixels(codec: LatentCodec, batch: list[LatentItem], size: int) -> np.ndarray:
+    return np.stack([image for i in range(0, len(batch), size) for image in codec.decode(batch[i : i + size])])
+
+
 @pytest.mark.parametrize("model", ["codec", "faces_codec"])
-def test_symbols_do_not_depend_on_batch_threads_or_precision(model: str, request: pytest.FixtureRequest) -> None:
+def test_pixels_do_not_depend_on_batch_threads_or_precision(model: str, request: pytest.FixtureRequest) -> None:
     codec: LatentCodec = request.getfixturevalue(model)
     images = list(pictures(67, 42, 42))
     qualities = [1 + (37 * i) % 100 for i in range(67)]
     batch = items(codec.encode(images, qualities), images, qualities)
-    want = symbols(codec, batch, 64)  # 64 and a ragged 3
+    want = pixels(codec, batch, 64)  # 64 and a ragged 3
     threads = torch.get_num_threads()
     try:
-        for size in (1, 7, 67):
-            for count in (1, 2):
-                torch.set_num_threads(count)
-                assert np.array_equal(symbols(codec, batch, size), want)
+        for size, count in ((1, 1), (7, 1), (67, 1), (4, 2)):
+            torch.set_num_threads(count)
+            some = batch if count == 1 else batch[:8]
+            assert np.array_equal(pixels(codec, some, size), want[: len(some)])
     finally:
         torch.set_num_threads(threads)
     half = LatentCodec(tiny_model() if model == "codec" else load_model("faces"), precision=torch.bfloat16)
-    assert np.array_equal(symbols(half, batch, 64), want)
+    assert np.array_equal(pixels(half, batch, 64), want)
     with torch.autocast("cpu", torch.bfloat16):
-        assert np.array_equal(symbols(codec, batch, 64), want)
+        assert np.array_equal(pixels(codec, batch, 64), want)
+
+
+def codecs_of(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[LatentCodec]:
+    """With the passes of the processor and those of other devices, and each kind of products that is exact here."""
+    kinds: tuple[ProductKind, ...] = ("int8", "float32")
+    for kind, backend in product(kinds, (ProcessorBackend, TorchBackend)):
+        device = torch.device("cpu")
+        if backend is TorchBackend:
+            monkeypatch.setattr(codec_module, "backend_of", lambda device, kind: TorchBackend(device, kind))
+        with contextlib.suppress(ModelError):
+            products(device, kind)
+            yield LatentCodec(model, products=kind)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("model", ["tiny", "faces"])
+@pytest.mark.parametrize(("size", "n"), [((42, 42), 5), ((30, 71), 2), ((3, 9), 2)])
+def test_every_backend_and_product_decodes_the_same_pixels(
+    model: str, size: tuple[int, int], n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tiny_model() if model == "tiny" else load_model("faces")
+    images = list(pictures(n, *size))
+    images[-1] = images[-1][..., 0]
+    qualities = [1 + (41 * i) % 100 for i in range(n)]
+    codecs = list(codecs_of(found, monkeypatch))
+    assert len(codecs) >= 2
+    for encoder in codecs:
+        batch = items(encoder.encode(images, qualities), images, qualities)
+        want = codecs[0].decode(batch)
+        for decoder in codecs[1:]:
+            assert np.array_equal(symbols(decoder, batch, n), symbols(codecs[0], batch, n))
+            for a, b in zip(decoder.decode(batch), want, strict=True):
+                assert np.array_equal(a, b)
+
+
+def test_extreme_models_decode_alike_on_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every clamp is reached, and no sum may overflow."""
+    images = list(pictures(2, 42, 42))
+    codecs = list(codecs_of(clamped_model(), monkeypatch))
+    batch = items(codecs[0].encode(images, [100, 3]), images, [100, 3])
+    for decoder in codecs[1:]:
+        assert np.array_equal(pixels(decoder, batch, 2), pixels(codecs[0], batch, 2))
+
+
+SETTINGS = [
+    {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "default"},
+    {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI", "ATEN_CPU_CAPABILITY": "avx2"},
+    {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "MKL_CBWR": "COMPATIBLE"},
+    {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "OMP_NUM_THREADS": "3"},
+]
+"""Other processors, as far as the libraries can be told to behave as on one."""
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: "-".join(setting.values()))
+def test_golden_pixels_come_back_on_other_processors(setting: dict[str, str]) -> None:
+    script = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from zippy_batch.codecs.latent import codec\n"
+        "from zippy_batch.codecs.latent.backend import ProcessorBackend\n"
+        "from golden.make import content\n"
+        "backend_of = codec.backend_of\n"
+        "rows = []\n"
+        "for kind in ('int8', 'float32'):\n"
+        "    codec.backend_of = lambda device, _: backend_of(device, kind)\n"
+        "    rows.append(content(Path(sys.argv[1])))\n"
+        "print(json.dumps(rows))\n"
+    )
+    golden = Path(__file__).parent / "golden" / f"v{FORMAT_VERSION}.parquet"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **setting}
+    command = [sys.executable, "-c", script, str(golden)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+    wanted = json.loads(golden.with_suffix(".json").read_text())
+    assert json.loads(done.stdout) == [wanted, wanted]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -81,25 +169,6 @@ def test_what_bfloat16_wrote_decodes_in_float32(codec: LatentCodec) -> None:
     images = list(pictures(5, 33, 50))
     batch = items(half.encode(images, [80] * 5), images, [80] * 5)
     assert codec.decode_symbols(batch)[1] == {}
-
-
-def test_symbols_are_the_same_in_a_fresh_process(codec: LatentCodec, tmp_path: Path) -> None:
-    images = list(pictures(3, 42, 42))
-    payloads = codec.encode(images, [70] * 3)
-    want = codec.decode_symbols(items(payloads, images, [70] * 3))[0]
-    np.save(tmp_path / "want.npy", want)
-    (tmp_path / "model.safetensors").write_bytes(tiny_model().data)
-    script = (
-        "import sys, numpy as np\n"
-        "from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem\n"
-        "from zippy_batch.codecs.model_file import load_model\n"
-        "folder = sys.argv[1]\n"
-        "codec = LatentCodec(load_model(folder + '/model.safetensors'))\n"
-        "rows = [LatentItem(bytes.fromhex(p), 42, 42, False, 70) for p in sys.argv[2:]]\n"
-        "y_hat, damage = codec.decode_symbols(rows)\n"
-        "assert not damage and np.array_equal(y_hat, np.load(folder + '/want.npy'))\n"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path), *(p.hex() for p in payloads)], check=True)
 
 
 @settings(max_examples=25, deadline=None)
@@ -220,6 +289,32 @@ def test_a_model_of_wrong_shapes_or_types_is_refused(name: str) -> None:
         LatentCodec(model_from_bytes(changed(name, array[:-1])))
     with pytest.raises(ModelError, match=name):
         LatentCodec(model_from_bytes(changed(name, array.astype(np.int64))))
+
+
+@pytest.mark.parametrize("name", ["analysis.first.weight", "analysis.blocks.0.depthwise.bias", "gain.analysis"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_whose_floats_are_not_finite_is_refused(name: str, value: float) -> None:
+    array = tiny_model().arrays[name].copy()
+    array.flat[3] = value
+    with pytest.raises(ModelError, match=f"{name}.*must be finite"):
+        LatentCodec(model_from_bytes(changed(name, array)))
+
+
+def test_a_weight_of_two_halves_whose_sums_could_overflow_is_refused() -> None:
+    backend = ProcessorBackend("float32")
+    rows = np.zeros((4, 512), np.int8)
+    rows[1] = 32
+    _halves({"w": rows}, "w", 2, 512, backend)
+    rows[3, 5] = -1
+    with pytest.raises(ModelError, match=r"layer w is not exact: .* at most 2\^21"):
+        _halves({"w": rows}, "w", 2, 512, backend)
+
+
+def test_a_model_file_of_another_format_says_so() -> None:
+    model = tiny_model()
+    old = serialise(model.arrays, {**model.card, "format": 1})
+    with pytest.raises(ModelError, match="a model file of format 1, and this version reads format 2"):
+        model_from_bytes(old)
 
 
 def test_a_model_whose_levels_are_out_of_range_is_refused() -> None:

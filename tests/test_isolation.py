@@ -36,7 +36,7 @@ from zippy_batch.sources import Source
 from zippy_batch.sources.directory import list_files
 
 DEAD = 9
-DECODING, CODING = "its worker died decoding it", "its worker died coding it"
+DECODING, CODING = "the worker crashed while decoding it", "the worker crashed while encoding it"
 
 
 Images = Sequence[NDArray[np.uint8]]
@@ -272,7 +272,7 @@ def test_deaths_at_different_files_condemn_none(faces: Path) -> None:
 
 
 def test_a_batch_that_kills_although_none_of_its_files_does_ends_the_run(faces: Path) -> None:
-    with pytest.raises(WorkerError, match=r"shard 0: its worker died 3 times \(as the test wants it\); what is"):
+    with pytest.raises(WorkerError, match=r"shard 0: the worker crashed 3 times \(as the test wants it\); what is"):
         work_off(make_job(faces, crowded_codec))
 
 
@@ -280,16 +280,16 @@ def test_more_culprits_than_a_few_end_the_run_and_the_last_is_named(
     faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zippy_batch.run.archive_shard.read_picture", dying_of(*(faces / f"{i}.png" for i in range(4))))
-    with pytest.raises(WorkerError, match=rf"its worker died {MAX_DEATHS + 1} times \(.*, at 3\.png\)"):
+    with pytest.raises(WorkerError, match=rf"the worker crashed {MAX_DEATHS + 1} times \(.*, at 3\.png\)"):
         work_off(make_job(faces, CODECS.make))
 
 
 def test_strict_refuses_a_culprit(faces: Path, tmp_path: Path) -> None:
     job = make_job(faces, deadly_codec, ArchiveOptions(device="cpu", strict=True))
     unit = QuarantinedShard(
-        Shard(0, list_files(faces).files[:]), tmp_path / "journal", poison={2: JournalEntry("coding", 2)}
+        Shard(0, list_files(faces).files[:]), tmp_path / "journal", poison={2: JournalEntry("encoding", 2)}
     )
-    with pytest.raises(SourceError, match=r"2\.png would be kept raw \(its worker died coding it\)"):
+    with pytest.raises(SourceError, match=r"2\.png would be kept raw \(the worker crashed while encoding it\)"):
         job.start(1)(unit, lambda done: None)
 
 
@@ -308,7 +308,9 @@ def test_a_run_on_ray_ends_with_the_culprit_raw_and_no_trace_of_the_search(
     options = ArchiveOptions(device="cpu", batch_size=4, shard_size=5)
     report = pipeline.archive(faces, output, options, RunOptions(workers=2), codecs=replace(CODECS, make=deadly_codec))
     assert report.total.kept_raw == {CODING: 1}
-    assert "2.png: its worker died coding it, twice; it is kept as it is, and the others go on" in caplog.text
+    assert (
+        "2.png: the worker crashed while encoding it, twice; it is kept as it is, and the others go on" in caplog.text
+    )
     assert pipeline.verify(output, faces, run=RunOptions(workers=1), codecs=CODECS).exit_code == 0
     assert sorted(path.name for path in faces.parent.iterdir()) == ["faces", "out"]
     assert sorted(path.name for path in output.iterdir()) == ["_manifest.json", *map(part_name, range(2))]

@@ -158,3 +158,17 @@ def test_real_photographs_are_whole(shared: Path) -> None:
     refused = [path.name for path in files[::3] if isinstance(read_picture(path.read_bytes()), Unsuitable)]
     assert len(files) > 1000
     assert not refused
+
+
+def test_examples_of_seldom_kinds_are_whole(shared: Path) -> None:
+    for path in sorted((shared / "cases/jpeg-exact").glob("*.jpg")):
+        assert isinstance(read_picture(path.read_bytes()), Picture), path.name
+
+
+def test_a_progressive_scan_that_refines_what_was_not_coded_is_noticed() -> None:
+    data = jpeg(40, 40, progressive=True)
+    last = data.rindex(b"\xff\xda")
+    repeated = data[:-2] + data[last:]
+    found = read_picture(repeated)
+    assert isinstance(found, Unsuitable)
+    assert found.reason == probe.CORRUPT

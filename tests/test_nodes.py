@@ -430,7 +430,7 @@ def test_a_file_that_takes_a_workers_memory_is_found_when_ray_kills_for_it(tmp_p
         timeout=4 * PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str({"its worker died coding it": 1})
+    assert done.stdout.splitlines()[-1] == str({"the worker crashed while encoding it": 1})
     assert "running low on memory" in done.stderr
-    assert "2.png: its worker died coding it, twice" in done.stderr
+    assert "2.png: the worker crashed while encoding it, twice" in done.stderr
     assert verify(tmp_path / "out", faces, run=RunOptions(workers=1), codecs=CODECS).exit_code == 0

@@ -20,7 +20,7 @@ from zippy_batch.config import ArchiveOptions, RestoreOptions
 from zippy_batch.errors import StorageError, UsageError
 from zippy_batch.run.pipeline import archive, restore, verify
 from zippy_batch.stores import object_path
-from zippy_batch.stores.object_path import ObjectPath, place, read_checked
+from zippy_batch.stores.object_path import ObjectPath, download, place, put_bytes, read_checked
 
 EXACT = ArchiveOptions(device="cpu", exact="always")
 
@@ -117,6 +117,17 @@ def test_a_flipped_byte_on_the_way_is_never_archived(
     with pytest.raises(StorageError, match=r"faces/notes\.txt: the bytes that came are not those of its checksum"):
         archive(source, tmp_path / "out.parquet", EXACT, codecs=CODECS)
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_byte_flipped_in_a_download_is_noticed(s3: S3, proxy: Proxy, tmp_path: Path) -> None:
+    put_bytes(b"x" * 5000 + b"marked", s3.at("part"))
+    path = place(s3.uri("part", proxy.host))
+    assert isinstance(path, ObjectPath)
+    for flips in (1, 2):
+        proxy.flip, proxy.flips_left = b"marked", flips
+        download(path, tmp_path / "part")
+        # what comes twice may be an object whose ETag is no checksum
+        assert (tmp_path / "part").read_bytes().endswith(b"marked") is (flips == 1)
 
 
 def test_checksums_are_off_or_not_named(s3: S3) -> None:

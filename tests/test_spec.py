@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,12 +12,13 @@ import pytest
 import spec_decoder
 from numpy.typing import NDArray
 from spec_decoder import SpecError
-from tiny import pictures, tiny_model
+from tiny import clamped_model, pictures, tiny_model
 
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION
 from zippy_batch.codecs.latent.codec import LatentCodec, LatentItem
 from zippy_batch.codecs.model_file import load_model, model_from_bytes, serialise
+from zippy_batch.errors import ModelError
 
 GOLDEN = Path(__file__).parent / "golden" / f"v{FORMAT_VERSION}.parquet"
 SIZES = [(1, 1), (7, 9), (42, 42), (33, 57), (3, 41)]
@@ -72,17 +75,9 @@ def test_both_decoders_agree_on_escapes(codec: LatentCodec, monkeypatch: pytest.
 
 
 def test_both_decoders_agree_where_everything_is_clamped() -> None:
-    base = tiny_model()
-    gain = {"gain.analysis": base.arrays["gain.analysis"] * 40}
-    # multipliers so large that sums leave every range they are clamped to
-    wide = {
-        name: np.minimum(array.astype(np.int64) * 64, 2**25 - 1).astype(array.dtype)
-        for name, array in base.arrays.items()
-        if name.endswith(".mantissa") and not name.endswith((".shared.scale.mantissa", ".own.scale.mantissa"))
-    }
-    data = serialise({**base.arrays, **gain, **wide}, base.card)
+    model = clamped_model()
     image = pictures(1, 42, 42)[0]
-    check(LatentCodec(model_from_bytes(data)), data, image, 100)
+    check(LatentCodec(model), model.data, image, 100)
 
 
 @pytest.mark.parametrize(("height", "width", "grey", "quality"), [(42, 42, False, 60), (19, 70, True, 85)])
@@ -142,3 +137,92 @@ def test_both_decoders_read_the_same_lengths_of_lanes(codec: LatentCodec) -> Non
                 spec_decoder.decode(tiny_model().data, data, 256, 512, False, 40)
         else:
             spec_decoder.decode(tiny_model().data, data, 256, 512, False, 40)
+
+
+def accepts(name: str, change: Callable[[NDArray[Any]], None], other: dict[str, NDArray[Any]] | None = None) -> bool:
+    """Whether both readers take the tiny model with an array changed; they must agree."""
+    model = tiny_model()
+    array = model.arrays[name].copy()
+    change(array)
+    data = serialise({**model.arrays, name: array, **(other or {})}, model.card)
+    refusals: list[str | None] = [
+        refusal(lambda: spec_decoder.read_model(data), SpecError),
+        refusal(lambda: LatentCodec(model_from_bytes(data)), ModelError),
+    ]
+    assert refusals == [None, None] or all(why and name.rsplit(".", 1)[0] in why for why in refusals), refusals
+    return refusals == [None, None]
+
+
+def refusal(read: Callable[[], object], kind: type[Exception]) -> str | None:
+    try:
+        read()
+    except kind as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("context.blind.static.spatial", -(1 << 30), 1 << 30),
+        ("context.fine.2.static.level", -(1 << 30), 1 << 30),
+        ("synthesis.static.bias", -(1 << 28), 1 << 28),
+        ("context.coarse.3.depth", -(1 << 28), 1 << 28),
+        ("context.fine.3.1.first.bias", -(1 << 28), 1 << 28),
+        ("context.fine.1.shared.weight", -64, 64),
+        ("context.coarse.1.1.own.weight", -64, 64),
+        ("context.blind.0.first.scale.mantissa", 0, (1 << 30) - 1),
+        ("level.to_canvas.mantissa", 0, (1 << 30) - 1),
+        ("synthesis.0.gate.scale.shift", 1, 46),
+        ("synthesis.1.expand.bias", 1 - (1 << 30), (1 << 30) - 1),
+        ("synthesis.0.depthwise.bias", 1 - (1 << 30), (1 << 30) - 1),
+        ("synthesis.first.scale.mantissa", 0, (1 << 25) - 1),
+        ("synthesis.last.weight", -64, 64),
+        ("synthesis.last.bias", 1 - (1 << 36), (1 << 36) - 1),
+        ("quality.level", 0, 704),
+    ],
+)
+def test_both_readers_draw_the_line_at_the_same_value(name: str, low: int, high: int) -> None:
+    for value, wanted in ((low, True), (high, True), (low - 1, False), (high + 1, False)):
+
+        def change(array: NDArray[Any], value: int = value) -> None:
+            array.flat[0] = value
+
+        assert accepts(name, change) == wanted, value
+
+
+@pytest.mark.parametrize("layer", ["context.coarse.2.0.hidden", "context.fine.1.1.out"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_both_readers_count_what_the_bias_takes_in(layer: str, sign: int) -> None:
+    used = 128 * int(tiny_model().arrays[f"{layer}.weight"][0].astype(int).sum())
+    for total, wanted in (((1 << 30) - 1, True), (1 << 30, False)):
+
+        def change(bias: NDArray[Any], total: int = total) -> None:
+            bias[0] = sign * total - used
+
+        assert accepts(f"{layer}.bias", change) == wanted
+
+
+@pytest.mark.parametrize("layer", ["context.coarse.2.shared", "context.fine.3.1.own"])
+def test_both_readers_draw_the_line_at_the_same_scaled_sum(layer: str) -> None:
+    def change(weight: NDArray[Any]) -> None:
+        weight[:] = 0
+        weight[0, :2] = 32, -32
+
+    rows = len(tiny_model().arrays[f"{layer}.weight"])
+    for mantissa, wanted in ((1 << 16, True), ((1 << 16) + 1, False)):
+        scale: dict[str, NDArray[Any]] = {
+            f"{layer}.scale.mantissa": np.array([mantissa, *[0] * (rows - 1)], np.int32),
+            f"{layer}.scale.shift": np.array([1], np.int8),
+        }
+        assert accepts(f"{layer}.weight", change, scale) == wanted
+
+
+def test_both_readers_add_up_the_taps_of_a_channel() -> None:
+    for last, wanted in ((-(1 << 13), True), (-(1 << 13) - 1, False)):
+
+        def change(taps: NDArray[Any], last: int = last) -> None:
+            taps[:, 0] = 0
+            taps[[2, 7], 0] = 1 << 13, last
+
+        assert accepts("synthesis.1.depthwise.taps", change) == wanted

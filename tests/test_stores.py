@@ -63,7 +63,7 @@ def make(
     """Interrupted once this many shards are committed."""
 
     def watch(progress: Progress) -> None:
-        if interrupt_after is not None and progress.shards >= interrupt_after:
+        if interrupt_after is not None and progress.shards >= interrupt_after and not progress.is_check:
             raise KeyboardInterrupt
 
     return archive(source, output, options, RunOptions(**{"workers": 1, **run}), watch, CODECS)

@@ -31,6 +31,7 @@ from zippy_batch.run.plan import BatchLimit
 from zippy_batch.training import latent, savings
 from zippy_batch.training import pictures as pictures_of_training
 from zippy_batch.training.latent import (
+    QUANTISED_FROM,
     LatentTask,
     _as_archived,
     _of_one_kind,
@@ -185,6 +186,22 @@ def test_the_integer_model_costs_little_more_than_the_float_one(photographs: Pat
     ideal = bpp.sum().item() * 24 * 24 / 8
     residuals, tables = codec.encode_symbols(list(images), [quality] * len(images))
     assert codec.tables.bits(residuals, tables) / 8 < 1.03 * ideal
+
+
+def test_the_last_part_of_a_run_rounds_and_still_learns(photographs: Path) -> None:
+    task = task_on(pools_of(photographs))
+    network = task.network
+    assert not task.reach(0.0)
+    assert not network.has_units
+    assert task.reach(QUANTISED_FROM)
+    assert network.has_units
+    assert not task.reach(1.0)
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        task.loss(rng).backward()
+    # small grids have no positions so far away
+    still = [name for name, p in network.named_parameters() if ".far." not in name and not torch.any(p.grad)]
+    assert still == []
 
 
 def test_too_few_images_are_refused(photographs: Path) -> None:

@@ -135,7 +135,7 @@ class BlindCodec(FakeCodec):
 def test_a_picture_that_the_model_cannot_represent_is_kept_raw(tmp_path: Path) -> None:
     save(tmp_path, "bright.png", pixels(1) // 4 + 190)
     (row,) = rows_of(tmp_path, codec=BlindCodec())
-    assert (row.codec, row.raw_reason) == ("raw", "the model fails on it (below 14 dB)")
+    assert (row.codec, row.raw_reason) == ("raw", "lossy quality too low (PSNR below 14 dB)")
     (row,) = rows_of(tmp_path, replace(OPTIONS, verify=False), codec=BlindCodec())
     assert row.codec == "latent"
 

@@ -268,7 +268,8 @@ def test_restore_gives_the_very_same_files(faces: Path, tmp_path: Path, options:
     [
         ({"payload": b"nonsense"}, "header check"),
         ({"jpeg_header": b"nonsense"}, "header: recipe version 110 is unknown"),
-        ({"source_bytes": 900}, "it comes back with .* bytes instead of 900"),
+        ({"source_bytes": 900}, "it comes back with more than 900 bytes"),
+        ({"source_bytes": 2_000}, "it comes back with .* bytes instead of 2000"),
         ({"width": 5}, "header: of a picture of .48, 64., 3 components; the row says .48, 5."),
         ({"grey": True}, "3 components"),
     ],

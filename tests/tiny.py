@@ -44,6 +44,18 @@ def tiny_model() -> Model:
     return model_from_bytes(serialise(arrays, {"name": "tiny", "architecture": TINY.to_dict()}))
 
 
+def clamped_model() -> Model:
+    """The tiny model with multipliers so large that sums leave every range that they are clamped to."""
+    base = tiny_model()
+    wide = {
+        name: np.minimum(array.astype(np.int64) * 64, (1 << 25) - 1).astype(array.dtype)
+        for name, array in base.arrays.items()
+        if name.endswith(".mantissa") and not name.endswith((".shared.scale.mantissa", ".own.scale.mantissa"))
+    }
+    gain = {"gain.analysis": base.arrays["gain.analysis"] * 40}
+    return model_from_bytes(serialise({**base.arrays, **wide, **gain}, base.card))
+
+
 TINY_EXACT = exact_network.ExactArchitecture(
     exact_network.PlaneShape((1, 5, 10, 48), (3, 2, 1, 1), 2, 24, (16, 16)),
     exact_network.PlaneShape((2, 62), (2, 1), 1, 12, (8,)),

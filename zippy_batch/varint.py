@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MAX_BYTES = 5
-"""Of a number that is read: more is nonsense."""
+"""Most bytes of a number that is read: a longer one is damage."""
 
 
 def write_varint(value: int) -> bytes:

@@ -14,7 +14,7 @@ from zippy_batch.archives.schema import CODED, FORMAT_VERSION, MAX_GROUPS, MAX_R
 from zippy_batch.errors import ArchiveError
 from zippy_batch.stores.object_path import Place
 
-MAX_MODEL_FILE_BYTES = 1 << 30
+MAX_MODEL_FILE_BYTES = 1 << 26
 _MAX_SHARD_ROWS = MAX_GROUPS * MAX_ROWS_PER_GROUP
 _MAX_SHARD_BYTES = 2 * MAX_GROUPS * MAX_STORED_BYTES
 
@@ -31,13 +31,13 @@ class PartEntry:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """Where a model is that is not built in."""
+    """Tells where a model is stored that is not built in."""
 
     size_bytes: int
     crc: int
     """CRC-32 of it, from which one damaged byte is put right; its SHA-256 says whether that is so."""
     offset: int = 0
-    """In a single file."""
+    """Position in a single file."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Head:
     exact_bytes: tuple[int, ...]
     """Those of payload_bytes that are of exact rows."""
     stored_models: dict[str, StoredModel]
-    """By codec."""
+    """Codec -> its model."""
     parts: tuple[PartEntry, ...]
 
 

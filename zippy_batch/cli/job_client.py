@@ -31,18 +31,18 @@ COMMANDS = ("archive", "restore", "verify", "train")
 """Those that work on a cluster."""
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
-"""Of the environment, as Ray's own tools read it."""
+"""Environment variable that Ray's own tools read as well."""
 CHECKED = "zippy-batch: checked"
 """Begins the line that a job writes when it has found nothing wrong and starts to work."""
 REPORT_BEGINS, REPORT_ENDS = "zippy-batch: report", "zippy-batch: end of the report"
 """Lines around the report in a job's log."""
 ANSWER_S = 15.0
-"""For the job server."""
+"""How long the job server has for an answer."""
 AGENT_S = 60.0
-"""For a cluster that has just started to have someone who takes jobs."""
+"""How long a cluster that has just started has until it takes jobs."""
 POLL_S = 0.5
 LOST_S = 60.0
-"""Without a connection to the job server, before the log is given up."""
+"""How long the job server may be gone before its log is given up."""
 
 _NEEDED = ("source", "sources", "archive", "against", "reference", "exclude_from")
 _MADE = ("output", "destination")
@@ -51,7 +51,7 @@ _MODELS = ("model", "exact_model", "start")
 
 @dataclass(frozen=True)
 class Paths:
-    """Of a command, as the machines of the cluster see them."""
+    """The paths in a command, as the machines of the cluster see them."""
 
     needed: tuple[str, ...]
     """Must be there."""

@@ -22,7 +22,7 @@ from zippy_batch.errors import UsageError, ZippyError
 from zippy_batch.run.executor import connected
 
 LOOK_S = 180.0
-"""For all machines of a cluster to say what they see; a worker has to start on each."""
+"""How long the machines of a cluster have to say what they see; a worker has to start on each."""
 
 
 def check_cluster(version: str, paths: Paths) -> str:

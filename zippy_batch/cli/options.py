@@ -1,4 +1,4 @@
-"""From the options that `config` declares to the flags of a command, and back.
+"""Turns the options that `config` declares into flags of a command, and flags into options.
 
 A command is written with whole objects of options, as `archive(ctx, source, output, options: ArchiveOptions, run:
 RunOptions)`. `as_command` puts one flag for each declared option in their place, and --config for a preset.

@@ -17,6 +17,7 @@ import typer
 from zippy_batch.errors import OptionError, WriteError, ZippyError
 
 if TYPE_CHECKING:
+    from zippy_batch.run.estimate import Estimate
     from zippy_batch.run.report import Report
     from zippy_batch.training.session import TrainReport
 
@@ -70,7 +71,7 @@ def reserved_stdout() -> Iterator[None]:
         yield
 
 
-def print_report(report: Report | TrainReport, as_json: bool, quiet: bool = False) -> None:
+def print_report(report: Report | TrainReport | Estimate, as_json: bool, quiet: bool = False) -> None:
     if as_json:
         print_text(json_text(report.to_dict()))
     elif not quiet or report.exit_code:

@@ -30,7 +30,7 @@ from zippy_batch.jpeg.markers import (
     next_segment,
 )
 from zippy_batch.jpeg.recipe import MAX_LEFT_OUT, MAX_TABLES, Run, read_recipe, write_recipe
-from zippy_batch.jpeg.scans import NOT_CANONICAL, DecodedScan, decode_scan, token_room, tokenise, write_scan
+from zippy_batch.jpeg.scans import DecodedScan, decode_scan, token_room, tokenise, write_scan
 from zippy_batch.jpeg.tables import (
     EMPTY_TABLE,
     OPTIMISED,
@@ -45,6 +45,8 @@ from zippy_batch.jpeg.tables import (
 
 Coefficients = tuple[NDArray[np.int16], ...]
 """Per component (blocks_high, blocks_wide, 64) in zigzag order, DC absolute."""
+
+NOT_CANONICAL = "non-standard entropy coding; the rebuilt file would differ"
 
 
 class Unrebuildable(ZippyError):
@@ -72,8 +74,9 @@ def parse(data: bytes) -> JpegImage:
         raise Unrebuildable(f"more than {MAX_JPEG_BYTES >> 20} MiB")
     try:
         image = _FileParser(data).image()
-        fits = len(image.header) <= len(data) + HEADER_MARGIN
-        if fits and rebuild(image.header, image.coefficients, len(data)) == data:
+        if len(image.header) > len(data) + HEADER_MARGIN:
+            raise Unrebuildable("non-standard entropy coding in too many places")
+        if rebuild(image.header, image.coefficients, len(data)) == data:
             return image
     except Malformed as error:
         raise Unrebuildable(str(error)) from None
@@ -128,21 +131,21 @@ class _FileParser:
                     raise
                 # what comes after the last scan need not make sense
                 segment = None
-            if segment is None or segment.marker == EOI:
+            marker, start, body_at, at = segment or (EOI, at, at, at)
+            if marker == EOI:
                 headers.check_complete()
                 return begin
-            at = segment.end
-            body = data[segment.body : at]
-            if segment.marker == SOS:
+            body = data[body_at:at]
+            if marker == SOS:
                 scan = headers.read_scan(body)
                 found = self._decode(scan, at)
                 self._found.append(_Found(self._run(begin, at, found), segments, found.frequency))
                 begin = at = found.end
                 segments = []
             else:
-                headers.read(segment.marker, body)
-                if segment.marker == DHT and len(segments) < MAX_LEFT_OUT:
-                    segments.append(segment.start - begin)
+                headers.read(marker, body)
+                if marker == DHT and len(segments) < MAX_LEFT_OUT:
+                    segments.append(start - begin)
         raise Malformed(f"more than {MAX_SEGMENTS} segments")
 
     def _decode(self, scan: ScanHeader, at: int) -> DecodedScan:
@@ -152,15 +155,12 @@ class _FileParser:
         if not self._found:
             self._blocks = np.zeros((sum(high * wide for _, (high, wide) in headers.grids()), 64), np.int16)
         found = decode_scan(self._bytes, at, headers, scan, self._blocks)
-        if found.odd is None:
-            raise Malformed(NOT_CANONICAL)
         if found.filled:
             raise Malformed("fill bytes inside a scan")
         self._plain &= found.plain
         return found
 
     def _run(self, begin: int, end: int, found: DecodedScan) -> Run:
-        assert found.odd is not None
         return Run(self._data[begin:end], found.padding, [], found.odd)
 
     def _split(self) -> Coefficients:
@@ -206,7 +206,7 @@ def rebuild(header: bytes, coefficients: Sequence[NDArray[np.int16]], size_bytes
     if [c.shape for c in coefficients] != plan.frame.shapes:
         raise DamagedRow(f"coefficients {[c.shape for c in coefficients]} are not those of {plan.frame.shapes}")
     blocks = np.concatenate([np.asarray(c, np.int16).reshape(-1, 64) for c in coefficients])
-    tokens = token_room(blocks, plan.scans)
+    tokens = token_room(blocks, plan)
     out: list[bytes] = []
     made: dict[int, Table] = {}
     size = len(plan.tail)

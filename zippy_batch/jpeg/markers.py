@@ -42,17 +42,12 @@ _OTHER_FRAMES = {
 
 # neither a stuffed zero, nor a marker that stands alone, nor a fill byte
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-_NEVER = 255
-"""In place of a bit position: not coded so far."""
+_NOT_CODED = b"\xff" * 64
+"""Stands in place of the lowest bits that were coded of the coefficients of a block."""
 
 
-class Segment(NamedTuple):
-    marker: int
-    start: int
-    """Of its 0xFF."""
-    body: int
-    """Of what comes after its length."""
-    end: int
+Segment = tuple[int, int, int, int]
+"""Marker; positions of its 0xFF, of what comes after its length, and of its end."""
 
 
 def next_segment(data: bytes, at: int) -> Segment | None:
@@ -66,18 +61,18 @@ def next_segment(data: bytes, at: int) -> Segment | None:
     start, body = found.span()
     marker = data[body - 1]
     if marker == EOI:
-        return Segment(EOI, start, body, body)
+        return EOI, start, body, body
     end = body + int.from_bytes(data[body : body + 2], "big")
     if body + 2 > len(data) or end > len(data):
         raise Malformed("a segment runs past the end of the file", Fault.TRUNCATED)
     if end < body + 2:
         raise Malformed("a segment without a length")
-    return Segment(marker, start, body + 2, end)
+    return marker, start, body + 2, end
 
 
 class ScanHeader(NamedTuple):
     parts: tuple[tuple[int, int, int], ...]
-    """Of each component its number in the frame, and the destinations of its DC and AC tables."""
+    """For each component, its number in the frame, and the destinations of its DC and AC tables."""
     first: int
     last: int
     """Coefficients in zigzag order: 0..63 in a sequential scan."""
@@ -103,7 +98,7 @@ class Grid(NamedTuple):
     real: tuple[int, int]
     """Height and width of what the picture covers."""
     whole: tuple[int, int]
-    """Of all MCUs of an interleaved scan."""
+    """Rows and columns of all MCUs of an interleaved scan."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +121,16 @@ class Frame:
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
-        """Of the components' coefficients."""
+        """Shapes of the components' coefficients."""
         return [(c.blocks_high, c.blocks_wide, 64) for c in self.components]
+
+
+class FrameShape(NamedTuple):
+    height: int
+    width: int
+    """Pixels."""
+    sampling: tuple[tuple[int, int], ...]
+    """Sampling factors (horizontal, vertical) of each component."""
 
 
 class Layout(NamedTuple):
@@ -148,7 +151,7 @@ class Headers:
     def __init__(self) -> None:
         self.quantisers: dict[int, tuple[int, ...]] = {}
         self.huffman: dict[int, Table] = dict(STANDARD)
-        """By key; motion JPEG files leave out the standard ones."""
+        """Tables by key; motion JPEG files leave out the standard ones."""
         self.restart = 0
         """MCUs between restart markers, or 0."""
         self.height = self.width = 0
@@ -156,15 +159,16 @@ class Headers:
         self.progressive = False
         self.parts: tuple[FramePart, ...] = ()
         self.steps: dict[int, tuple[int, ...]] = {}
-        """By component: its quantisation table when its first scan began."""
+        """Component -> its quantisation table when its first scan began."""
         self.scans = 0
+        self._sampling: tuple[tuple[int, int], ...] = ()
         self._coded: list[bytearray] = []
-        """By component: of each coefficient the lowest bit that was coded."""
+        """For each component, the lowest bit of each coefficient that was coded."""
 
     def read(self, marker: int, body: bytes) -> None:
         """A segment other than a scan header; those of no interest are passed over."""
         if marker == DQT:
-            self._read_quantisers(body)
+            self.quantisers.update(_quantisers_of(body))
         elif marker == DHT:
             self.huffman.update(read_tables(body))
         elif marker == DRI:
@@ -173,19 +177,6 @@ class Headers:
             self.restart = int.from_bytes(body, "big")
         elif marker in SEQUENTIAL or marker == PROGRESSIVE or marker in _OTHER_FRAMES:
             self._read_frame(marker, body)
-
-    def _read_quantisers(self, body: bytes) -> None:
-        at = 0
-        while at < len(body):
-            wide, key = body[at] >> 4, body[at] & 15
-            size = 128 if wide else 64
-            if wide > 1 or key > 3 or at + 1 + size > len(body):
-                raise Malformed("a quantisation table is malformed")
-            table = struct.unpack_from(">64H" if wide else ">64B", body, at + 1)
-            if 0 in table:
-                raise Malformed("a quantisation table has a step of 0")
-            self.quantisers[key] = table
-            at += 1 + size
 
     def _read_frame(self, marker: int, body: bytes) -> None:
         if self.parts:
@@ -199,20 +190,10 @@ class Headers:
             raise Malformed(_OTHER_FRAMES[marker], Fault.UNSUPPORTED)
         if max(self.height, self.width) > MAX_SIDE:
             raise Malformed(f"more than {MAX_SIDE} pixels on a side", Fault.TOO_LARGE)
-        if body[0] != 8:
-            raise Malformed("a JPEG of more than 8 bits per sample", Fault.DEEP)
-        if body[5] not in (1, 3, 4):
-            raise Malformed("a JPEG of two, or of more than four, components", Fault.COMPONENTS)
-        parts = [
-            FramePart(body[i], body[i + 1] >> 4, body[i + 1] & 15, body[i + 2]) for i in range(6, 6 + 3 * body[5], 3)
-        ]
-        if len({p.id for p in parts}) < len(parts):
-            raise Malformed("two components of the same name")
-        if any(not (1 <= p.horizontal <= 4 and 1 <= p.vertical <= 4) for p in parts):
-            raise Malformed("sampling factors outside 1..4")
         self.progressive = marker == PROGRESSIVE
-        self.parts = tuple(parts)
-        self._coded = [bytearray([_NEVER]) * 64 for _ in parts]
+        self.parts = _parts_of(body)
+        self._sampling = tuple([(part.horizontal, part.vertical) for part in self.parts])
+        self._coded = [bytearray(_NOT_CODED) for _ in self.parts]
         if self.height:
             self._check_size()
 
@@ -222,10 +203,10 @@ class Headers:
 
     def read_height(self, data: bytes, at: int) -> None:
         """The height of a frame that leaves it to a segment behind its first scan, which begins at data[at]."""
-        found = next_segment(data, at)
-        if found is None or found.marker != DNL or found.end != found.body + 2:
+        marker, _, body, end = next_segment(data, at) or (EOI, at, at, at)
+        if marker != DNL or end != body + 2:
             raise Malformed("a picture without a height")
-        self.height = int.from_bytes(data[found.body : found.end], "big")
+        self.height = int.from_bytes(data[body:end], "big")
         if not 1 <= self.height <= MAX_SIDE:
             raise Malformed(f"a height that is not 1 to {MAX_SIDE}", Fault.TOO_LARGE)
         self._check_size()
@@ -237,34 +218,14 @@ class Headers:
             raise Malformed("a scan before its frame header")
         if self.scans > MAX_SCANS:
             raise Malformed(f"more than {MAX_SCANS} scans")
-        count = body[0] if body else 0
-        if not 1 <= count <= len(self.parts) or len(body) != 4 + 2 * count:
-            raise Malformed("a scan header is malformed")
-        ids = [p.id for p in self.parts]
-        parts = []
-        for i in range(1, 1 + 2 * count, 2):
-            dc, ac = body[i + 1] >> 4, body[i + 1] & 15
-            if body[i] not in ids or dc > 3 or ac > 3:
-                raise Malformed("a scan of an unknown component or table")
-            parts.append((ids.index(body[i]), dc, ac))
-        # a sequential scan's parameters say nothing: decoders take them for 0, 63, 0, 0
-        first, last, high, low = (*body[-3:-1], body[-1] >> 4, body[-1] & 15) if self.progressive else (0, 63, 0, 0)
-        scan = ScanHeader(tuple(parts), first, last, high, low, self.progressive)
-        self._check_scan(scan)
+        scan = _scan_of(body, self.parts, self.progressive)
+        self._take(scan)
         return scan
 
-    def _check_scan(self, scan: ScanHeader) -> None:
-        parts = [self.parts[k] for k, _, _ in scan.parts]
-        if len(set(parts)) < len(parts):
-            raise Malformed("a component twice in one scan")
-        if len(parts) > 1 and sum(p.horizontal * p.vertical for p in parts) > MAX_MCU_BLOCKS:
-            raise Malformed(f"MCUs of more than {MAX_MCU_BLOCKS} blocks")
-        if self.progressive:
-            band = scan.first == scan.last == 0 or (1 <= scan.first <= scan.last <= 63 and len(parts) == 1)
-            if not band or scan.low > 13 or scan.high not in (0, scan.low + 1):
-                raise Malformed("a progressive scan with malformed parameters")
+    def _take(self, scan: ScanHeader) -> None:
+        """Note what a scan codes; Malformed where it is not its turn."""
         count = scan.last + 1 - scan.first
-        before = bytes([scan.high or _NEVER]) * count
+        before = bytes([scan.high]) * count if scan.high else _NOT_CODED[:count]
         for k, _, _ in scan.parts:
             coded = self._coded[k]
             if coded[scan.first : scan.last + 1] != before:
@@ -281,8 +242,8 @@ class Headers:
             raise Malformed("a file without all of its scans", Fault.TRUNCATED)
 
     def grids(self) -> tuple[Grid, ...]:
-        """Of the components."""
-        return _grids(self.height, self.width, self._sampling())
+        """Grids of the components' blocks."""
+        return _grids(self.shape())
 
     def frame(self, padded: bool) -> Frame:
         """The frame, once all scans are read, with the blocks of whole MCUs or of the picture."""
@@ -293,19 +254,72 @@ class Headers:
             components.append(Component(part.horizontal, part.vertical, high, wide, _array(self.steps[k])))
         return Frame(self.height, self.width, tuple(components))
 
-    def layout(self, scan: ScanHeader, padded: bool) -> Layout:
-        """Where a scan's blocks are in an array of the whole MCUs, or of the picture, of all components."""
-        sampling = self._sampling()
-        blocks = sum(high * wide for _, (high, wide) in self.grids())
-        make = _cached_layout if blocks <= _LAYOUT_BLOCKS else _make_layout
-        return make(self.height, self.width, sampling, scan.parts, padded)
-
-    def _sampling(self) -> tuple[tuple[int, int], ...]:
-        return tuple((p.horizontal, p.vertical) for p in self.parts)
+    def shape(self) -> FrameShape:
+        return FrameShape(self.height, self.width, self._sampling)
 
 
 @lru_cache(maxsize=256)
-def _grids(height: int, width: int, sampling: tuple[tuple[int, int], ...]) -> tuple[Grid, ...]:
+def _quantisers_of(body: bytes) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Number and steps of all tables in a segment."""
+    tables, at = [], 0
+    while at < len(body):
+        wide, key = body[at] >> 4, body[at] & 15
+        size = 128 if wide else 64
+        if wide > 1 or key > 3 or at + 1 + size > len(body):
+            raise Malformed("a quantisation table is malformed")
+        table = struct.unpack_from(">64H" if wide else ">64B", body, at + 1)
+        if 0 in table:
+            raise Malformed("a quantisation table has a step of 0")
+        tables.append((key, table))
+        at += 1 + size
+    return tuple(tables)
+
+
+@lru_cache(maxsize=256)
+def _parts_of(body: bytes) -> tuple[FramePart, ...]:
+    """Components of a frame header."""
+    if body[0] != 8:
+        raise Malformed("a JPEG of more than 8 bits per sample", Fault.DEEP)
+    if body[5] not in (1, 3, 4):
+        raise Malformed("a JPEG of two, or of more than four, components", Fault.COMPONENTS)
+    parts = [FramePart(body[i], body[i + 1] >> 4, body[i + 1] & 15, body[i + 2]) for i in range(6, 6 + 3 * body[5], 3)]
+    if len({p.id for p in parts}) < len(parts):
+        raise Malformed("two components of the same name")
+    if any(not (1 <= p.horizontal <= 4 and 1 <= p.vertical <= 4) for p in parts):
+        raise Malformed("sampling factors outside 1..4")
+    return tuple(parts)
+
+
+@lru_cache(maxsize=256)
+def _scan_of(body: bytes, frame: tuple[FramePart, ...], progressive: bool) -> ScanHeader:
+    """A scan header of a frame of these components."""
+    count = body[0] if body else 0
+    if not 1 <= count <= len(frame) or len(body) != 4 + 2 * count:
+        raise Malformed("a scan header is malformed")
+    ids = [p.id for p in frame]
+    parts = []
+    for i in range(1, 1 + 2 * count, 2):
+        dc, ac = body[i + 1] >> 4, body[i + 1] & 15
+        if body[i] not in ids or dc > 3 or ac > 3:
+            raise Malformed("a scan of an unknown component or table")
+        parts.append((ids.index(body[i]), dc, ac))
+    if len({k for k, _, _ in parts}) < count:
+        raise Malformed("a component twice in one scan")
+    if count > 1 and sum(frame[k].horizontal * frame[k].vertical for k, _, _ in parts) > MAX_MCU_BLOCKS:
+        raise Malformed(f"MCUs of more than {MAX_MCU_BLOCKS} blocks")
+    if not progressive:
+        # its other parameters say nothing: decoders take them for these
+        return ScanHeader(tuple(parts), 0, 63, 0, 0, False)
+    scan = ScanHeader(tuple(parts), body[-3], body[-2], body[-1] >> 4, body[-1] & 15, True)
+    band = scan.first == scan.last == 0 or (1 <= scan.first <= scan.last <= 63 and count == 1)
+    if not band or scan.low > 13 or scan.high not in (0, scan.low + 1):
+        raise Malformed("a progressive scan with malformed parameters")
+    return scan
+
+
+@lru_cache(maxsize=256)
+def _grids(shape: FrameShape) -> tuple[Grid, ...]:
+    height, width, sampling = shape
     widest, tallest = (max(factors) for factors in zip(*sampling, strict=True))
     grids = []
     for h, v in sampling:
@@ -315,32 +329,47 @@ def _grids(height: int, width: int, sampling: tuple[tuple[int, int], ...]) -> tu
     return tuple(grids)
 
 
-def _make_layout(
-    height: int, width: int, sampling: tuple[tuple[int, int], ...], parts: Sequence[tuple[int, int, int]], padded: bool
-) -> Layout:
-    grids = _grids(height, width, sampling)
-    shapes = [grid.whole if padded else grid.real for grid in grids]
-    begin = np.cumsum([0, *(high * wide for high, wide in shapes)]).tolist()
+def layout_of(shape: FrameShape, parts: tuple[tuple[int, int, int], ...], padded: bool) -> Layout:
+    """Where the blocks of a scan (`ScanHeader.parts`) are in an array of the whole MCUs, or of the picture."""
+    if shape.height * shape.width <= _LARGE_PIXELS:
+        return _cached_layout(shape, parts, padded)
+    return _layout_of(shape, parts, _large_order_of(shape, tuple(k for k, _, _ in parts), padded))
+
+
+def _layout_of(shape: FrameShape, parts: Sequence[tuple[int, int, int]], order: NDArray[np.int32]) -> Layout:
+    tables = np.array([(dc, 4 + ac) for _, dc, ac in parts], np.int64)
+    unit = 1 if len(parts) == 1 else sum(shape.sampling[k][0] * shape.sampling[k][1] for k, _, _ in parts)
+    return Layout(order, tables, unit)
+
+
+def _make_order(shape: FrameShape, components: Sequence[int], padded: bool) -> NDArray[np.int32]:
+    """`Layout.order` of a scan of these components of a frame."""
+    grids = _grids(shape)
+    sizes = [grid.whole if padded else grid.real for grid in grids]
+    begin = np.cumsum([0, *(high * wide for high, wide in sizes)]).tolist()
     columns = []
-    for s, (k, _, _) in enumerate(parts):
+    for s, k in enumerate(components):
         # the blocks of a single component come one by one, and none outside the picture
-        single = len(parts) == 1
-        h, v = (1, 1) if single else sampling[k]
+        single = len(components) == 1
+        h, v = (1, 1) if single else shape.sampling[k]
         rows, across = grids[k].real if single else grids[k].whole
         y = np.arange(rows).reshape(rows // v, 1, v, 1)
         x = np.arange(across).reshape(1, across // h, 1, h)
-        place = np.where((y < shapes[k][0]) & (x < shapes[k][1]), begin[k] + y * shapes[k][1] + x, -1)
+        place = np.where((y < sizes[k][0]) & (x < sizes[k][1]), begin[k] + y * sizes[k][1] + x, -1)
         outside = (y >= grids[k].real[0]) | (x >= grids[k].real[1])
-        blocks = np.stack([place, np.full_like(place, s), outside], axis=-1)
+        blocks = np.stack([place, np.full_like(place, s), outside], axis=-1, dtype=np.int32)
         columns.append(blocks.reshape(rows // v * (across // h), v * h, 3))
-    order = np.concatenate(columns, axis=1).astype(np.int32)
-    tables = np.array([(dc, 4 + ac) for _, dc, ac in parts], np.int64)
-    return Layout(order.reshape(-1, 3), tables, order.shape[1])
+    return np.concatenate(columns, axis=1).reshape(-1, 3)
 
 
-_LAYOUT_BLOCKS = 2048
-"""Of larger pictures no layout is kept."""
-_cached_layout = lru_cache(maxsize=256)(_make_layout)
+_LARGE_PIXELS = 1 << 17
+_large_order_of = lru_cache(maxsize=4)(_make_order)
+"""For larger pictures, which keep the orders of one file's scans: each may have 10 MB."""
+
+
+@lru_cache(maxsize=256)
+def _cached_layout(shape: FrameShape, parts: tuple[tuple[int, int, int], ...], padded: bool) -> Layout:
+    return _layout_of(shape, parts, _make_order(shape, [k for k, _, _ in parts], padded))
 
 
 @lru_cache(maxsize=256)

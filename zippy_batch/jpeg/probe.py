@@ -42,7 +42,7 @@ class JpegProbe:
             segment = next_segment(data, at)
             if segment is None:
                 raise Malformed("a file without an end", Fault.TRUNCATED)
-            marker, start, at = segment.marker, segment.start, segment.end
+            marker, start, begin, at = segment
             if marker == EOI:
                 self.pixel_data = b"".join([*kept, data[kept_from:at]])
                 self.headers.check_complete()
@@ -50,7 +50,7 @@ class JpegProbe:
             if marker in _METADATA_MARKERS:
                 kept.append(data[kept_from:start])
                 kept_from = at
-            body = data[segment.body : at]
+            body = data[begin:at]
             if marker == SOS:
                 at = self._check_scan(data, array, body, at)
             elif marker >= 0xE0:
@@ -76,11 +76,10 @@ class JpegProbe:
         behind = next_segment(data, found.end)
         if behind is None:
             raise Malformed("a file without an end", Fault.TRUNCATED)
-        left_over = [extra for _, _, extra in found.endings]
-        left_over.append(data[found.end : behind.start].replace(b"\xff\0", b"\xff"))
-        if max(map(len, left_over)) > _LEFT_OVER_BYTES:
+        left_over = len(data[found.end : behind[1]].replace(b"\xff\0", b"\xff"))
+        if max([left_over, *(len(extra) for _, _, extra in found.odd.endings)]) > _LEFT_OVER_BYTES:
             raise Malformed("a scan goes on after its last block")
-        return behind.start
+        return behind[1]
 
     def tables(self) -> tuple[tuple[int, ...], ...]:
         """Each component's quantisation table: 64 values in zigzag order, 1..65535."""

@@ -22,13 +22,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zippy_batch.errors import DamagedRow
 from zippy_batch.jpeg.faults import Malformed
-from zippy_batch.jpeg.markers import EOI, MAX_SCANS, SOS, Frame, Headers, Layout, ScanHeader, next_segment
+from zippy_batch.jpeg.markers import EOI, MAX_SCANS, SOS, Frame, FrameShape, Headers, ScanHeader, next_segment
 from zippy_batch.jpeg.scripts import SCRIPTS, later_runs
 from zippy_batch.jpeg.tables import EMPTY_TABLE, OPTIMISED, STANDARD, Table, is_kind, key_of
 from zippy_batch.varint import read_varint, write_varint
@@ -37,7 +38,7 @@ VERSION = 1
 MAX_LEFT_OUT = 32
 """Table segments that are left out of one run."""
 MAX_TABLES = 8
-"""Of one such segment: there are no more destinations."""
+"""Most tables of one such segment: there are no more destinations."""
 _CACHED_BYTES = 4096
 """Longer recipes are read anew each time: a cache of them would hold what they hold."""
 _SCRIPT = 128
@@ -45,18 +46,20 @@ _PADDING, _ENDINGS, _ZEROS, _STOPS, _UNLIMITED = 1, 2, 4, 8, 16
 _FORMS = 32
 
 
-@dataclass
-class Oddities:
+class Oddities(NamedTuple):
     """Where a scan is not coded as libjpeg codes it. Numbers ascend."""
 
-    endings: list[tuple[int, int, bytes]] = field(default_factory=list)
+    endings: Sequence[tuple[int, int, bytes]] = ()
     """Restart interval, bits that fill up its last byte, and what follows that, without stuffing."""
-    zeros: list[tuple[int, int]] = field(default_factory=list)
+    zeros: Sequence[tuple[int, int]] = ()
     """Block of the scan, and how many runs of 16 zeros stand before its end."""
-    stops: list[int] = field(default_factory=list)
+    stops: Sequence[int] = ()
     """Blocks of the scan after which a run of ends stops before it has to."""
     unlimited: bool = False
     """Whether runs of ends go on however many correction bits they have."""
+
+
+NOTHING_ODD = Oddities()
 
 
 @dataclass
@@ -67,16 +70,18 @@ class Run:
     pad: int = 1
     left_out: list[tuple[int, list[int]]] = field(default_factory=list)
     """Offset of each table segment, and kinds of its tables."""
-    odd: Oddities = field(default_factory=Oddities)
+    odd: Oddities = NOTHING_ODD
 
 
 @dataclass(frozen=True)
 class PlannedScan:
     run: Run
     header: ScanHeader
-    layout: Layout
+    shape: FrameShape
+    padded: bool
+    """Whether blocks are those of whole MCUs."""
     tables: dict[int, Table]
-    """By key; EMPTY_TABLE for those that are to be optimised."""
+    """Tables by key; EMPTY_TABLE for those that are to be optimised."""
     restart: int
     """MCUs between restart markers, or 0."""
     endings: NDArray[np.int64]
@@ -95,6 +100,8 @@ class Plan:
     frame: Frame
     scans: list[PlannedScan]
     tail: bytes
+    coded_blocks: int
+    """Number of blocks in all components' whole MCUs."""
 
     @property
     def runs(self) -> list[Run]:
@@ -194,7 +201,8 @@ def _plan(runs: Sequence[Run], tail: bytes, padded: bool) -> Plan:
         scan = _read_run(headers, run, following)
         read.append((run, scan, dict(headers.huffman), headers.restart))
     frame = headers.frame(padded)
-    return Plan(frame, [_planned(*one, headers.layout(one[1], padded)) for one in read], tail)
+    blocks = sum(high * wide for _, (high, wide) in headers.grids())
+    return Plan(frame, [_planned(*one, headers.shape(), padded) for one in read], tail, blocks)
 
 
 def _read_run(headers: Headers, run: Run, following: bytes) -> ScanHeader:
@@ -202,19 +210,20 @@ def _read_run(headers: Headers, run: Run, following: bytes) -> ScanHeader:
     waiting = list(run.left_out)
     # the first run begins with the marker that begins a file
     at = 0 if headers.scans else 2
-    while (segment := next_segment(run.data, at)) is not None and segment.marker != EOI:
-        while waiting and waiting[0][0] <= segment.start:
+    marker, body = EOI, b""
+    while (segment := next_segment(run.data, at)) is not None and segment[0] != EOI:
+        marker, start, begin, end = segment
+        while waiting and waiting[0][0] <= start:
             offset, kinds = waiting.pop(0)
             if offset < at:
                 raise Malformed("table segments are out of place")
             # optimised ones stand empty until the coefficients are there
             headers.huffman.update((key_of(k), EMPTY_TABLE if k & OPTIMISED else STANDARD[key_of(k)]) for k in kinds)
-        body = run.data[segment.body : segment.end]
-        at = segment.end
-        if segment.marker == SOS:
+        body, at = run.data[begin:end], end
+        if marker == SOS:
             break
-        headers.read(segment.marker, body)
-    if segment is None or segment.marker != SOS or at != len(run.data) or waiting:
+        headers.read(marker, body)
+    if marker != SOS or at != len(run.data) or waiting:
         raise Malformed("a run does not end with a scan header")
     scan = headers.read_scan(body)
     if headers.height == 0:
@@ -222,12 +231,15 @@ def _read_run(headers: Headers, run: Run, following: bytes) -> ScanHeader:
     return scan
 
 
-def _planned(run: Run, header: ScanHeader, tables: dict[int, Table], restart: int, layout: Layout) -> PlannedScan:
+def _planned(
+    run: Run, header: ScanHeader, tables: dict[int, Table], restart: int, shape: FrameShape, padded: bool
+) -> PlannedScan:
     odd = run.odd
     return PlannedScan(
         run,
         header,
-        layout,
+        shape,
+        padded,
         tables,
         restart,
         np.array([(n, bits, len(extra)) for n, bits, extra in odd.endings], np.int64).reshape(-1, 3),
@@ -260,23 +272,20 @@ class _Reader:
 
     def _run(self) -> Run:
         form = self._byte(_FORMS - 1)
-        run = Run(b"", form & _PADDING)
-        if form & _ENDINGS:
-            interval = 0
-            for _ in range(self._number()):
-                interval += self._number()
-                run.odd.endings.append((interval, self._byte(), self._take(self._number())))
-        if form & _ZEROS:
-            block = 0
-            for _ in range(self._number()):
-                block += self._number()
-                run.odd.zeros.append((block, self._byte()))
-        if form & _STOPS:
-            block = 0
-            for _ in range(self._number()):
-                block += self._number()
-                run.odd.stops.append(block)
-        run.odd.unlimited = bool(form & _UNLIMITED)
+        endings, zeros, stops = [], [], []
+        place = 0
+        for _ in range(self._number() if form & _ENDINGS else 0):
+            place += self._number()
+            endings.append((place, self._byte(), self._take(self._number())))
+        place = 0
+        for _ in range(self._number() if form & _ZEROS else 0):
+            place += self._number()
+            zeros.append((place, self._byte()))
+        place = 0
+        for _ in range(self._number() if form & _STOPS else 0):
+            place += self._number()
+            stops.append(place)
+        run = Run(b"", form & _PADDING, [], Oddities(endings, zeros, stops, bool(form & _UNLIMITED)))
         count = self._number()
         if count > MAX_LEFT_OUT:
             raise Malformed(f"{count} table segments left out of a run, expected at most {MAX_LEFT_OUT}")

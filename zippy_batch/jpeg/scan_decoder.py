@@ -15,7 +15,7 @@ import numpy as np
 
 from zippy_batch.jpeg.tables import PACKED
 
-TRUNCATED, BAD_CODE, BAD_VALUE, TOO_ODD = -1, -2, -3, -4
+TRUNCATED, DAMAGED = -1, -2
 """What is wrong with a scan; 0 where nothing is."""
 DISORDERED, FILLED = 1, 2
 """Restart markers out of order; fill bytes inside a scan."""
@@ -24,7 +24,6 @@ LONGEST_RUN = 32767
 """Blocks of one end-of-block run."""
 MOST_CORRECTIONS = 937
 """Correction bits after which libjpeg ends an end-of-block run."""
-MAX_NOTES = 1024
 
 _SPARE = 512
 """Zeros behind a scan: more than a block takes."""
@@ -76,25 +75,29 @@ def split_scan(data, at, intervals):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def stuffed_bytes(clean, size):  # type: ignore[no-untyped-def]
-    """Bytes that the first `size` bytes take in a file, without restart markers."""
-    count = size
-    for i in range(size):
-        if clean[i] == 0xFF:
-            count += 1
-    return count
+def open_scan(data, at, intervals, packed):  # type: ignore[no-untyped-def]
+    """What `split_scan` returns, and `lookups` of packed tables."""
+    return split_scan(data, at, intervals), lookups(packed)
 
 
 @numba.njit(cache=True, nogil=True)
-def endings(clean, stops, ends):  # type: ignore[no-untyped-def]
-    """(I, 3) of each interval the bits that fill up its last byte, how many they are, and the whole bytes after it."""
+def close_scan(clean, stops, ends):  # type: ignore[no-untyped-def]
+    """(I, 3) of each interval the bits that fill up its last byte, how many they are, and the whole bytes after it; and
+    the bytes that the scan takes in a file, without restart markers."""
     out = np.empty((len(ends), 3), np.int64)
     for i in range(len(ends)):
         free = -ends[i] & 7
         out[i, 0] = clean[ends[i] >> 3] & ((1 << free) - 1)
         out[i, 1] = free
         out[i, 2] = (stops[i] - ends[i]) >> 3
-    return out
+    # what comes after the last interval is none of the scan's
+    out[-1, 2] = 0
+    used = (ends[-1] + 7) >> 3
+    count = used
+    for i in range(used):
+        if clean[i] == 0xFF:
+            count += 1
+    return out, count
 
 
 @numba.njit(cache=True, nogil=True)
@@ -153,14 +156,10 @@ def _amplitude(window, length, size):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _note(notes, block, value):  # type: ignore[no-untyped-def]
-    """notes[0, 0] counts them; False where there are too many."""
-    count = notes[0, 0] + 1
-    if count >= len(notes):
-        return False
-    notes[0, 0] = count
-    notes[count, 0] = block
-    notes[count, 1] = value
-    return True
+    """notes[0, 0] counts them; there is room for one of each block."""
+    notes[0, 0] += 1
+    notes[notes[0, 0], 0] = block
+    notes[notes[0, 0], 1] = value
 
 
 # ---- sequential scans ----
@@ -178,7 +177,7 @@ def decode_sequential(clean, stops, lookup, layout, per_interval, out, frequency
     order, tables, _ = layout
     prediction = np.zeros(len(tables), np.int64)
     ends = np.zeros(len(stops), np.int64)
-    notes = np.zeros((MAX_NOTES, 2), np.int64)
+    notes = np.zeros((len(order) + 1, 2), np.int64)
     plain, status = True, 0
     at = interval = 0
     for n in range(len(order)):
@@ -216,15 +215,14 @@ def decode_sequential(clean, stops, lookup, layout, per_interval, out, frequency
                 # a symbol that is not 0 is a run of blocks, which only progressive scans have
                 ended = True
                 if symbol or length == 0:
-                    at = BAD_VALUE
+                    at = DAMAGED
         if at < 0 or k > 64 or at > stops[interval]:
-            status = BAD_VALUE if at < 0 or k > 64 else TRUNCATED
+            status = DAMAGED if at < 0 or k > 64 else TRUNCATED
             break
         if order[n, 2] and (last or prediction[s] != before):
             plain = False
-        if runs and not _note(notes, n, runs):
-            status = TOO_ODD
-            break
+        if runs:
+            _note(notes, n, runs)
     ends[interval] = at
     return status, plain, ends, notes
 
@@ -239,7 +237,7 @@ def _dc(clean, at, lookup, dc, prediction, frequency):  # type: ignore[no-untype
     prediction += _amplitude(window, length, size)
     at += length + size
     if length == 0 or entry & 255 > 15 or abs(prediction) > 32767:
-        at = BAD_CODE
+        at = DAMAGED
     return at, prediction
 
 
@@ -272,7 +270,7 @@ def decode_dc(clean, stops, lookup, layout, per_interval, bits, out, frequency):
         else:
             at, prediction[s] = _dc(clean, at, lookup, tables[s, 0], before, frequency)
             if abs(prediction[s] << low) > 32767:
-                at = BAD_VALUE
+                at = DAMAGED
             out[place, 0] = prediction[s] << low
         if at < 0 or at > stops[interval]:
             status = at if at < 0 else TRUNCATED
@@ -294,12 +292,12 @@ def decode_ac(clean, stops, lookup, layout, per_interval, band, out, frequency):
     first, last, low = band
     order, table = layout[0], layout[1][0, 1]
     ends = np.zeros(len(stops), np.int64)
-    notes, breaks = np.zeros((MAX_NOTES, 2), np.int64), np.zeros((MAX_NOTES, 2), np.int64)
+    notes, breaks = np.zeros((len(order) + 1, 2), np.int64), np.zeros((len(order) + 1, 2), np.int64)
     at = interval = run = length = 0
     for n in range(len(order)):
         if per_interval and n and n % per_interval == 0:
             if run:
-                return BAD_VALUE, ends, notes, breaks
+                return DAMAGED, ends, notes, breaks
             ends[interval] = at
             at = stops[interval]
             interval += 1
@@ -311,18 +309,18 @@ def decode_ac(clean, stops, lookup, layout, per_interval, band, out, frequency):
         at, run, runs = _ac(clean, at, lookup, table, first, last, low, place, out, frequency)
         if at < 0 or at > stops[interval]:
             return at if at < 0 else TRUNCATED, ends, notes, breaks
-        if runs and not _note(notes, n, runs):
-            return TOO_ODD, ends, notes, breaks
+        if runs:
+            _note(notes, n, runs)
         if run:
             # this block ends where it begins, and might have belonged to the run before
             joins = 0 < length < LONGEST_RUN and runs == 0 and _is_empty(out, place, first, last)
-            if joins and not _note(breaks, n - 1, 0):
-                return TOO_ODD, ends, notes, breaks
+            if joins:
+                _note(breaks, n - 1, 0)
         length = run
         if run:
             run -= 1
     if run:
-        return BAD_VALUE, ends, notes, breaks
+        return DAMAGED, ends, notes, breaks
     ends[interval] = at
     return 0, ends, notes, breaks
 
@@ -344,7 +342,7 @@ def _ac(clean, at, lookup, table, first, last, low, place, out, frequency):  # t
         window = _window(clean, at)
         entry = _code(window, lookup, table)
         if entry == 0:
-            return BAD_CODE, 0, 0
+            return DAMAGED, 0, 0
         length, symbol = entry >> 8, entry & 255
         zeros, size = symbol >> 4, symbol & 15
         frequency[table, symbol] += 1
@@ -352,7 +350,7 @@ def _ac(clean, at, lookup, table, first, last, low, place, out, frequency):  # t
             k += zeros
             value = _amplitude(window, length, size) * (1 << low)
             if k > last or abs(value) > 32767:
-                return BAD_VALUE, 0, 0
+                return DAMAGED, 0, 0
             out[place, k] = value
             at += length + size
             k += 1
@@ -362,7 +360,7 @@ def _ac(clean, at, lookup, table, first, last, low, place, out, frequency):  # t
             k += 16
             runs += 1
             if k > last + 1:
-                return BAD_VALUE, 0, 0
+                return DAMAGED, 0, 0
         else:
             extra = (window >> (32 - length - zeros)) & ((1 << zeros) - 1)
             return at + length + zeros, (1 << zeros) + extra, runs
@@ -375,12 +373,12 @@ def refine_ac(clean, stops, lookup, layout, per_interval, band, out, frequency):
     first, last, low = band
     order, table = layout[0], layout[1][0, 1]
     ends = np.zeros(len(stops), np.int64)
-    notes, breaks = np.zeros((MAX_NOTES, 2), np.int64), np.zeros((MAX_NOTES, 2), np.int64)
+    notes, breaks = np.zeros((len(order) + 1, 2), np.int64), np.zeros((len(order) + 1, 2), np.int64)
     at = interval = run = length = corrections = 0
     for n in range(len(order)):
         if per_interval and n and n % per_interval == 0:
             if run:
-                return BAD_VALUE, ends, notes, breaks
+                return DAMAGED, ends, notes, breaks
             ends[interval] = at
             at = stops[interval]
             interval += 1
@@ -391,11 +389,11 @@ def refine_ac(clean, stops, lookup, layout, per_interval, band, out, frequency):
             at, run, k, runs, added = _refine(clean, at, lookup, table, first, last, low, place, out, frequency)
             if at < 0 or at > stops[interval]:
                 return at if at < 0 else TRUNCATED, ends, notes, breaks
-            if runs and not _note(notes, n, runs):
-                return TOO_ODD, ends, notes, breaks
+            if runs:
+                _note(notes, n, runs)
             joins = run and 0 < length < LONGEST_RUN and runs == 0 and not added
-            if joins and not _note(breaks, n - 1, corrections > MOST_CORRECTIONS):
-                return TOO_ODD, ends, notes, breaks
+            if joins:
+                _note(breaks, n - 1, corrections > MOST_CORRECTIONS)
             length = run
             corrections = 0
         if run:
@@ -408,7 +406,7 @@ def refine_ac(clean, stops, lookup, layout, per_interval, band, out, frequency):
             if at > stops[interval]:
                 return TRUNCATED, ends, notes, breaks
     if run:
-        return BAD_VALUE, ends, notes, breaks
+        return DAMAGED, ends, notes, breaks
     ends[interval] = at
     return 0, ends, notes, breaks
 
@@ -422,12 +420,12 @@ def _refine(clean, at, lookup, table, first, last, low, place, out, frequency): 
         window = _window(clean, at)
         entry = _code(window, lookup, table)
         if entry == 0:
-            return BAD_CODE, 0, k, 0, False
+            return DAMAGED, 0, k, 0, False
         length, symbol = entry >> 8, entry & 255
         zeros, size = symbol >> 4, symbol & 15
         frequency[table, symbol] += 1
         if size > 1:
-            return BAD_VALUE, 0, k, 0, False
+            return DAMAGED, 0, k, 0, False
         if size == 0 and zeros != 15:
             extra = (window >> (32 - length - zeros)) & ((1 << zeros) - 1)
             return at + length + zeros, (1 << zeros) + extra, k, runs, added
@@ -442,13 +440,13 @@ def _refine(clean, at, lookup, table, first, last, low, place, out, frequency): 
             k += 1
         if size:
             if k > last:
-                return BAD_VALUE, 0, k, 0, False
+                return DAMAGED, 0, k, 0, False
             positive = (window >> (31 - length)) & 1
             out[place, k] = (1 << low) if positive else -(1 << low)
             runs, added = 0, True
         else:
             if zeros >= 0:
-                return BAD_VALUE, 0, k, 0, False
+                return DAMAGED, 0, k, 0, False
             runs += 1
         k += 1
     return at, 0, k, runs, added

@@ -19,7 +19,7 @@ Table = bytes
 """16 numbers of codes by length, then the values in the order of their codes, at most 256."""
 
 EMPTY_TABLE: Table = bytes(16)
-"""Without codes: stands for a table that follows from the coefficients."""
+"""A table without codes: it stands for a table that follows from the coefficients."""
 
 OPTIMISED, _AC = 32, 16
 """Bits of the kinds by which recipes call tables that they leave out."""
@@ -42,7 +42,8 @@ def is_kind(kind: int) -> bool:
     return kind & ~(OPTIMISED | _AC | 3) == 0 and bool(kind & OPTIMISED or key_of(kind) in STANDARD)
 
 
-def read_tables(body: bytes) -> list[tuple[int, Table]]:
+@lru_cache(maxsize=256)
+def read_tables(body: bytes) -> tuple[tuple[int, Table], ...]:
     """Key and table of all tables in a DHT segment."""
     out, at = [], 0
     while at < len(body):
@@ -55,7 +56,7 @@ def read_tables(body: bytes) -> list[tuple[int, Table]]:
             raise Malformed("a Huffman table has more codes than there are")
         out.append((kind * 4 + destination, table))
         at = end
-    return out
+    return tuple(out)
 
 
 @lru_cache(maxsize=1024)

@@ -60,12 +60,12 @@ BYTES_PER_READ = 1 << 20
 """Files that a thread reads before it looks for other work; read, they take up to fifty times their size."""
 SMALLER_REASON = "smaller as it is"
 UNLIKE_PSNR_DB = 14.0
-"""Below it a picture is not recognised. Faces stay above it at every quality; noise, which no model predicts, may not.
+"""A picture below it is not recognised. Faces stay above it at every quality; noise, which no model predicts, may not.
 """
-UNLIKE_REASON = f"the model fails on it (below {UNLIKE_PSNR_DB:g} dB)"
+UNLIKE_REASON = f"lossy quality too low (PSNR below {UNLIKE_PSNR_DB:g} dB)"
 EXACT_SHARE = 0.5
-"""Of a JPEG's scan: of 360 face files no exact payload was below 0.517, so that below it the exact codec need not be
-tried."""
+"""Share of a JPEG's scan: of 360 face files no exact payload was below 0.517 of it, so that the exact codec need not be
+tried where the lossy payload is below this."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Loaded:
     data: bytes
     found: Picture | JpegImage
     stands_in: bool = False
-    """For a poison file, whose row is made: an empty picture that keeps the shape of its batch."""
+    """Whether it is an empty picture in place of a poison file, whose row is made: it keeps the shape of its batch."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class ArchiveJob:
     """Directory in the staging."""
     options: ArchiveOptions
     models: Mapping[str, Model]
-    """By codec."""
+    """Codec -> its model."""
     make_codec: MakeCodec
     info: ArchiveInfo
 
@@ -296,7 +296,7 @@ def _as_poison(data: bytes, step: JournalEntry, look: Look) -> PoisonFile:
 
 
 def _empty(width: int, height: int, grey: bool) -> Picture:
-    """In no format that the exact codec might be tried on."""
+    """A black picture, in a format that the exact codec is never tried on."""
     pixels = np.zeros((height, width) if grey else (height, width, 3), np.uint8)
     return Picture(pixels, Facts("png", "L" if grey else "RGB", width, height))
 

@@ -69,7 +69,7 @@ def make_codec(model: Model, device: str, effort: int = 0) -> LatentCoder | Exac
 
 
 def build_codec(model: Model, device: str, effort: int = 0) -> LatentCoder | ExactCoder:
-    """As `make_codec`, in a process whose threads are somebody else's to settle."""
+    """Does what `make_codec` does, in a process whose threads are somebody else's to settle."""
     if model.codec == "exact":
         from zippy_batch.codecs.exact.codec import ExactCodec
 
@@ -283,7 +283,9 @@ def decode_files(stored: Sequence[StoredFile], codec: ExactCoder | None) -> list
     found, damage = codec.decode_checked([item for _, item in sound])
     for n, (i, _) in enumerate(sound):
         try:
-            out[i] = damage.get(n) or _of_right_size(rebuild(stored[i].header, found[n]), stored[i].size_bytes)
+            out[i] = damage.get(n) or _of_right_size(
+                rebuild(stored[i].header, found[n], stored[i].size_bytes), stored[i].size_bytes
+            )
         except DamagedRow as error:
             out[i] = str(error)
     return out

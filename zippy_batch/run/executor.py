@@ -25,16 +25,16 @@ from zippy_batch.run.report import Done, Tick
 MAX_FAILED_STARTS = 3
 """Workers that die before their first unit, before the run gives up."""
 PORT_S = 10.0
-"""For the head of a cluster to take a connection."""
+"""How long the head of a cluster has to take a connection."""
 WAIT_NOTICE_S = 60.0
-"""Without any result, before saying what the run is waiting for."""
+"""A run that has had no result for so long says what it is waiting for."""
 RAY_PAYS_IMAGES = 30_000
 """Below it, starting Ray and loading a model in each worker takes longer than it saves."""
 RAY_PAYS_BYTES = 1 << 30
 THREADS_PER_WORKER = 4
 """More gain little: half of a worker's time is Python code, one thread at a time."""
 OBJECT_STORE_BYTES = 256 << 20
-"""Of an embedded Ray: it carries lists of files and small reports."""
+"""What an embedded Ray gets: it carries lists of files and small reports."""
 
 _log = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class _ActorPool:
                 again = self._job.after_death(unit, attempt, reason)
             except WorkerError as given_up:
                 raise given_up from error
-            _log.warning("shard %d: its worker died (%s); attempt %d", unit.index, reason, attempt + 1)
+            _log.warning("shard %d: the worker crashed (%s); attempt %d", unit.index, reason, attempt + 1)
             self._again.append((again, attempt + 1))
         self._start_worker()
 

@@ -5,13 +5,15 @@
     verify    paths -> shards on workers -> report
     stats     columns -> report
 
-Each is the same in process and on a cluster; who works is decided in `cluster`, what a worker does in `work`.
+Each is the same in process and on a cluster. `executor` decides who works; `archive_shard`, `restore_shard` and
+`verify_shard` say what a worker does.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -22,13 +24,29 @@ from typing import Any
 
 from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import ArchiveReader
-from zippy_batch.archives.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP
+from zippy_batch.archives.schema import (
+    CODECS,
+    FORMAT_VERSION,
+    MAX_GROUPS,
+    MAX_ROWS_PER_GROUP,
+    PSNR_CAP_DB,
+    Row,
+)
+from zippy_batch.archives.writer import merge_parts, part_name
 from zippy_batch.codecs.model_file import Model, builtin_model_by_id, load_model
 from zippy_batch.config import LABELS, ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, ModelError, UsageError, ZippyError
 from zippy_batch.paths import display_path
-from zippy_batch.run.archive_shard import ArchiveJob
+from zippy_batch.run.archive_shard import ArchiveJob, commit_part
 from zippy_batch.run.encode_verified import MakeCodec, make_codec
+from zippy_batch.run.estimate import (
+    SAMPLE_FILES,
+    WARM_UP_FILES,
+    Estimate,
+    Sample,
+    archive_interval,
+    by_suffix,
+)
 from zippy_batch.run.executor import (
     THREADS_PER_WORKER,
     WorkerLayout,
@@ -37,7 +55,7 @@ from zippy_batch.run.executor import (
     settle_device,
     usable_cpus,
 )
-from zippy_batch.run.plan import ArchivePlan, plan_archive, recorded, source_states
+from zippy_batch.run.plan import ArchivePlan, Shard, plan_archive, recorded, source_states, spread
 from zippy_batch.run.report import (
     ArchiveReport,
     Done,
@@ -48,6 +66,7 @@ from zippy_batch.run.report import (
     RestoreLine,
     RestoreReport,
     RunFacts,
+    Tick,
     VerifyReport,
     total_of,
 )
@@ -59,6 +78,7 @@ from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.run.verify_shard import ShardVerified, VerifyJob, VerifyUnit
 from zippy_batch.sources import Source, Wanted, list_source
 from zippy_batch.sources.clashes import refuse_restored_clashes
+from zippy_batch.sources.directory import SourceFile
 from zippy_batch.sources.selection import patterns_in
 from zippy_batch.stores.object_path import Place, place
 
@@ -73,7 +93,7 @@ class Codecs:
     """Where models and codecs come from; tests put their own here."""
 
     load: Callable[[str], Model] = load_model
-    """By name or path."""
+    """Finds a model by name or path."""
     find: Callable[[str], Model | None] = builtin_model_by_id
     """Built in, by id."""
     make: MakeCodec = make_codec
@@ -88,7 +108,7 @@ def archive(
     codecs: Codecs | None = None,
 ) -> ArchiveReport:
     """Archive every file of `source`, or go on where an earlier run of the same was interrupted. Either may be the
-    URI of an object store (`storage.place`).
+    URI of an object store (`object_path.place`).
 
     Raises UsageError before anything is written: for an `output` that exists (OutputExists), for staging of other
     inputs or options (StagingMismatch), for files that cannot be archived. What is committed stays when it is
@@ -101,9 +121,8 @@ def archive(
     origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
     with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
-        effort = plan.options.effort
-        make: MakeCodec = partial(make_codec, effort=effort) if effort and codecs.make is make_codec else codecs.make
-        job = ArchiveJob(origin, staging.parts.absolute(), plan.options, models, make, _info(plan, models))
+        make, info = _codec_maker(codecs, plan), _info(plan, models)
+        job = ArchiveJob(origin, staging.parts.absolute(), plan.options, models, make, info)
         facts, seconds = _archive_shards(job, plan, staging, run, clock)
         if not staging.is_published():
             _publish(plan, staging, models)
@@ -111,6 +130,83 @@ def archive(
     lines = tuple(replace(line, seconds=seconds.get(line.shard)) for line in report.shards)
     total = replace(report.total, seconds=None if facts.shards_resumed else facts.seconds)
     return replace(report, shards=lines, total=total, run=facts)
+
+
+def estimate(
+    source: str | Place,
+    output: str | Place,
+    options: ArchiveOptions | None = None,
+    run: RunOptions | None = None,
+    progress: Watch | None = None,
+    codecs: Codecs | None = None,
+) -> Estimate:
+    """What `archive` would make of `source`, from a sample that is coded in this process. Nothing is written but to the
+    directory for temporary files. Raises what `archive` raises before it writes anything."""
+    options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
+    clock, source, output = _Clock(progress), place(source), place(output)
+    refuse_output(source, output, run.overwrite)
+    models = _models_for_archive(options, codecs)
+    origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
+    _refuse_too_many_groups(plan, output)
+    files = plan.listing.files
+    chosen = tuple(files[i] for i in spread(range(len(files)), SAMPLE_FILES))
+    work = Done(len(chosen), sum(file.size_bytes for file in chosen))
+    layout = clock.expect(work, 1, plan.options.device, RunOptions(workers=1))
+    with tempfile.TemporaryDirectory(prefix="zippy-") as folder:
+        job = ArchiveJob(origin, Path(folder), plan.options, models, _codec_maker(codecs, plan), _info(plan, models))
+        sample = _sample(job, chosen, layout.threads, clock.tick, _is_single_file(output))
+    real = choose_layout(len(plan), len(files), files.size_bytes, plan.options.device, run)
+    embedded = sum(map(len, job.info.model_files.values()))
+    power = real.workers * max(1, real.threads) / layout.threads
+    return Estimate(
+        source=_shown(source),
+        output=_shown(output),
+        files=len(files),
+        source_bytes=files.size_bytes,
+        shards=len(plan),
+        kinds=by_suffix(file.path for file in files),
+        sample=sample,
+        archive=archive_interval(sample, len(files), files.size_bytes, len(plan)).plus(embedded),
+        is_single_file=_is_single_file(output),
+        workers=real.workers or None,
+        seconds=sample.seconds * len(files) / len(chosen) / power if power else None,
+        notes=plan.listing.notes,
+    )
+
+
+def _sample(job: ArchiveJob, files: Sequence[SourceFile], threads: int, tick: Tick, is_single_file: bool) -> Sample:
+    """Two parts, of one half of the rows and of all, tell what a part takes beside its payloads."""
+    work = job.start(threads)
+    work(Shard(0, tuple(files[:WARM_UP_FILES])), lambda done: None)
+    done = work(Shard(1, tuple(files)), tick)
+    whole, half = job.parts / part_name(1), job.parts / part_name(2)
+    with ArchiveReader.open(whole) as opened:
+        line, rows = _line(opened, 0), [row for row in opened.read_rows(0) if isinstance(row, Row)]
+    commit_part(half, rows[: len(rows) // 2], job.info, verify=False)
+    beside_half, beside = (
+        _published_bytes(part, job, is_single_file) - sum(len(row.payload) for row in some)
+        for part, some in ((half, rows[: len(rows) // 2]), (whole, rows))
+    )
+    per_row = (beside - beside_half) / (len(rows) - len(rows) // 2)
+    sizes = [(row.source_bytes, len(row.payload)) for row in rows]
+    return Sample(line, sizes, per_row, beside - per_row * len(rows), done.seconds)
+
+
+def _published_bytes(part: Place, job: ArchiveJob, is_single_file: bool) -> int:
+    """Size of a part in a directory, or of a single file that is made of it."""
+    assert isinstance(part, Path)
+    if is_single_file:
+        joined = part.with_suffix(".joined")
+        with ArchiveReader.open(part) as opened:
+            rows = opened.info.shards
+        merge_parts([part], joined, replace(job.info, shards=rows, model_files={}))
+        part = joined
+    return part.stat().st_size
+
+
+def _codec_maker(codecs: Codecs, plan: ArchivePlan) -> MakeCodec:
+    effort = plan.options.effort
+    return partial(make_codec, effort=effort) if effort and codecs.make is make_codec else codecs.make
 
 
 def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Model]:
@@ -437,12 +533,17 @@ def _line(opened: ArchiveReader, shard: int) -> Line:
         raw_bytes=sum(row[5] for row in raw),
         kept_raw=Counter(row[1] or "no reason given" for row in raw),
         raised=sum(row[4] != asked for row in lossy),
-        quality=Quality.of((row[6], row[7]) for row in lossy if None not in (row[6], row[7])),
+        quality=Quality.of((row[6], row[7]) for row in lossy if _is_quality(row[6], row[7])),
     )
 
 
+def _is_quality(psnr: float | None, ssim: float | None) -> bool:
+    """Whether a row has both, and they are what an image can have."""
+    return psnr is not None and ssim is not None and 0 <= psnr <= PSNR_CAP_DB and -1 <= ssim <= 1
+
+
 def _shown(path: Place) -> str:
-    """As text that any stream and JSON take, also where the name is not UTF-8."""
+    """The path as text that any stream and JSON take, also where the name is not UTF-8."""
     return display_path(os.fsencode(path)) if isinstance(path, Path) else str(path)
 
 

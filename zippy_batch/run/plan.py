@@ -56,9 +56,9 @@ class ArchivePlan:
     cuts: tuple[int, ...]
     """Shard i holds files cuts[i] to cuts[i + 1] of the listing."""
     options: ArchiveOptions
-    """With the shard size and the device settled."""
+    """The shard size and the device are settled in them."""
     model_ids: Mapping[str, str]
-    """By codec."""
+    """Codec -> id of its model."""
 
     def __len__(self) -> int:
         return len(self.cuts) - 1
@@ -67,7 +67,7 @@ class ArchivePlan:
         return Shard(index, self.listing.files[self.cuts[index] : self.cuts[index + 1]])
 
     def source_bytes(self, index: int) -> int:
-        """Of one shard."""
+        """Source bytes of one shard."""
         before = self.listing.files.bytes_before
         return before(self.cuts[index + 1]) - before(self.cuts[index])
 
@@ -240,7 +240,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def _files_digest(listing: Listing) -> str:
-    """Of what a copy of the source has in common with it: no path above the source is in it."""
+    """Digest of what a copy of the source has in common with it: no path above the source is in it."""
     digest = hashlib.sha256()
     for container in listing.containers:
         digest.update(struct.pack("<Qq", container.size_bytes, container.mtime_s))

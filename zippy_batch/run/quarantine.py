@@ -35,10 +35,10 @@ MAX_ATTEMPTS = 3
 """Times that a unit is tried on workers that die, where no single file can be at fault."""
 DEATHS_BEFORE_JOURNAL = 2
 MAX_POISON_FILES = 3
-"""In one shard. More are a fault of the machine or of this program, and no property of the files."""
+"""Most in one shard. More are a fault of the machine or of this program, and no property of the files."""
 MAX_DEATHS = DEATHS_BEFORE_JOURNAL + 2 * MAX_POISON_FILES
 
-DECODING, CODING = "decoding", "coding"
+DECODING, CODING = "decoding", "encoding"
 _RECORD_BYTES = 64
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class JournalEntry:
     @property
     def reason(self) -> str:
         """Fixed words, which reports count."""
-        return f"its worker died {self.doing} it"
+        return f"the worker crashed while {self.doing} it"
 
 
 def read_journal(path: Place) -> JournalEntry | None:
@@ -67,14 +67,14 @@ def read_journal(path: Place) -> JournalEntry | None:
 
 @dataclass(frozen=True)
 class QuarantinedShard:
-    """A shard that has killed workers, to be worked off with a journal."""
+    """A shard that has killed workers, and is now processed with a journal."""
 
     shard: Shard
     journal: Place
     named: JournalEntry | None = None
-    """By the journal of the last worker that died."""
+    """What the journal of the last worker that died names."""
     poison: Mapping[int, JournalEntry] = field(default_factory=dict)
-    """By row: what workers died doing to it. It is kept raw."""
+    """Row -> what workers died doing to it. It is kept raw."""
 
     @property
     def index(self) -> int:
@@ -160,6 +160,6 @@ def _path(shard: Shard, step: JournalEntry) -> str:
 
 def _given_up(unit: Any, deaths: int, reason: str) -> WorkerError:
     return WorkerError(
-        f"shard {unit.index}: its worker died {deaths} times ({reason}); what is committed stays, and the same command "
-        f"goes on from there. If memory ran out, use a smaller --batch-size or fewer --workers"
+        f"shard {unit.index}: the worker crashed {deaths} times ({reason}); what is committed stays, and the same "
+        f"command goes on from there. If memory ran out, use a smaller --batch-size or fewer --workers"
     )

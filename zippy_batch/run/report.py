@@ -17,8 +17,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from typing import Any, Self
 
 from zippy_batch.archives.schema import PSNR_CAP_DB
 
@@ -26,8 +26,31 @@ FLOOR_REASON = "below --min-psnr"
 """How the reason of a row starts that was kept raw because no quality index reached the floor."""
 
 
+_LEAST = {"sum": "least"}
+"""Marks a field of which the sum has the smaller value that is known."""
+_OF_ONE = {"sum": "none"}
+"""Marks a field that says something of one shard, and nothing of several."""
+
+
 @dataclass(frozen=True)
-class Done:
+class Summed:
+    """Reports of parts of a run add up, field by field: numbers, counts by key, lists of findings, and sums again."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{f.name: _sum(f, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
+
+
+def _sum(field: Field[Any], a: Any, b: Any) -> Any:
+    how = field.metadata.get("sum")
+    if how == "none":
+        return None
+    if how == "least":
+        return min((value for value in (a, b) if value is not None), default=None)
+    return Counter(a) + Counter(b) if isinstance(a, Mapping) else a + b
+
+
+@dataclass(frozen=True)
+class Done(Summed):
     """A piece of finished work."""
 
     images: int = 0
@@ -36,14 +59,6 @@ class Done:
     """Payloads written (archive), or restored files (restore)."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Pictures whose metadata of a kind is not archived, by kind."""
-
-    def __add__(self, other: Done) -> Done:
-        return Done(
-            self.images + other.images,
-            self.source_bytes + other.source_bytes,
-            self.stored_bytes + other.stored_bytes,
-            Counter(self.dropped) + Counter(other.dropped),
-        )
 
 
 Tick = Callable[[Done], None]
@@ -63,7 +78,7 @@ class Progress:
     shards_total: int
     seconds: float
     is_check: bool = False
-    """Of shards that an earlier run finished."""
+    """True while shards are checked that an earlier run finished."""
 
     @property
     def images_per_s(self) -> float:
@@ -81,12 +96,12 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the share of images done; None before the first."""
+        """Estimate by the share of images done; None before the first."""
         return self.seconds * (self.images_total - self.images) / self.images if self.images else None
 
 
 @dataclass(frozen=True)
-class Quality:
+class Quality(Summed):
     """PSNR (dB) and SSIM of a set of images, in a form that adds."""
 
     images: int = 0
@@ -94,13 +109,13 @@ class Quality:
     """Sum over images of the mean squared error, on the scale of 0..255."""
     psnr_counts: Mapping[int, int] = field(default_factory=dict)
     """Images by PSNR in steps of 0.01 dB, rounded down."""
-    psnr_worst_db: float | None = None
+    psnr_worst_db: float | None = field(default=None, metadata=_LEAST)
     ssim_sum: float = 0.0
-    ssim_worst: float | None = None
+    ssim_worst: float | None = field(default=None, metadata=_LEAST)
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[float, float]]) -> Quality:
-        """From (PSNR in dB, SSIM) of each image; a PSNR at the cap counts as no error."""
+        """Takes (PSNR in dB, SSIM) of each image; a PSNR at the cap counts as no error."""
         known = list(pairs)
         if not known:
             return cls()
@@ -111,16 +126,6 @@ class Quality:
             psnr_worst_db=min(psnr for psnr, _ in known),
             ssim_sum=math.fsum(ssim for _, ssim in known),
             ssim_worst=min(ssim for _, ssim in known),
-        )
-
-    def __add__(self, other: Quality) -> Quality:
-        return Quality(
-            images=self.images + other.images,
-            squared_error=self.squared_error + other.squared_error,
-            psnr_counts=Counter(self.psnr_counts) + Counter(other.psnr_counts),
-            psnr_worst_db=_least(self.psnr_worst_db, other.psnr_worst_db),
-            ssim_sum=self.ssim_sum + other.ssim_sum,
-            ssim_worst=_least(self.ssim_worst, other.ssim_worst),
         )
 
     @property
@@ -158,10 +163,10 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Line:
+class Line(Summed):
     """One shard of an archive, or all of it (`shard` None)."""
 
-    shard: int | None
+    shard: int | None = field(metadata=_OF_ONE)
     images: int = 0
     """Rows; every file is one, whether it is an image or not."""
     source_bytes: int = 0
@@ -177,33 +182,15 @@ class Line:
     """Payload bytes of the rows that the exact codec has coded."""
     exact_source_bytes: int = 0
     raw_bytes: int = 0
-    """Of the files that are kept raw, before the column is compressed."""
+    """Bytes of the files that are kept raw, before the column is compressed."""
     kept_raw: Mapping[str, int] = field(default_factory=dict)
     """Rows kept raw, by reason."""
     raised: int = 0
     """Rows whose quality index was raised to reach the floor."""
     quality: Quality = Quality()
-    seconds: float | None = None
-    """Of work on the shard, or in the total of the whole run. None where an earlier run did any of it, and in stats."""
-
-    def __add__(self, other: Line) -> Line:
-        return Line(
-            shard=None,
-            images=self.images + other.images,
-            source_bytes=self.source_bytes + other.source_bytes,
-            archive_bytes=self.archive_bytes + other.archive_bytes,
-            lossy_images=self.lossy_images + other.lossy_images,
-            lossy_bytes=self.lossy_bytes + other.lossy_bytes,
-            lossy_source_bytes=self.lossy_source_bytes + other.lossy_source_bytes,
-            lossy_pixels=self.lossy_pixels + other.lossy_pixels,
-            exact_images=self.exact_images + other.exact_images,
-            exact_bytes=self.exact_bytes + other.exact_bytes,
-            exact_source_bytes=self.exact_source_bytes + other.exact_source_bytes,
-            raw_bytes=self.raw_bytes + other.raw_bytes,
-            kept_raw=Counter(self.kept_raw) + Counter(other.kept_raw),
-            raised=self.raised + other.raised,
-            quality=self.quality + other.quality,
-        )
+    seconds: float | None = field(default=None, metadata=_OF_ONE)
+    """Time of work on the shard, in the total that of the whole run. None where an earlier run did any of it, and in
+    stats."""
 
     @property
     def ratio(self) -> float | None:
@@ -297,13 +284,7 @@ class Floor:
     kept_raw: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "min_psnr_db": self.min_psnr_db,
-            "at_once": self.at_once,
-            "raised": self.raised,
-            "exact": self.exact,
-            "kept_raw": self.kept_raw,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -370,45 +351,33 @@ class Finding:
     row: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"path": self.path, "what": self.what, "shard": self.shard, "row": self.row}
+        return asdict(self)
 
     def __str__(self) -> str:
-        place = "" if self.shard is None else f"shard {self.shard}, row {self.row}: "
+        row = "" if self.row is None else f", row {self.row}"
+        place = "" if self.shard is None else f"shard {self.shard}{row}: "
         return f"{place}{self.path}: {self.what}"
 
 
 @dataclass(frozen=True)
-class RestoreLine:
+class RestoreLine(Summed):
     """One shard that was restored, or all (`shard` None)."""
 
-    shard: int | None
+    shard: int | None = field(metadata=_OF_ONE)
     images: int = 0
     """Files written."""
     source_bytes: int = 0
     restored_bytes: int = 0
     raw_images: int = 0
-    """Of them, those that were kept raw."""
+    """How many of them were kept raw."""
     exact_images: int = 0
-    """Of them, those that were decoded to the source's own bytes."""
+    """How many of them were decoded to the source's own bytes."""
     quality: Quality = Quality()
     """Against the originals in --reference; of the decoded rows only."""
     unmatched: int = 0
     """Decoded rows that --reference has no such picture for."""
     damaged: tuple[Finding, ...] = ()
-    seconds: float | None = None
-
-    def __add__(self, other: RestoreLine) -> RestoreLine:
-        return RestoreLine(
-            shard=None,
-            images=self.images + other.images,
-            source_bytes=self.source_bytes + other.source_bytes,
-            restored_bytes=self.restored_bytes + other.restored_bytes,
-            raw_images=self.raw_images + other.raw_images,
-            exact_images=self.exact_images + other.exact_images,
-            quality=self.quality + other.quality,
-            unmatched=self.unmatched + other.unmatched,
-            damaged=self.damaged + other.damaged,
-        )
+    seconds: float | None = field(default=None, metadata=_OF_ONE)
 
     @property
     def images_per_s(self) -> float | None:
@@ -458,7 +427,7 @@ class RestoreReport:
         }
 
     def lines(self, columns: int | None = None) -> list[str]:
-        """As of an ArchiveReport."""
+        """The table of shards, and what it does not show, as an ArchiveReport has them."""
         head = _RESTORE_HEAD + (_QUALITY_HEAD if self.with_reference else ())
         rows = [_restore_cells(line, self.with_reference) for line in (*self.shards, self.total)]
         out = fitted(table, head, rows, _RESTORE_LEAST, columns)
@@ -478,7 +447,7 @@ class VerifyReport:
     """Rows that were decoded, and not only checked against their checksum."""
     damaged: tuple[Finding, ...] = ()
     problems: tuple[str, ...] = ()
-    """Of whole files: parts that are missing, too many or not what the manifest says."""
+    """What is wrong with whole files: parts that are missing, too many or not what the manifest says."""
     against: str | None = None
     missing: tuple[Finding, ...] = ()
     """Files of `against` that are not in the archive."""
@@ -705,10 +674,6 @@ def _number(value: float | None, digits: int) -> str:
 
 def rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
-
-
-def _least(a: float | None, b: float | None) -> float | None:
-    return min((value for value in (a, b) if value is not None), default=None)
 
 
 def _squared_error(psnr_db: float) -> float:

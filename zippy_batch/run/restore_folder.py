@@ -34,7 +34,7 @@ _PLAN_FILE = "restore.json"
 _LOCK_FILE = "lock"
 _OWNER = "owner-"
 _ATTEMPTS = 20
-"""At taking the folder, which a run that ends may remove each time."""
+"""How often the folder is tried to be taken: a run that ends may remove it each time."""
 _BEING_WRITTEN = re.compile(r"[0-9a-f]{32}-\d+|restore\.json\.new-[0-9a-f]{32}")
 
 
@@ -52,7 +52,7 @@ class RestoreFolder:
             return None
 
     def begin(self, identity: str) -> None:
-        """From here on this restore is the one to go on with; another one is forgotten."""
+        """Make this restore the one to go on with; another one is forgotten."""
         self._sweep()
         if self.unfinished() == identity:
             return

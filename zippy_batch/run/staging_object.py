@@ -199,7 +199,7 @@ def object_staging_path(output: ObjectPath) -> ObjectPath:
 def open_object_staging(
     output: ObjectPath, fingerprint: str, facts: Mapping[str, Any], overwrite: bool
 ) -> Iterator[ObjectStaging]:
-    """As `open_local_staging`, in an object store."""
+    """Does what `open_local_staging` does, in an object store."""
     root = object_staging_path(output)
     with leased(root) as lease:
         # another run may have published between our first look and our lease

@@ -51,7 +51,7 @@ def plan_text(fingerprint: str, facts: Mapping[str, Any]) -> str:
 
 
 def parse_plan(text: bytes) -> dict[str, Any]:
-    """Of no fingerprint where it is damaged."""
+    """The plan in a staging; one without a fingerprint where it is damaged."""
     try:
         plan = json.loads(text)
         return {"fingerprint": str(plan["fingerprint"]), "facts": dict(plan["facts"])}
@@ -83,5 +83,5 @@ def mismatch(root: Place, output: Place, old: Mapping[str, Any], new: Mapping[st
 
 
 def _short(value: Any) -> Any:
-    """Of a digest, what tells it from another."""
+    """The first characters of a digest, which tell it from another."""
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value

@@ -20,6 +20,7 @@ from zippy_batch.run.rows import (
     facts_of,
     is_verbatim,
     read_shard,
+    restored_file,
     row_batches,
     sizes,
     stored_files,
@@ -34,7 +35,7 @@ PSNR_TOLERANCE_DB = 0.05
 differs by a level here and there between machines and batch sizes, and so does the JPEG made of it."""
 
 BULK_ROWS = 20_000
-"""Of an archive, above which compiling the checksum pays where it was not compiled before."""
+"""Rows of an archive above which compiling the checksum pays where it was not compiled before."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class VerifyJob:
     deep: bool
     device: str
     models: Mapping[str, Model]
-    """By codec; none where nothing is decoded."""
+    """Codec -> model; none where nothing is decoded."""
     make_codec: MakeCodec
     with_labels: bool = True
     """Whether `against` has any labels to compare: the directory that a tar was unpacked to has none."""
@@ -121,6 +122,10 @@ def _verify_batch(
 ) -> ShardVerified:
     verbatim = is_verbatim(batch[0][1])
     pictures, damage = ([], {}) if verbatim else decode_pictures(batch, coders.latent)
+    for i, picture in enumerate(pictures):
+        # what passes here, restore writes
+        if i not in damage and isinstance(problem := restored_file(batch[i][1], picture), str):
+            damage[i] = problem
     files = stored_files(batch, coders) if verbatim else []
     damage |= {i: file for i, file in enumerate(files) if isinstance(file, str)}
     damaged, differing, unpromised = [], [], 0

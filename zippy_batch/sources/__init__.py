@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from zippy_batch.archives.info import MANIFEST_NAME
@@ -28,7 +29,16 @@ from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
 from zippy_batch.sources import labels, listfile, parquet, recordio, tar, zip_file
 from zippy_batch.sources.clashes import clashes
-from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened
+from zippy_batch.sources.containers import (
+    Members,
+    Opened,
+    Wanted,
+    container_at,
+    counted,
+    folder_label,
+    opened,
+    with_classes,
+)
 from zippy_batch.sources.directory import (
     Container,
     Files,
@@ -39,7 +49,7 @@ from zippy_batch.sources.directory import (
     require_none_refused,
 )
 from zippy_batch.sources.object_store import ObjectReader, list_objects
-from zippy_batch.sources.selection import Selection, left_by_systems
+from zippy_batch.sources.selection import FileSelection, left_by_systems
 from zippy_batch.stores.object_path import ObjectPath, Place
 
 __all__ = ["Read", "Source", "Wanted", "list_source"]
@@ -67,14 +77,14 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Source:
-    """Where the files of a listing are read. Pickles."""
+    """Reads the files of a listing. Pickles."""
 
     kind: str
     root: Place
     """Directory that paths are relative to; not used where there are containers."""
     containers: tuple[Container, ...] = ()
     image_column: str | None = None
-    """Of Parquet files, where it was asked for."""
+    """Column of images of Parquet files, where it was asked for."""
 
     def reader(self, files: Sequence[SourceFile]) -> Read:
         """Reads any of these files, from any thread. It raises SourceError for one that cannot be read, or is not what
@@ -94,7 +104,7 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     Raises UsageError for what is no source, and naming what in it could not be archived or would be lost, before
     anything is written; SourceError for a container that is truncated or damaged.
     """
-    selection = Selection(wanted.include, wanted.exclude)
+    selection = FileSelection(wanted.include, wanted.exclude)
     if isinstance(path, ObjectPath):
         if wanted.input not in ("auto", "files"):
             raise UsageError(f"{path}: --input {wanted.input} is read from a disk; bring it to this machine first")
@@ -111,8 +121,8 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
     return Source(kind, root if kind == "files" else root.parent), _finished(listing, wanted, selection)
 
 
-def _finished(listing: Listing, wanted: Wanted, selection: Selection) -> Listing:
-    """With labels, and with notes about what was selected."""
+def _finished(listing: Listing, wanted: Wanted, selection: FileSelection) -> Listing:
+    """The listing with labels, and with notes about what was selected."""
     listing = _labelled(listing, wanted)
     notes = (*listing.notes, *selection.notes(), *left_by_systems(file.path for file in listing.files))
     return replace(listing, notes=notes)
@@ -123,7 +133,7 @@ def _is_archive(directory: Path) -> bool:
 
 
 def _labelled(listing: Listing, wanted: Wanted) -> Listing:
-    """With the labels that are not the source's own."""
+    """The listing with the labels that are not the source's own."""
     kind = wanted.labels_kind
     if kind == "table":
         return labels.label_from_table(listing, wanted)
@@ -159,27 +169,28 @@ def _kind(path: Path, asked: str) -> str:
     return kinds[0]
 
 
-def _list_containers(path: Path, kind: str, wanted: Wanted, selection: Selection) -> tuple[Source, Listing]:
+def _list_containers(path: Path, kind: str, wanted: Wanted, selection: FileSelection) -> tuple[Source, Listing]:
     paths, notes = _containers_below(path, kind, wanted) if path.is_dir() else ([path], [])
     containers = tuple(container_at(one.absolute()) for one in paths)
-    files: list[SourceFile] = []
-    refused: list[tuple[bytes, str]] = []
-    empty_directories = 0
+    found: list[Members] = []
     for number, (one, container) in enumerate(zip(paths, containers, strict=True)):
         prefix = os.fsencode(one.relative_to(path).with_suffix("")) if path.is_dir() else b""
-        members = Members(number, prefix, wanted.labels_kind)
+        found.append(Members(number, prefix, wanted.labels_kind))
         with opened(container) as file:
-            _FIND[kind](file, members, wanted)
-        # only now, because links lead to members that are left out
-        files += [file for file in members.files if selection.takes(file.path)]
-        refused += [found for found in members.refused if selection.takes(found[0])]
-        notes += members.notes
-        empty_directories += members.empty_directories
-    found = Files(files)
-    refused += clashes(found, containers)
+            _FIND[kind](file, found[-1], wanted)
+    files = Files(chain.from_iterable(members.files for members in found))
+    if kind == "tar" and files.labelled and wanted.labels_kind == "auto":
+        files = Files(with_classes(files))
+    if wanted.include or wanted.exclude:
+        # only now, because links lead to members that are left out, and labels come from them
+        files = Files(file for file in files if selection.takes(file.path))
+    refused = [one for members in found for one in members.refused if selection.takes(one[0])]
+    refused += clashes(files, containers)
     require_none_refused(path, sorted(refused))
+    notes += [note for members in found for note in members.notes]
+    empty_directories = sum(members.empty_directories for members in found)
     source = Source(kind, path.absolute(), containers, wanted.image_column)
-    return source, Listing(found, empty_directories, containers, tuple(notes))
+    return source, Listing(files, empty_directories, containers, tuple(notes))
 
 
 def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path], list[str]]:
@@ -187,16 +198,18 @@ def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path]
     else."""
     suffix = _SUFFIX[kind]
     beside = (suffix, *_BESIDE.get(kind, ()))
-    excluded = Selection(exclude=wanted.exclude)
+    excluded = FileSelection(exclude=wanted.exclude)
     found = sorted((one for one in path.rglob("*") if not one.is_dir()), key=os.fsencode)
     found = [one for one in found if excluded.takes(os.fsencode(one.relative_to(path)))]
     others = [one for one in found if one.suffix.lower() not in beside]
     shown = ", ".join(display_path(os.fsencode(one.relative_to(path))) for one in others[:_SHOWN])
     shown += ", ..." if len(others) > _SHOWN else ""
-    if others and not wanted.leave_out:
+    # Hadoop and all after it put such names beside tables, as _SUCCESS, and take them for no data
+    refused = others if kind != "parquet" else [one for one in others if not one.name.startswith(("_", "."))]
+    if refused and not wanted.leave_out:
         raise UsageError(
-            f"{display_path(os.fsencode(path))}: {len(others)} files do not end in {suffix} ({shown}); take them out, "
-            f"or leave them out with --leave-out"
+            f"{display_path(os.fsencode(path))}: {counted(len(others), 'file')} without the suffix {suffix} ({shown}); "
+            f"take such files out, or leave them out with --leave-out"
         )
-    notes = [f"{len(others)} files that do not end in {suffix} are left out: {shown}"] if others else []
+    notes = [f"left out: {counted(len(others), 'file')} without the suffix {suffix}: {shown}"] if others else []
     return [one for one in found if one.suffix.lower() == suffix], [*notes, *excluded.notes()]

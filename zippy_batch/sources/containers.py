@@ -13,7 +13,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,12 +22,12 @@ from zippy_batch.archives.schema import MAX_LABEL_BYTES
 from zippy_batch.config import INPUTS, ArchiveOptions, check_encoding, check_labels, labels_kind
 from zippy_batch.errors import OptionError, SourceError
 from zippy_batch.paths import display_path, name_problem
-from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, SourceFile, file_state
+from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, FoundFiles, SourceFile, file_state
 
 _MOST_LINKS = 40
 """Links that may lead to one another, as in Linux."""
 _ROOT = re.compile(rb"(?:[A-Za-z][A-Za-z0-9+.-]+:)?/+")
-"""Of a path or a URI: /, file:/, dbfs:/, s3://."""
+"""The root of a path or a URI: /, file:/, dbfs:/, s3://."""
 _LATEST_S = 1 << 38
 """Seconds since or before 1970; times beyond it, which are nonsense, are ones that no file can be given."""
 
@@ -178,7 +178,7 @@ class Members:
     """What is found in one container, in the order in which it is found."""
 
     def __init__(self, number: int, prefix: bytes, labels: str) -> None:
-        self.files: list[SourceFile] = []
+        self.files = FoundFiles()
         self.refused: list[tuple[bytes, str]] = []
         self.notes: list[str] = []
         self._number, self._prefix, self._labels = number, prefix, labels
@@ -216,32 +216,32 @@ class Members:
     def add_directory(self, path: bytes) -> None:
         self._directories.add(without_dot(path).rstrip(b"/"))
 
-    def label(self, labels: dict[bytes, str]) -> None:
-        """Give pictures the label of their sample, by `sample_of` their path in the container."""
-        start = len(self._full(b""))
-        for i, file in enumerate(self.files):
-            found = labels.get(sample_of(file.path[start:])) if PICTURE_NAME.search(file.path) else None
-            if found is not None:
-                self.files[i] = replace(file, label=self._same.setdefault(found, found))
-
     def follow_links(self) -> None:
         """Links to files become those files, under their own path and time, as in a directory."""
         if not self._links:
             return
         start = len(self._full(b""))
-        regular = {file.path[start:]: file for file in self.files}
-        for path, (_, mtime_s) in self._links.items():
-            target, hops = path, 0
-            while target in self._links and hops < _MOST_LINKS:
-                target, hops = normal(self._links[target][0]), hops + 1
+        targets = {path: self._target(path) for path in self._links}
+        wanted = set(targets.values())
+        regular = {file.path[start:]: file for file in self.files if file.path[start:] in wanted}
+        for path, target in targets.items():
             found = regular.get(target)
             if found is None:
                 self.refuse(path, "link to something that is no file in it; unpack it, and archive the directory")
             else:
-                self.add(path, found.size_bytes, mtime_s, found.place[1:])
+                self.add(path, found.size_bytes, self._links[path][1], found.place[1:])
+
+    def _target(self, path: bytes) -> bytes:
+        for _ in range(_MOST_LINKS):
+            if path not in self._links:
+                break
+            path = normal(self._links[path][0])
+        return path
 
     @property
     def empty_directories(self) -> int:
+        if not self._directories:
+            return 0
         start = len(self._full(b""))
         taken = parents(file.path[start:] for file in self.files) | parents(self._directories)
         return len(self._directories - taken - {b"", b"."})
@@ -259,6 +259,26 @@ def _member_problem(size_bytes: int, mtime_s: int) -> str | None:
     if not -_LATEST_S < mtime_s < _LATEST_S:
         return f"{mtime_s} s since 1970 is no time of a file"
     return None
+
+
+def with_classes(files: Iterable[SourceFile]) -> Iterator[SourceFile]:
+    """Members that have labels are classes of WebDataset: the pictures of their samples get them instead. `files` are
+    sorted, so those of a sample, whose paths begin with its key and a dot, follow each other."""
+    run: list[SourceFile] = []
+    key = b""
+    for file in files:
+        if not file.path.startswith(key + b"."):
+            yield from _labelled_run(run)
+            run, key = [], sample_of(file.path)
+        run.append(file)
+    yield from _labelled_run(run)
+
+
+def _labelled_run(run: Sequence[SourceFile]) -> Iterator[SourceFile]:
+    classes = {sample_of(file.path): file.label for file in run if file.label is not None}
+    for file in run:
+        label = classes.get(sample_of(file.path)) if PICTURE_NAME.search(file.path) else None
+        yield file if file.label == label else replace(file, label=label)
 
 
 def parents(paths: Iterable[bytes]) -> set[bytes]:
@@ -280,7 +300,7 @@ def without_dot(path: bytes) -> bytes:
 
 
 def normal(path: bytes) -> bytes:
-    """Without "." and ".." where that is possible; what leads out of the container keeps them."""
+    """The path without "." and ".." where that is possible; what leads out of the container keeps them."""
     return posixpath.normpath(path)
 
 
@@ -294,6 +314,11 @@ def folder_and_name(path: bytes) -> tuple[bytes, bytes]:
     """The folder ends in a slash, or is empty."""
     cut = path.rfind(b"/") + 1
     return path[:cut], path[cut:]
+
+
+def counted(count: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def decoded(data: bytes, encoding: str | None) -> str:

@@ -26,7 +26,7 @@ from typing import NoReturn, overload
 
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, is_below, name_problem
-from zippy_batch.sources.selection import Selection
+from zippy_batch.sources.selection import FileSelection
 from zippy_batch.stores.atomic_file import writing
 
 MAX_FILE_BYTES = 1 << 30
@@ -39,7 +39,7 @@ _BLOCK_FILES = 1024
 _SORTED_FILES = 128 * _BLOCK_FILES
 """Sorted in memory at a time: 25 MB."""
 _IN_MEMORY_BYTES = 16 << 20
-"""Of packed files; more of them go to disk."""
+"""Bytes of packed files held in memory; more of them go to disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class SourceFile:
     """Whole seconds since 1970, rounded down."""
     label: str | None = None
     place: tuple[int, ...] = ()
-    """Of a file in another one: the number of that container, and where in it; empty for a file by itself."""
+    """Position of a file in another one: the number of that container, and where in it; empty for a file by itself."""
     state: int = field(default=0, compare=False)
     """Changes with the file by itself (`file_state`), on this file system; 32 bits."""
 
@@ -66,7 +66,7 @@ class Container:
     size_bytes: int
     mtime_s: int
     state: int = field(default=0, compare=False)
-    """As of a SourceFile."""
+    """What a SourceFile has as its state."""
 
 
 def file_state(mtime_ns: int, ctime_ns: int) -> int:
@@ -139,6 +139,26 @@ class Files(Sequence[SourceFile]):
             block = self._blocks.read(number)
             self._kept = number, block
         return block
+
+
+class FoundFiles:
+    """Files in the order in which they are found, in little memory."""
+
+    def __init__(self, files: Iterable[SourceFile] = ()) -> None:
+        self._blocks = _Blocks()
+        self._last: list[SourceFile] = []
+        for file in files:
+            self.append(file)
+
+    def append(self, file: SourceFile) -> None:
+        self._last.append(file)
+        if len(self._last) == _BLOCK_FILES:
+            self._blocks.extend(self._last)
+            self._last = []
+
+    def __iter__(self) -> Iterator[SourceFile]:
+        yield from self._blocks.files(range(len(self._blocks)))
+        yield from self._last
 
 
 class _Blocks:
@@ -235,7 +255,7 @@ def require_none_refused(root: Path | str, refused: Sequence[tuple[bytes, str]])
         raise UsageError(f"{shown_root}: {count} cannot be archived; remove or rename:\n{shown}{more}")
 
 
-def find_files(root: Path, selection: Selection | None = None) -> tuple[Listing, list[tuple[bytes, str]]]:
+def find_files(root: Path, selection: FileSelection | None = None) -> tuple[Listing, list[tuple[bytes, str]]]:
     """Every file below a directory that is selected, and what is no such file: its path and the reason, sorted.
 
     Refused are files over `MAX_FILE_BYTES`, links that are broken, circular or lead outside, sockets, pipes and
@@ -245,7 +265,7 @@ def find_files(root: Path, selection: Selection | None = None) -> tuple[Listing,
     top = os.fsencode(root)
     if not os.path.isdir(top):
         raise UsageError(f"{display_path(top)}: not a directory")
-    walk = _TreeWalk(os.path.realpath(top), selection or Selection())
+    walk = _TreeWalk(os.path.realpath(top), selection or FileSelection())
     files = Files(walk.files())
     return Listing(files, walk.empty_directories), sorted(walk.refused)
 
@@ -253,7 +273,7 @@ def find_files(root: Path, selection: Selection | None = None) -> tuple[Listing,
 class _TreeWalk:
     """Findings of one walk over a directory tree."""
 
-    def __init__(self, top: bytes, selection: Selection):
+    def __init__(self, top: bytes, selection: FileSelection):
         self._top, self._selection = top, selection
         self._visits: dict[tuple[int, int], int] = {}
         self.refused: list[tuple[bytes, str]] = []

@@ -10,45 +10,46 @@ import codecs
 import os
 import posixpath
 import stat
+from collections.abc import Iterator
+from itertools import groupby, pairwise
+from operator import attrgetter
 from pathlib import Path
 
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path, is_below, name_problem
+from zippy_batch.sources.containers import counted
 from zippy_batch.sources.directory import Files, Listing, SourceFile, file_problem, found_file
-from zippy_batch.sources.selection import Selection
+from zippy_batch.sources.selection import FileSelection
 
 
-def find(path: Path, selection: Selection) -> tuple[Listing, list[tuple[bytes, str]]]:
+def find(path: Path, selection: FileSelection) -> tuple[Listing, list[tuple[bytes, str]]]:
     """The files, and the lines that name none, with the reason. Raises UsageError where it is no such list."""
     directory = os.fsencode(path.absolute().parent)
     top = os.path.realpath(directory)
-    names: dict[bytes, int] = {}
     refused: list[tuple[bytes, str]] = []
-    lines = 0
-    for number, line in enumerate(_lines(path), 1):
-        written = line.rstrip(b"\r\n")
-        if not written.strip():
-            continue
-        name = _relative(written, (directory, top))
-        if not selection.takes(name):
-            continue
-        problem = name_problem(name)
-        if problem:
-            advice = "paths are relative to the list's directory, or absolute and below it"
-            refused.append((written, f"line {number}: {problem}; {advice}"))
-        else:
-            names.setdefault(name, number)
-            lines += 1
-    files = []
-    for name, number in names.items():
-        found = _look(top, name)
-        if isinstance(found, str):
-            refused.append((name, f"line {number}: {found}"))
-        else:
-            files.append(found)
-    repeated = lines - len(names)
-    notes = (f"{repeated} lines name a file again, which is archived once",) if repeated else ()
-    return Listing(Files(files), 0, notes=notes), sorted(refused)
+
+    def found() -> Iterator[SourceFile]:
+        for number, written in _lines(path):
+            name = _relative(written, (directory, top))
+            if not selection.takes(name):
+                continue
+            problem = name_problem(name)
+            if problem:
+                advice = "paths are relative to the list's directory, or absolute and below it"
+                refused.append((written, f"line {number}: {problem}; {advice}"))
+                continue
+            file = _look(top, name)
+            if isinstance(file, SourceFile):
+                yield file
+            else:
+                refused.append((name, f"line {number}: {file}"))
+
+    files = Files(found())
+    repeated = sum(one.path == other.path for one, other in pairwise(files))
+    if repeated:
+        files = Files(next(same) for _, same in groupby(files, key=attrgetter("path")))
+    notes = (f"archived once all the same: files of {counted(repeated, 'repeated line')}",) if repeated else ()
+    return Listing(files, 0, notes=notes), sorted(refused)
 
 
 def _relative(written: bytes, directories: tuple[bytes, ...]) -> bytes:
@@ -63,16 +64,22 @@ def _relative(written: bytes, directories: tuple[bytes, ...]) -> bytes:
     return name
 
 
-def _lines(path: Path) -> list[bytes]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Those that are not empty, with their numbers. Raises UsageError."""
     shown = display_path(os.fsencode(path))
     try:
-        data = path.read_bytes()
-        data.decode("utf-8")
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                line.decode("utf-8")
+                name = line.rstrip(b"\r\n")
+                if number == 1:
+                    name = name.removeprefix(codecs.BOM_UTF8)
+                if name.strip():
+                    yield number, name
     except OSError as error:
         raise UsageError(f"cannot read the list {shown}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{shown} is not a list of paths, one a line in UTF-8: {error}") from error
-    return data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+        raise UsageError(f"{shown} is not a list of paths, one a line in UTF-8: line {number}: {error}") from error
 
 
 def _look(top: bytes, name: bytes) -> SourceFile | str:

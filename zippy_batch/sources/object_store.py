@@ -9,46 +9,51 @@ is compared with the store's checksum where it has one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path, name_problem
 from zippy_batch.sources.clashes import clashes
 from zippy_batch.sources.directory import MAX_FILE_BYTES, Files, Listing, SourceFile, file_state, require_none_refused
-from zippy_batch.sources.selection import Selection
+from zippy_batch.sources.selection import FileSelection
 from zippy_batch.stores.object_path import REQUESTS, ObjectPath, listed, read_checked
 
 _AHEAD_FILES = 4 * REQUESTS
 _AHEAD_BYTES = 64 << 20
-"""Of objects that are read before they are asked for; the last one may exceed it."""
+"""Bytes of objects that are read before they are asked for; the last one may exceed it."""
 
 
-def list_objects(root: ObjectPath, selection: Selection | None = None) -> Listing:
+def list_objects(root: ObjectPath, selection: FileSelection | None = None) -> Listing:
     """Every object below `root` that is selected, in the order in which `list_files` has files.
 
     Raises UsageError naming what could not be archived, before anything is read, and where there is no object.
     """
     found = listed(root, recursive=True)
-    files, refused, directories, filled = [], [], set(), set()
-    for info in found:
-        path = info.path[len(root.key) + 1 :].encode()
-        filled.add(path.rpartition(b"/")[0])
-        if not info.is_file:
-            directories.add(path)
-            continue
-        if selection is not None and not selection.takes(path):
-            continue
-        why = name_problem(path)
-        if info.size > MAX_FILE_BYTES:
-            why = f"{info.size} bytes, over the limit of 1 GiB"
-        if why:
-            refused.append((path, why))
-        else:
-            time_ns = info.mtime_ns or 0
-            files.append(SourceFile(path, info.size, time_ns // 10**9, state=file_state(time_ns, 0)))
-    listing = Listing(Files(files), len(directories - filled))
+    refused: list[tuple[bytes, str]] = []
+    directories: set[bytes] = set()
+    filled: set[bytes] = set()
+
+    def files() -> Iterator[SourceFile]:
+        for info in found:
+            path = info.path[len(root.key) + 1 :].encode()
+            filled.add(path.rpartition(b"/")[0])
+            if not info.is_file:
+                directories.add(path)
+            elif selection is None or selection.takes(path):
+                why = name_problem(path)
+                if info.size > MAX_FILE_BYTES:
+                    why = f"{info.size} bytes, over the limit of 1 GiB"
+                if why:
+                    refused.append((path, why))
+                else:
+                    time_ns = info.mtime_ns or 0
+                    yield SourceFile(path, info.size, time_ns // 10**9, state=file_state(time_ns, 0))
+
+    listing = Listing(Files(files()), 0)
+    listing = replace(listing, empty_directories=len(directories - filled))
     refused += clashes(listing.files, ())
     require_none_refused(str(root), sorted(refused))
     if not found and root.is_file():

@@ -20,7 +20,7 @@ _LEFT_BY_MACOS = b"__MACOSX"
 _APPLE_DOUBLE = b"._"
 
 
-class Selection:
+class FileSelection:
     """Counts what it leaves out."""
 
     def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
@@ -47,7 +47,7 @@ class Selection:
         """What a person should know."""
         if not self.left_out:
             return []
-        return [f"{self.left_out} files and folders are left out, as --include and --exclude say"]
+        return [f"left out by --include and --exclude, where a folder counts once: {self.left_out}"]
 
 
 def patterns_in(path: Path) -> tuple[str, ...]:

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from zippy_batch.archives.schema import MAX_LABEL_BYTES
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path
-from zippy_batch.sources.containers import Members, Opened, Wanted, decoded, normal, opened, sample_of, without_dot
+from zippy_batch.sources.containers import Members, Opened, Wanted, counted, decoded, normal, opened
 from zippy_batch.sources.directory import Container, SourceFile
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER_BYTES = 1 << 20
-"""Of a long name or of pax records."""
+"""Most bytes of a long name or of pax records."""
 _COPY_BYTES = 1 << 20
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
@@ -41,24 +41,20 @@ def find(file: Opened, members: Members, wanted: Wanted) -> None:
                 f"{file.name} is compressed, so its members cannot be read one by one; unpack it first ({command}), "
                 f"and archive the plain .tar"
             )
-    classes: dict[bytes, str] = {}
     no_labels: list[bytes] = []
     for info in _walk(file, members):
-        path = _bytes(info.name)
-        _take(info, path, members)
+        path, label = _bytes(info.name), None
         if info.isreg() and path.lower().endswith(b".cls") and wanted.labels_kind == "auto":
             label = _class(file, info, wanted)
             if label is None:
                 no_labels.append(path)
-            elif label:
-                classes[sample_of(without_dot(path))] = label
+        _take(info, path, members, label or None)
     members.follow_links()
-    if classes:
-        members.label(classes)
     if no_labels:
         members.notes.append(
-            f"{len(no_labels)} members of {file.name} end in .cls and are no label, of at most {MAX_LABEL_BYTES} bytes "
-            f"in UTF-8 or in what --encoding says: {display_path(no_labels[0])}{', ...' if len(no_labels) > 1 else ''}"
+            f"no label: {counted(len(no_labels), 'member')} of {file.name} that should be one by the suffix .cls, over "
+            f"{MAX_LABEL_BYTES} bytes or neither in UTF-8 nor in what --encoding says: {display_path(no_labels[0])}"
+            f"{', ...' if len(no_labels) > 1 else ''}"
         )
 
 
@@ -80,14 +76,14 @@ def read(containers: Sequence[Container], file: SourceFile) -> bytes:
         return tar.read_at(offset, file.size_bytes)
 
 
-def _take(info: tarfile.TarInfo, path: bytes, members: Members) -> None:
+def _take(info: tarfile.TarInfo, path: bytes, members: Members, label: str | None) -> None:
     mtime_s = math.floor(info.mtime) if math.isfinite(info.mtime) else 1 << 62
     if info.isdir():
         members.add_directory(path)
     elif info.issparse():
         members.refuse(path, "a sparse file; unpack the tar, and archive the directory")
     elif info.isreg():
-        members.add(path, info.size, mtime_s, (info.offset_data,))
+        members.add(path, info.size, mtime_s, (info.offset_data,), label)
     elif info.islnk():
         members.add_link(path, normal(_bytes(info.linkname)), mtime_s)
     elif info.issym():

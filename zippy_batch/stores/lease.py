@@ -33,7 +33,7 @@ from zippy_batch.stores.object_path import ObjectPath, delete, listed, put_bytes
 RENEW_S = 60.0
 LEASE_S = 300.0
 WITHDRAWAL_S = 3.0
-"""For a later run to withdraw."""
+"""How long an earlier run waits for a later one to withdraw."""
 _PAUSE_S = 0.3
 _HELD: set[str] = set()
 """Names of the leases that this process holds. One that it could not delete, because its store failed, is not among
@@ -76,11 +76,11 @@ class Owner:
 class _Seen:
     path: ObjectPath
     written_s: float
-    """By the store's clock."""
+    """Time on the store's clock."""
 
 
 class Lease:
-    """Of this run; made by `leased`."""
+    """The lease of this run; made by `leased`."""
 
     def __init__(self, root: ObjectPath) -> None:
         self._directory = root / "leases"

@@ -35,24 +35,24 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10.0
 STALLED_S = 60.0
-"""Without a byte, before a request to S3 counts as failed; the library's own 3 s are too few for a busy machine."""
+"""A request to S3 without a byte for so long counts as failed; the library allows 3 s, too few for a busy machine."""
 REQUEST_ATTEMPTS = 5
-"""Of a request to S3, with growing pauses, before it counts as failed."""
+"""How often a request to S3 is tried, with growing pauses, before it counts as failed."""
 GOOGLE_PATIENCE_S = 120
 REQUESTS = 16
-"""At a time, where many small objects are read or copied."""
+"""How many are under way at a time, where many small objects are read or copied."""
 READ_AHEAD_BYTES = 1 << 16
 TAIL_BYTES = 1 << 16
 """What a Parquet library reads of the end of a file at least."""
 COPY_LIMIT_BYTES = 5 * 1000**3
-"""Of one object that S3 copies in one request; 5 GiB, less some room."""
+"""Size of an object that S3 copies in one request: 5 GiB, less some room."""
 _MEBIBYTE = 1 << 20
 _BLOCK_BYTES = 8 << 20
 _S3_QUERY = ("region", "scheme", "endpoint_override", "tls_ca_file_path", "checksums")
 READ_ATTEMPTS = 3
-"""Of an object whose bytes are not those of its checksum, before that is an error."""
+"""How often an object is read whose bytes are not those of its checksum, before that is an error."""
 _ETAG = re.compile(r'"?([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?"?')
-"""Of S3: the MD5 of an object; with a number of parts, the MD5 of the MD5s of the parts."""
+"""S3's form of an ETag: the MD5 of an object; with a number of parts, the MD5 of the MD5s of the parts."""
 _MOST_PART_SIZES = 16
 """That are tried for an object of several parts, whose ETag does not say how large they are."""
 
@@ -78,14 +78,14 @@ class Store:
 
 @dataclass(frozen=True, repr=False)
 class ObjectPath:
-    """Of an object or, since stores have no directories, of all objects whose names begin with it and a slash.
+    """The path of an object or, since stores have no directories, of all objects whose names begin with it and a slash.
 
     Has the methods of pathlib.Path that archives are read with.
     """
 
     store: Store
     key: str
-    """As pyarrow's file system of the store has it: with the bucket."""
+    """Its name as pyarrow's file system of the store has it: with the bucket."""
 
     def __str__(self) -> str:
         # of HTTP a key is the whole URL
@@ -217,7 +217,7 @@ def _filesystem(store: Store) -> pa_fs.FileSystem:
 
 
 def _open_s3(store: Store) -> pa_fs.FileSystem:
-    """As FileSystem.from_uri does, which takes no timeouts and no limit of attempts."""
+    """Does what FileSystem.from_uri does, which takes no timeouts and no limit of attempts."""
     import pyarrow.fs as pa_fs
 
     query = dict(parse_qsl(store.query, keep_blank_values=True))
@@ -475,7 +475,7 @@ def exists(path: Place) -> bool:
 
 
 def size_of(path: Place) -> int | None:
-    """In bytes; None where there is no such file."""
+    """Size in bytes; None where there is no such file."""
     if isinstance(path, Path):
         return path.stat().st_size if path.is_file() else None
     found = path.info()
@@ -506,16 +506,25 @@ def listed(directory: ObjectPath, recursive: bool = False) -> list[pa_fs.FileInf
 
 
 def download(path: ObjectPath, target: Path) -> Path:
-    """Raises FileNotFoundError, and StorageError where it comes incomplete."""
-    with asking(path), path.filesystem().open_input_file(path.key) as source:
-        size_bytes, got = source.size(), 0
-        with target.open("wb") as file:
+    """Compared with the ETag where that is an MD5; two reads that agree are taken all the same, because of objects that
+    are encrypted with a key it is none. Raises FileNotFoundError, and StorageError where it comes incomplete, or
+    differently each time."""
+    unproved: set[str] = set()
+    for _ in range(READ_ATTEMPTS):
+        with asking(path), path.filesystem().open_input_file(path.key) as source, target.open("wb") as file:
+            size_bytes, got, digest = source.size(), 0, _md5(b"")
+            etag = _ETAG.fullmatch(_tag(source)) if _has_checksums(path) else None
             while block := source.read(_BLOCK_BYTES):
                 file.write(block)
+                digest.update(block)
                 got += len(block)
-    if got != size_bytes:
-        raise StorageError(f"{path}: {got} of {size_bytes} bytes came; run the same command again")
-    return target
+        if got != size_bytes:
+            raise StorageError(f"{path}: {got} of {size_bytes} bytes came; run the same command again")
+        found = digest.hexdigest()
+        if etag is None or etag[2] or found == etag[1] or found in unproved:
+            return target
+        unproved.add(found)
+    raise StorageError(f"{path}: other bytes came each time; check the network, and run the same command again")
 
 
 # ---- writing ----
