@@ -23,10 +23,10 @@ OWN_EXACT = "zippy-batch-exact"
 CONTENDERS = (SOURCE, *IMAGE_CODECS, *RECODERS, OWN_LOSSY, OWN_EXACT)
 """Contenders, in the order of the table."""
 
-METRICS = {"psnr_db": "PSNR", "ssim": "SSIM"}
+METRICS = {"psnr_db": "PSNR", "ssim": "SSIM", "ssimulacra2": "SSIMULACRA2"}
 """Attribute of a row -> its name in words."""
 
-_HEAD = ("", "loose B", "stored B", "of source", "PSNR dB", "SSIM", "encode/s", "decode/s")
+_HEAD = ("", "loose B", "stored B", "PSNR dB", "SSIM", "SSIMULACRA2", "encode/s", "decode/s")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class ComparisonRow:
     encode_per_s: float | None = None
     """Images per second on all cores."""
     decode_per_s: float | None = None
+    ssimulacra2: float | None = None
+    """Mean; None for what is exact, or too small for it."""
     variant: str = ""
     """Variant of a codec with several, of which the better one counts at each quality."""
 
@@ -70,6 +72,7 @@ class ComparisonRow:
             "exact": self.quality is None,
             "psnr_db": rounded(self.psnr_db, 3),
             "ssim": rounded(self.ssim, 5),
+            "ssimulacra2": rounded(self.ssimulacra2, 2),
             "jpeg_quality": self.jpeg_quality,
             "encode_images_per_s": rounded(self.encode_per_s, 1),
             "decode_images_per_s": rounded(self.decode_per_s, 1),
@@ -143,6 +146,7 @@ class Comparison:
             "rows": self._row_dicts(),
             "equal_psnr": {name: _equal_dict(one, "_db") for name, one in self.equal("psnr_db").items()},
             "equal_ssim": {name: _equal_dict(one) for name, one in self.equal("ssim").items()},
+            "equal_ssimulacra2": {name: _equal_dict(one) for name, one in self.equal("ssimulacra2").items()},
             "exact_ratios": {name: round(ratio, 4) for name, ratio in self.exact_ratios.items()},
             "notes": list(self.notes),
         }
@@ -180,9 +184,9 @@ class Comparison:
             f"  {_setting_text(row)}",
             _number(row.loose_bytes, 0),
             _number(row.stored_bytes, 0),
-            _number(row.stored_bytes / self.source_bytes, 2),
             "exact" if row.quality is None else _number(row.psnr_db, 2),
             _number(row.ssim, 4),
+            _number(row.ssimulacra2, 1),
             _number(row.encode_per_s, 0),
             _number(row.decode_per_s, 0),
         ]
@@ -192,13 +196,13 @@ class Comparison:
         names = [name for name in IMAGE_CODECS if any(name in found for found in by_metric.values())]
         if not names:
             return []
-        head = ["", *(cell for metric in METRICS.values() for cell in (metric, "between"))]
+        head = ["", *(cell for metric in METRICS.values() for cell in (metric, "range"))]
         rows = []
         for name in names:
             row = [f"  {name}"]
             for metric, found in by_metric.items():
-                one, digits = found.get(name), 1 if metric == "psnr_db" else 3
-                row += [f"{one.ratio:.3f}", f"{one.low:.{digits}f} and {one.high:.{digits}f}"] if one else ["-", "-"]
+                one, digits = found.get(name), 3 if metric == "ssim" else 1
+                row += [f"{one.ratio:.3f}", f"{one.low:.{digits}f}..{one.high:.{digits}f}"] if one else ["-", "-"]
             rows.append(row)
         said = "bytes of zippy-batch over others' at equal quality, mean where both have it:"
         return ["", said, *table(head, rows, names=1)]
