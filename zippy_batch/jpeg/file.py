@@ -20,6 +20,7 @@ from zippy_batch.errors import DamagedRow, ZippyError
 from zippy_batch.jpeg.faults import Malformed
 from zippy_batch.jpeg.markers import (
     DHT,
+    DNL,
     EOI,
     MAX_JPEG_BYTES,
     MAX_SEGMENTS,
@@ -30,7 +31,7 @@ from zippy_batch.jpeg.markers import (
     next_segment,
 )
 from zippy_batch.jpeg.recipe import MAX_LEFT_OUT, MAX_TABLES, Run, read_recipe, write_recipe
-from zippy_batch.jpeg.scans import NOT_CANONICAL, DecodedScan, decode_scan, token_room, tokenise, write_scan
+from zippy_batch.jpeg.scans import DecodedScan, decode_scan, token_room, tokenise, write_scan
 from zippy_batch.jpeg.tables import (
     EMPTY_TABLE,
     OPTIMISED,
@@ -45,6 +46,9 @@ from zippy_batch.jpeg.tables import (
 
 Coefficients = tuple[NDArray[np.int16], ...]
 """Per component (blocks_high, blocks_wide, 64) in zigzag order, DC absolute."""
+
+_NUMBER_OF_LINES = bytes([0xFF, DNL])
+NOT_CANONICAL = "non-standard entropy coding; the rebuilt file would differ"
 
 
 class Unrebuildable(ZippyError):
@@ -72,8 +76,9 @@ def parse(data: bytes) -> JpegImage:
         raise Unrebuildable(f"more than {MAX_JPEG_BYTES >> 20} MiB")
     try:
         image = _FileParser(data).image()
-        fits = len(image.header) <= len(data) + HEADER_MARGIN
-        if fits and rebuild(image.header, image.coefficients, len(data)) == data:
+        if len(image.header) > len(data) + HEADER_MARGIN:
+            raise Unrebuildable("non-standard entropy coding in too many places")
+        if rebuild(image.header, image.coefficients, len(data)) == data:
             return image
     except Malformed as error:
         raise Unrebuildable(str(error)) from None
@@ -147,13 +152,11 @@ class _FileParser:
 
     def _decode(self, scan: ScanHeader, at: int) -> DecodedScan:
         headers = self._headers
-        if headers.height == 0:
+        if headers.scans == 1 and (headers.height == 0 or self._data.find(_NUMBER_OF_LINES, at) >= 0):
             headers.read_height(self._data, at)
         if not self._found:
             self._blocks = np.zeros((sum(high * wide for _, (high, wide) in headers.grids()), 64), np.int16)
         found = decode_scan(self._bytes, at, headers, scan, self._blocks)
-        if found.too_odd:
-            raise Malformed(NOT_CANONICAL)
         if found.filled:
             raise Malformed("fill bytes inside a scan")
         self._plain &= found.plain
