@@ -119,7 +119,7 @@ def test_a_column_that_is_called_label_is_the_label(faces: Path, tmp_path: Path)
     assert list(labels(faces, **wanted).values()) == ["a", None, None]
     assert notes(faces, **wanted) == (
         f"columns of {wanted['labels']} that are left out: caption",
-        f"1 pictures have no line in {wanted['labels']}, and no label",
+        f"without a line in {wanted['labels']}, and without a label: 1 picture",
     )
 
 
@@ -144,8 +144,8 @@ def test_what_a_table_and_a_source_do_not_share_is_said(faces: Path, tmp_path: P
     directory(faces, "notes.md")
     wanted = table(tmp_path, "000001.jpg 1\n000009.jpg 2\n000008.jpg 2\n")
     assert notes(faces, **wanted) == (
-        f"2 pictures have no line in {wanted['labels']}, and no label",
-        f"2 lines of {wanted['labels']} name no file of the source",
+        f"without a line in {wanted['labels']}, and without a label: 2 pictures",
+        f"without a file of the source: 2 lines of {wanted['labels']}",
     )
 
 
@@ -195,7 +195,7 @@ def test_the_group_of_a_pattern_is_the_label(tmp_path: Path) -> None:
         "notes": None,
     }
     assert notes(source, label_pattern=r"^(\d+)_") == (
-        "1 pictures have names that --label-pattern does not fit, and no label",
+        "without a label, because --label-pattern does not fit: 1 picture",
     )
     assert labels(source, label_pattern=r"^(\d+)/")["7/2880_000001.jpg"] == "7"
     assert labels(source, label_pattern=r"^(\d+)_(?P<label>\d+)")["2937_000002.jpg"] == "000002"

@@ -172,7 +172,7 @@ BINARY = {
 def test_images_of_every_binary_type(tmp_path: Path, kind: str) -> None:
     source = write(tmp_path / "x.parquet", {"image": BINARY[kind]([*IMAGES, None])}, 2)
     assert list(contents(source, leave_out=True).values()) == IMAGES
-    assert notes(source, leave_out=True) == (f"1 rows of {source} hold no image; they are left out",)
+    assert notes(source, leave_out=True) == (f"left out: 1 row of {source} without an image",)
     write(source, {"image": BINARY[kind](MANY)})
     assert list(contents(source).values()) == MANY
 

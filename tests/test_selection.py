@@ -119,7 +119,7 @@ def test_what_is_left_out_is_counted_and_what_systems_leave_is_named(tmp_path: P
         "1 of __MACOSX; --exclude leaves them out",
     )
     _, listing = list_source(source, Wanted(exclude=("__MACOSX", "._*", ".DS_Store", "Thumbs.db")))
-    assert listing.notes == ("5 files and folders are left out, as --include and --exclude say",)
+    assert listing.notes == ("left out by --include and --exclude, where a folder counts once: 5",)
 
 
 def test_patterns_of_a_file(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_every_kind_is_archived_verified_and_restored(write: Write, faces: dict[
     report = archive(source, tmp_path / "out.parquet", OPTIONS, codecs=CODECS)
     assert report.total.images == len(faces)
     assert len(report.shards) == 3
-    assert "label" not in pq.read_schema(tmp_path / "out.parquet").names
+    assert set(column(tmp_path / "out.parquet", "label").values()) == {None}
     checked = verify(tmp_path / "out.parquet", source, codecs=CODECS)
     assert (checked.exit_code, checked.missing, checked.extra, checked.differing) == (0, (), (), ())
     restore(tmp_path / "out.parquet", tmp_path / "back", RestoreOptions(device="cpu"), codecs=CODECS)
@@ -158,9 +158,7 @@ def test_records_are_archived_verified_and_restored(faces: dict[str, bytes], tmp
     source = write_rec(tmp_path / "train.rec", [image_record(b"", [len(records) + 1, 99]), *records])
     report = archive(source, tmp_path / "out.parquet", OPTIONS, codecs=CODECS)
     assert report.run
-    assert report.run.notes == (
-        f"1 records of {source} hold no image, as those that list identities; they are left out",
-    )
+    assert report.run.notes == (f"left out: 1 record of {source} without an image, as lists of identities",)
     assert report.run.notes[0] in "\n".join(report.lines())
     assert verify(tmp_path / "out.parquet", source, codecs=CODECS).exit_code == 0
     restore(tmp_path / "out.parquet", tmp_path / "back", RestoreOptions(device="cpu"), codecs=CODECS)
@@ -278,10 +276,22 @@ def test_a_directory_is_a_directory_of_files_unless_said_otherwise(tmp_path: Pat
 def test_what_is_beside_shards_is_not_passed_over_in_silence(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"0.jpg": b"0"})
     (tmp_path / "README.md").write_bytes(b"")
-    refused(tmp_path, "1 files do not end in .tar (README.md)", "--leave-out", input="tar")
+    refused(tmp_path, "1 file without the suffix .tar (README.md)", "--leave-out", input="tar")
     _, listing = listed(tmp_path, input="tar", leave_out=True)
     assert [file.path for file in listing.files] == [b"a/0.jpg"]
-    assert listing.notes == ("1 files that do not end in .tar are left out: README.md",)
+    assert listing.notes == ("left out: 1 file without the suffix .tar: README.md",)
+
+
+def test_what_spark_writes_beside_its_tables_is_left_out_and_said(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "part-0.parquet", {"image": images_column({"x.jpg": b"1"})})
+    (tmp_path / "_SUCCESS").write_bytes(b"")
+    (tmp_path / ".part-0.parquet.crc").write_bytes(b"")
+    assert contents(tmp_path, input="parquet") == {"part-0/x.jpg": b"1"}
+    assert listed(tmp_path, input="parquet")[1].notes == (
+        "left out: 2 files without the suffix .parquet: .part-0.parquet.crc, _SUCCESS",
+    )
+    (tmp_path / "README.md").write_bytes(b"")
+    refused(tmp_path, "3 files without the suffix .parquet", "--leave-out", input="parquet")
 
 
 def test_an_index_belongs_to_its_records(tmp_path: Path) -> None:
@@ -349,7 +359,7 @@ def test_a_list_names_files_in_its_own_directory(tmp_path: Path) -> None:
         (tmp_path / "in" / name).write_bytes(name.encode())
     (tmp_path / "in" / "list.txt").write_bytes("\ufeffa b.jpg\r\n\r\nä.jpg\na b.jpg".encode())
     assert contents(tmp_path / "in" / "list.txt") == {"a b.jpg": b"a b.jpg", "ä.jpg": "ä.jpg".encode()}
-    assert listed(tmp_path / "in" / "list.txt")[1].notes == ("1 lines name a file again, which is archived once",)
+    assert listed(tmp_path / "in" / "list.txt")[1].notes == ("archived once all the same: files of 1 repeated line",)
 
 
 def test_lines_that_name_no_file_of_the_list_are_refused(tmp_path: Path) -> None:
@@ -380,7 +390,7 @@ def test_a_list_may_have_absolute_paths_below_its_directory(tmp_path: Path) -> N
     (home / "list.txt").write_text("\n".join(lines))
     expected = {f"img/{i}.jpg": b"%d" % i for i in range(4)}
     assert contents(tmp_path / "way" / "list.txt") == expected
-    assert listed(tmp_path / "way" / "list.txt")[1].notes == ("1 lines name a file again, which is archived once",)
+    assert listed(tmp_path / "way" / "list.txt")[1].notes == ("archived once all the same: files of 1 repeated line",)
     (home / "list.txt").write_text(f"{tmp_path}/other/0.jpg\n{home}-2/0.jpg\n{home}/../in/img/0.jpg\n{home}\n")
     refused(home / "list.txt", "4 entries", "absolute path; paths are relative to", "line 3: '..' in the path")
 
@@ -503,8 +513,8 @@ def test_classes_of_any_case_length_and_encoding(tmp_path: Path) -> None:
     source = write_tar(tmp_path / "x.tar", {**files, "4.cls": "名".encode("cp932"), "5.cls": b"x" * 70_000})
     assert {k: v for k, v in labels(source).items() if v} == {"0.jpg": "1", "1.jpg": "2", "2.jpg": "3", "3.jpg": long}
     assert listed(source)[1].notes == (
-        f"2 members of {source} end in .cls and are no label, of at most 65536 bytes in UTF-8 or in what --encoding "
-        "says: 4.cls, ...",
+        f"no label: 2 members of {source} that should be one by the suffix .cls, over 65536 bytes or neither in UTF-8 "
+        "nor in what --encoding says: 4.cls, ...",
     )
     assert labels(source, encoding="cp932")["4.jpg"] == "名"
 
@@ -854,9 +864,7 @@ def test_records_are_named_by_their_keys(tmp_path: Path) -> None:
     assert [labels(source)[name] for name in names] == ["0", "1", "2", "3"]
     source.with_suffix(".idx").write_text("".join(lines[1:]))
     assert contents(source)["record-00000000.jpg"] == JPEG + b"0"
-    assert listed(source)[1].notes == (
-        f"1 records of {source} are not in its .idx: their names have their number in it",
-    )
+    assert listed(source)[1].notes == (f"named by number: 1 record of {source} without a key in its .idx",)
     source.with_suffix(".idx").write_text("".join([lines[0], lines[1].replace("0", "30", 1)]))
     refused(source, "00000030.jpg: there twice, in x.rec")
 
@@ -889,9 +897,9 @@ def test_names_and_labels_of_a_list_beside_the_records(tmp_path: Path) -> None:
             "data/ann/0.jpg": "0.5",
         }
         assert listed(source)[1].notes == (
-            f"2 records of {source} have a path in its .lst that no file can have, or that an earlier one has: their "
-            "names have their key",
-            f"1 lines of the .lst of {source} are about no image of it",
+            f"named by key: 2 records of {source} with a path in its .lst that no file can have, or that an earlier "
+            "one has",
+            f"without an image of {source}: 1 line of its .lst",
         )
 
 
@@ -988,7 +996,7 @@ def test_rows_without_an_image_are_refused_or_left_out(tmp_path: Path) -> None:
         source, "2 entries", "row 1 holds no image, only the path elsewhere.jpg", "row 2 holds no image; --leave-out"
     )
     assert contents(source, leave_out=True) == {"a.jpg": b"1", "b.jpg": b"2"}
-    assert listed(source, leave_out=True)[1].notes == (f"2 rows of {source} hold no image; they are left out",)
+    assert listed(source, leave_out=True)[1].notes == (f"left out: 2 rows of {source} without an image",)
 
 
 def test_paths_that_cannot_be_are_made_of_the_row(tmp_path: Path) -> None:
@@ -1007,8 +1015,7 @@ def test_paths_that_cannot_be_are_made_of_the_row(tmp_path: Path) -> None:
         "noext.00000007": b"7",
     }
     assert listed(source)[1].notes == (
-        f"5 rows of {source} have no path, none that can be a file's, or one that an earlier row has: their names have "
-        "the row's number",
+        f"named by number: 5 rows of {source} without a path that a file can have, or with one that an earlier row has",
     )
 
 

@@ -29,7 +29,16 @@ from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
 from zippy_batch.sources import labels, listfile, parquet, recordio, tar, zip_file
 from zippy_batch.sources.clashes import clashes
-from zippy_batch.sources.containers import Members, Opened, Wanted, container_at, folder_label, opened, with_classes
+from zippy_batch.sources.containers import (
+    Members,
+    Opened,
+    Wanted,
+    container_at,
+    counted,
+    folder_label,
+    opened,
+    with_classes,
+)
 from zippy_batch.sources.directory import (
     Container,
     Files,
@@ -195,10 +204,12 @@ def _containers_below(path: Path, kind: str, wanted: Wanted) -> tuple[list[Path]
     others = [one for one in found if one.suffix.lower() not in beside]
     shown = ", ".join(display_path(os.fsencode(one.relative_to(path))) for one in others[:_SHOWN])
     shown += ", ..." if len(others) > _SHOWN else ""
-    if others and not wanted.leave_out:
+    # Hadoop and all after it put such names beside tables, as _SUCCESS, and take them for no data
+    refused = others if kind != "parquet" else [one for one in others if not one.name.startswith(("_", "."))]
+    if refused and not wanted.leave_out:
         raise UsageError(
-            f"{display_path(os.fsencode(path))}: {len(others)} files do not end in {suffix} ({shown}); take them out, "
-            f"or leave them out with --leave-out"
+            f"{display_path(os.fsencode(path))}: {counted(len(others), 'file')} without the suffix {suffix} ({shown}); "
+            f"take such files out, or leave them out with --leave-out"
         )
-    notes = [f"{len(others)} files that do not end in {suffix} are left out: {shown}"] if others else []
+    notes = [f"left out: {counted(len(others), 'file')} without the suffix {suffix}: {shown}"] if others else []
     return [one for one in found if one.suffix.lower() == suffix], [*notes, *excluded.notes()]

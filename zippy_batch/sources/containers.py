@@ -316,6 +316,11 @@ def folder_and_name(path: bytes) -> tuple[bytes, bytes]:
     return path[:cut], path[cut:]
 
 
+def counted(count: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def decoded(data: bytes, encoding: str | None) -> str:
     """Text in UTF-8, in UTF-16 that says so, or in `encoding`. Raises UnicodeDecodeError."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

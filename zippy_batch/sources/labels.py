@@ -22,7 +22,7 @@ from pathlib import Path
 from zippy_batch.archives.schema import MAX_LABEL_BYTES
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path
-from zippy_batch.sources.containers import PICTURE_NAME, Wanted, decoded, folder_and_name, without_dot
+from zippy_batch.sources.containers import PICTURE_NAME, Wanted, counted, decoded, folder_and_name, without_dot
 from zippy_batch.sources.directory import Files, Listing, SourceFile
 
 _PATH_COLUMNS = ("path", "file_name", "filename", "file", "image_path", "image", "image_id", "img", "name", "key", "id")
@@ -59,9 +59,9 @@ def label_from_table(listing: Listing, wanted: Wanted) -> Listing:
     if not named:
         raise UsageError(f"no line of {table.name} names a file of the source{_example(labels, listing)}")
     if unlabelled:
-        notes.append(f"{unlabelled} pictures have no line in {table.name}, and no label")
+        notes.append(f"without a line in {table.name}, and without a label: {counted(unlabelled, 'picture')}")
     if len(named) < len(labels):
-        notes.append(f"{len(labels) - len(named)} lines of {table.name} name no file of the source")
+        notes.append(f"without a file of the source: {counted(len(labels) - len(named), 'line')} of {table.name}")
     return replace(listing, files=labelled, notes=tuple(notes))
 
 
@@ -86,7 +86,7 @@ def label_by_pattern(listing: Listing, wanted: Wanted) -> Listing:
     if not fitting:
         first = display_path(next(iter(listing.files)).path) if listing.files else "nothing"
         raise UsageError(f"--label-pattern {wanted.label_pattern!r} fits no name of the source, whose first is {first}")
-    notes = (f"{others} pictures have names that --label-pattern does not fit, and no label",) if others else ()
+    notes = (f"without a label, because --label-pattern does not fit: {counted(others, 'picture')}",) if others else ()
     return replace(listing, files=labelled, notes=(*listing.notes, *notes))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from zippy_batch.errors import UsageError
 from zippy_batch.paths import display_path, is_below, name_problem
+from zippy_batch.sources.containers import counted
 from zippy_batch.sources.directory import Files, Listing, SourceFile, file_problem, found_file
 from zippy_batch.sources.selection import FileSelection
 
@@ -47,7 +48,7 @@ def find(path: Path, selection: FileSelection) -> tuple[Listing, list[tuple[byte
     repeated = sum(one.path == other.path for one, other in pairwise(files))
     if repeated:
         files = Files(next(same) for _, same in groupby(files, key=attrgetter("path")))
-    notes = (f"{repeated} lines name a file again, which is archived once",) if repeated else ()
+    notes = (f"archived once all the same: files of {counted(repeated, 'repeated line')}",) if repeated else ()
     return Listing(files, 0, notes=notes), sorted(refused)
 
 

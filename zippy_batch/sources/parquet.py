@@ -35,6 +35,7 @@ from zippy_batch.sources.containers import (
     Opened,
     UniqueNames,
     Wanted,
+    counted,
     folder_and_name,
     opened,
     without_dot,
@@ -155,11 +156,11 @@ class _Rows:
         """What a person should know."""
         if self._names.numbered and self._has_names:
             self._members.notes.append(
-                f"{self._names.numbered} rows of {self._file.name} have no path, none that can be a file's, or one "
-                f"that an earlier row has: their names have the row's number"
+                f"named by number: {counted(self._names.numbered, 'row')} of {self._file.name} without a path that a "
+                f"file can have, or with one that an earlier row has"
             )
         if self._empty:
-            self._members.notes.append(f"{self._empty} rows of {self._file.name} hold no image; they are left out")
+            self._members.notes.append(f"left out: {counted(self._empty, 'row')} of {self._file.name} without an image")
 
     def _without_image(self, path: bytes | None) -> None:
         if self._leave_out:

@@ -33,7 +33,16 @@ import numpy as np
 from zippy_batch.errors import SourceError
 from zippy_batch.images.probe import sniff_format
 from zippy_batch.paths import display_path
-from zippy_batch.sources.containers import Members, Opened, UniqueNames, Wanted, opened, without_dot, without_root
+from zippy_batch.sources.containers import (
+    Members,
+    Opened,
+    UniqueNames,
+    Wanted,
+    counted,
+    opened,
+    without_dot,
+    without_root,
+)
 from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, SourceFile
 
 _MAGIC = b"\x0a\x23\xd7\xce"
@@ -125,17 +134,18 @@ class _Records:
         name, notes = self._file.name, self._members.notes
         if self._empty:
             notes.append(
-                f"{self._empty} records of {name} hold no image, as those that list identities; they are left out"
+                f"left out: {counted(self._empty, 'record')} of {name} without an image, as lists of identities"
             )
         if self._unknown:
-            notes.append(f"{self._unknown} records of {name} are not in its .idx: their names have their number in it")
+            notes.append(f"named by number: {counted(self._unknown, 'record')} of {name} without a key in its .idx")
         if self._names.numbered:
             notes.append(
-                f"{self._names.numbered} records of {name} have a path in its .lst that no file can have, or that an "
-                f"earlier one has: their names have their key"
+                f"named by key: {counted(self._names.numbered, 'record')} of {name} with a path in its .lst that no "
+                f"file can have, or that an earlier one has"
             )
         if len(self._listed) > self._found:
-            notes.append(f"{len(self._listed) - self._found} lines of the .lst of {name} are about no image of it")
+            lines = counted(len(self._listed) - self._found, "line")
+            notes.append(f"without an image of {name}: {lines} of its .lst")
 
     def _name_and_label(self, number: int, at: int, id: int, suffix: bytes) -> tuple[bytes, str | None]:
         """The label is None where the .lst has none."""

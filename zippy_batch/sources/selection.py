@@ -47,7 +47,7 @@ class FileSelection:
         """What a person should know."""
         if not self.left_out:
             return []
-        return [f"{self.left_out} files and folders are left out, as --include and --exclude say"]
+        return [f"left out by --include and --exclude, where a folder counts once: {self.left_out}"]
 
 
 def patterns_in(path: Path) -> tuple[str, ...]:

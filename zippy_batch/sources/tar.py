@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from zippy_batch.archives.schema import MAX_LABEL_BYTES
 from zippy_batch.errors import SourceError, UsageError
 from zippy_batch.paths import display_path
-from zippy_batch.sources.containers import Members, Opened, Wanted, decoded, normal, opened
+from zippy_batch.sources.containers import Members, Opened, Wanted, counted, decoded, normal, opened
 from zippy_batch.sources.directory import Container, SourceFile
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -52,8 +52,9 @@ def find(file: Opened, members: Members, wanted: Wanted) -> None:
     members.follow_links()
     if no_labels:
         members.notes.append(
-            f"{len(no_labels)} members of {file.name} end in .cls and are no label, of at most {MAX_LABEL_BYTES} bytes "
-            f"in UTF-8 or in what --encoding says: {display_path(no_labels[0])}{', ...' if len(no_labels) > 1 else ''}"
+            f"no label: {counted(len(no_labels), 'member')} of {file.name} that should be one by the suffix .cls, over "
+            f"{MAX_LABEL_BYTES} bytes or neither in UTF-8 nor in what --encoding says: {display_path(no_labels[0])}"
+            f"{', ...' if len(no_labels) > 1 else ''}"
         )
 
 
