@@ -57,7 +57,9 @@ def draw_sheet(faces: Path, work: Path, output: Path) -> None:
         size = report.total.archive_bytes / report.total.images
         rows.append((label, size, [Image.open(restored / name) for name in names]))
     cell = SIDE * ENLARGED
-    sheet = Image.new("RGB", (LABEL_PX + SHOWN * (cell + MARGIN_PX), len(rows) * (cell + MARGIN_PX) + MARGIN_PX), "white")
+    sheet = Image.new(
+        "RGB", (LABEL_PX + SHOWN * (cell + MARGIN_PX), len(rows) * (cell + MARGIN_PX) + MARGIN_PX), "white"
+    )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(22)
     for y, (label, size, images) in enumerate(rows):
         top = MARGIN_PX + y * (cell + MARGIN_PX)

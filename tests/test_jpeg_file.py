@@ -380,6 +380,21 @@ def test_runs_of_zeros_before_the_end_of_a_block() -> None:
     assert read_recipe(check(data).header).runs[0].odd.zeros == [(0, 1)]
 
 
+@pytest.mark.parametrize("blocks", [3, 80, 500])
+def test_every_block_may_have_runs_of_zeros_before_its_end(blocks: int) -> None:
+    tables = write_segment([(0, bytes([1, *[0] * 15, 0])), (4, bytes([1, 0, 0, 1, *[0] * 12, 0x00, 0xF0]))])
+    bits = "0" + "10001000" + "0"
+    bits *= blocks
+    bits += "1" * (-len(bits) % 8)
+    scan = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    data = framed(0xC0, width=8 * blocks, extra=tables, scan=scan)
+    if blocks < 500:
+        assert read_recipe(check(data).header).runs[0].odd.zeros == [(n, 2) for n in range(blocks)]
+    else:
+        with pytest.raises(Unrebuildable, match="too many places"):
+            parse(data)
+
+
 def test_a_height_behind_the_scan() -> None:
     data = jpeg(30, 40, quality=80)
     frame = segment(data, 0xC0)

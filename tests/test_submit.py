@@ -68,7 +68,7 @@ def parsed(line: list[str]) -> dict[str, Any]:
 
 def test_paths_are_those_that_a_command_reads_and_writes() -> None:
     line = ["archive", "/faces", "/out", "--config", "/c.toml", "--model", "/m.safetensors", "--exact-model", "exact"]
-    assert Paths.of(parsed(line)) == Paths(("/faces", "/c.toml", "/m.safetensors"), ("/out",))
+    assert Paths.of(parsed(line)) == Paths(("/faces", "/m.safetensors", "/c.toml"), ("/out",))
     assert Paths.of(parsed(["archive", "s3://bucket/faces", "/out"])) == Paths((), ("/out",))
     assert Paths.of(parsed(["restore", "/out", "/back"])) == Paths(("/out",), ("/back",))
     assert Paths.of(parsed(["verify", "/out", "--against", "/faces"])) == Paths(("/out", "/faces"), ())

@@ -46,7 +46,7 @@ class Option:
     shown: str | None = None
     """What help names as the default, where that is not the default's own text."""
     words: Mapping[bool, str] | None = None
-    """For a flag that stands for words: what the option is with it, and with its --no- form."""
+    """Words that a flag stands for: what the option is with it, and with its --no- form."""
     is_flag: bool = True
     """False for an option that only Python and presets have."""
 

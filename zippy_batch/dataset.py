@@ -106,12 +106,12 @@ class Archive:
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the Parquet table: the same for every archive."""
+        """Schema of the Parquet table: the same for every archive."""
         return arrow_schema()
 
     @property
     def paths(self) -> list[str]:
-        """Of all files, in order; bytes that are not UTF-8 as surrogate escapes, as `os.fsdecode` gives them."""
+        """Paths of all files, in order; bytes that are not UTF-8 as surrogate escapes, as `os.fsdecode` gives them."""
         return self.rows().paths
 
     def __len__(self) -> int:
@@ -156,7 +156,7 @@ class Archive:
         return Selection(self, sorted(set.intersection(*wanted)))
 
     def batches(self, size: int, where: str | None = None, select: str | None = None) -> Iterator[Selection]:
-        """As `rows`, in batches of `size` files, the last one maybe smaller."""
+        """The files that `rows` chooses, in batches of `size` files, the last one maybe smaller."""
         return self.rows(where, select).batches(size)
 
     # ---- reading ----
@@ -252,7 +252,7 @@ class ArchivedFile:
 
     archive: Archive
     number: int
-    """In the archive, from 0."""
+    """Position in the archive, from 0."""
     row: Row
 
     def __repr__(self) -> str:
@@ -308,7 +308,7 @@ class Selection:
 
     archive: Archive
     numbers: Sequence[int]
-    """In the archive, from 0."""
+    """Position in the archive, from 0."""
     _read: Sequence[Row] | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
@@ -328,11 +328,11 @@ class Selection:
 
     @property
     def pixels(self) -> list[Pixels]:
-        """Of each file, as `ArchivedFile.pixels`, decoded together."""
+        """Pixels of each file, as `ArchivedFile.pixels` has them, decoded together."""
         return self.archive._restored(self._rows(), as_pixels=True)
 
     def files(self) -> list[bytes]:
-        """Of each file, as `ArchivedFile.bytes`, decoded together."""
+        """Bytes of each file, as `ArchivedFile.bytes` has them, decoded together."""
         return self.archive._restored(self._rows(), as_pixels=False)
 
     @property
@@ -373,7 +373,7 @@ class Selection:
 
 
 def _pictures_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool) -> list[Any]:
-    """Of latent rows: pixels, or JPEG files of them; text where one is damaged."""
+    """Latent rows -> pixels, or JPEG files of them; text where one is damaged."""
     from zippy_batch.images.pixels import write_picture
     from zippy_batch.run.rows import decode_pictures, facts_of
 
@@ -391,7 +391,7 @@ def _pictures_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bo
 
 
 def _files_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool) -> list[Any]:
-    """Of exact and raw rows: files, or their pixels; text where one is damaged."""
+    """Exact and raw rows -> files, or their pixels; text where one is damaged."""
     from zippy_batch.run.rows import stored_files
 
     files = stored_files(batch, coders)

@@ -11,9 +11,9 @@ import re
 from zippy_batch.errors import ArchiveError
 
 MAX_NAME_BYTES = 255
-"""Of one part of a path, in Linux: what is longer could not be restored."""
+"""Most bytes of one part of a path, in Linux: what is longer could not be restored."""
 MAX_PATH_BYTES = 4095
-"""Of a path, in Linux."""
+"""Most bytes of a path, in Linux."""
 
 _SHOWN_AS_CODES = {
     **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},

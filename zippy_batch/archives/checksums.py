@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BYTES, _FLOAT, _INTEGER = range(3)
 _KINDS = {"bytes": _BYTES, "text": _BYTES, "float32": _FLOAT}
 _POLYNOMIAL = 0xEDB88320
-"""Of zlib's CRC-32, reflected."""
+"""The polynomial of zlib's CRC-32, reflected."""
 
 
 def group_crcs(columns: Mapping[str, pa.ChunkedArray], rows: int) -> NDArray[np.uint32]:

@@ -31,13 +31,13 @@ class PartEntry:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """Where a model is that is not built in."""
+    """Tells where a model is stored that is not built in."""
 
     size_bytes: int
     crc: int
     """CRC-32 of it, from which one damaged byte is put right; its SHA-256 says whether that is so."""
     offset: int = 0
-    """In a single file."""
+    """Position in a single file."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Head:
     exact_bytes: tuple[int, ...]
     """Those of payload_bytes that are of exact rows."""
     stored_models: dict[str, StoredModel]
-    """By codec."""
+    """Codec -> its model."""
     parts: tuple[PartEntry, ...]
 
 

@@ -105,7 +105,7 @@ class Page:
     start: int
     stop: int
     first_row: int
-    """In its row group."""
+    """Number of its first row in the row group."""
     rows: int
     """0 for a dictionary."""
 
@@ -116,10 +116,10 @@ class Chunk:
 
     start: int
     data_at: int
-    """Of the first data page; a dictionary comes before it."""
+    """Position of the first data page; a dictionary comes before it."""
     stop: int
     decompressed_bytes: int
-    """Of its pages, headers included."""
+    """Bytes of its pages, decompressed, headers included."""
     index: tuple[int, int] | None = None
     """Offset and size of its page index; None where it has one data page."""
     least: bytes | None = None
@@ -131,7 +131,7 @@ class Chunk:
 class RowGroup:
     rows: int
     chunks: Mapping[str, Chunk]
-    """By column, in the order of COLUMNS, one after another in the file."""
+    """Chunks by column, in the order of COLUMNS, one after another in the file."""
 
     @property
     def start(self) -> int:
@@ -296,9 +296,9 @@ def pages_of(chunk: Chunk, rows: int, index: bytes | None) -> list[Page]:
 @dataclass(frozen=True)
 class PageHeader:
     size_bytes: int
-    """Of the header itself."""
+    """Bytes of the header itself."""
     decompressed_bytes: int
-    """Of what follows."""
+    """Bytes of what follows, decompressed."""
     crc: int
     dictionary_values: int | None
     """None for a data page."""
@@ -316,7 +316,7 @@ def check_page(data: bytes, column: Column, page: Page) -> PageHeader:
 
 
 def parse_page(data: bytes, column: Column, page: Page) -> PageHeader:
-    """As `check_page`, but for the checksum."""
+    """Does what `check_page` does, but for the checksum."""
     return _parse_header(data[:PAGE_HEADER_BYTES], len(data), column, page)
 
 

@@ -64,9 +64,9 @@ _MAX_FOOTER_BYTES = 1 << 24
 _MAX_GROUP_BYTES = MAX_STORED_BYTES + 2 * GROUP_BYTES
 _PAGE_BYTES = 1 << 16
 _BOUND_BYTES = 128
-"""Of the least and the greatest path of a row group; longer ones are not noted."""
+"""Most bytes of the least and the greatest path of a row group; longer ones are not noted."""
 _BATCH_BYTES = 1 << 26
-"""Of paths decoded at a time, whatever a page claims: DELTA_BYTE_ARRAY can repeat a long prefix in every row."""
+"""Bytes of paths decoded at a time, whatever a page claims: DELTA_BYTE_ARRAY can repeat a long prefix in every row."""
 _DICTIONARY_BYTES = [c.name for c in COLUMNS if c.encoding == "DICTIONARY" and c.kind in ("text", "bytes")]
 _MAX_MENDED = 64
 """Pages of a file that are searched for a damaged byte: more are not one byte's damage."""
@@ -149,7 +149,7 @@ class PartWriter:
         self._pages.append(pages)
 
     def add_model(self, model: bytes) -> int:
-        """After the last row group; the offset where it is."""
+        """Write a model after the last row group, and return its offset."""
         at = self._sink.tell()
         self._sink.write(model)
         return at
@@ -404,7 +404,7 @@ class Mended:
     """What is left of a column of a row group that is damaged."""
 
     values: list[Value]
-    """Of each row; None for those in `lost`."""
+    """The value of each row; None for those in `lost`."""
     lost: frozenset[int]
     """Rows whose value cannot be read."""
     doubtful: frozenset[int]

@@ -52,7 +52,7 @@ class ArchiveReader:
     path: Place
     info: ArchiveInfo
     size_bytes: int
-    """Of all its files."""
+    """Bytes of all its files."""
     problems: tuple[str, ...]
     """What was found wrong when it was opened, apart from rows: parts missing, of another size, or too many, and
     `repairs`."""
@@ -60,7 +60,7 @@ class ArchiveReader:
     """What was damaged of it, apart from rows, and is put right: in memory, the files stay as they are."""
     _store: _SingleFile | _Directory
     _kept: dict[tuple[int, int], dict[str, pa.ChunkedArray]] = field(default_factory=dict, repr=False, compare=False)
-    """By shard and row group, columns but the long ones."""
+    """Columns but the long ones, by shard and row group."""
 
     @classmethod
     def open(cls, path: Place, allow_damage: bool = False) -> ArchiveReader:
@@ -117,7 +117,7 @@ class ArchiveReader:
         return self._store.head.payload_bytes[shard]
 
     def exact_bytes(self, shard: int) -> int:
-        """As `payload_bytes`, of the rows whose codec is exact."""
+        """Sum of the payloads of the rows whose codec is exact."""
         return self._store.head.exact_bytes[shard]
 
     def read_rows(self, shard: int, rows: Sequence[int] | None = None) -> list[Row | Damage]:
@@ -241,7 +241,7 @@ class ArchiveReader:
         return found
 
     def paths(self, shard: int) -> list[bytes | None]:
-        """Of each row, None where damage hides it. Reads no other column as long as these are whole."""
+        """The path of each row, None where damage hides it. Reads no other column as long as these are whole."""
         try:
             file, groups = self._store.locate(shard)
             with foreign(str(file.path)), file.opened() as opened:
@@ -471,7 +471,7 @@ class _GroupRows:
 
     columns: Mapping[str, Sequence[Value]]
     damage: Mapping[str, str]
-    """By damaged column, what is wrong."""
+    """Damaged column -> what is wrong."""
     lost: Mapping[str, frozenset[int]]
     doubtful: Mapping[str, frozenset[int]]
     """By damaged column, the rows whose value is lost, or of a page with a wrong checksum."""

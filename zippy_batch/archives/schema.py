@@ -38,7 +38,7 @@ PSNR_CAP_DB = 99.0
 MAX_STORED_PATH_BYTES = 1 << 16
 MAX_LABEL_BYTES = 1 << 16
 MAX_STORED_BYTES = 1 << 30
-"""Of one payload or kept file; none larger is archived."""
+"""Most bytes of one payload or kept file; none larger is archived."""
 
 HEADER_MARGIN = 256
 """What a jpeg_header may be longer than its file, which has all that is in it but counts and positions."""
@@ -133,7 +133,7 @@ class Row:
     mtime_s: int
     """Seconds since 1970-01-01 UTC."""
     jpeg_header: bytes | None = None
-    """Where codec is exact: what the file is rebuilt from besides its coefficients (`jpeg.file`)."""
+    """For exact rows: what the file is rebuilt from besides its coefficients (`jpeg.file`)."""
     label: str | None = None
     """What the source says the file shows: a class, an identity."""
 
@@ -283,7 +283,7 @@ def row_crc(fields: dict[str, Value]) -> int:
 
 
 def arrow_schema() -> pa.Schema:
-    """Of all columns: an archive's schema does not depend on what is in it."""
+    """The schema of all columns: an archive's schema does not depend on what is in it."""
     import pyarrow as pa
 
     kinds = {

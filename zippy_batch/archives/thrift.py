@@ -23,9 +23,9 @@ class Kind:
 
     wire: int
     fields: Mapping[int, Kind] | None = None
-    """Of a struct, by number."""
+    """Fields of a struct, by number."""
     element: Kind | None = None
-    """Of a list."""
+    """What a list holds."""
 
 
 BOOL = Kind(_TRUE)

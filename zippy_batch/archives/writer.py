@@ -133,7 +133,7 @@ class PartFacts:
     size_bytes: int
     sha256: str
     bounds: tuple[bytes, bytes] | None
-    """Of its paths."""
+    """The least and the greatest of its paths."""
 
 
 def part_facts(path: Path) -> PartFacts:

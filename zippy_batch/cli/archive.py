@@ -10,6 +10,14 @@ from zippy_batch.cli.options import Json, ProgressFlag, Quiet, as_command
 from zippy_batch.cli.outcome import hint, print_report, quoted, reserved_stdout
 from zippy_batch.config import ArchiveOptions, RunOptions
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Write nothing; code 200 files and say what the archive would be: bytes, quality, time and disk.",
+    ),
+]
+
 
 @as_command("run the same command again to go on where it stopped")
 def archive(
@@ -31,13 +39,7 @@ def archive(
     ],
     options: ArchiveOptions,
     run: RunOptions,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Write nothing; code 200 files and say what the archive would be: bytes, quality, time and disk.",
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     progress: ProgressFlag = None,
     quiet: Quiet = False,
     as_json: Json = False,

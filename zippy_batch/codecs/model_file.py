@@ -59,7 +59,7 @@ class ModelSummary:
     card: Mapping[str, Any]
 
     def lines(self) -> list[str]:
-        """For a terminal: what the model is, how it was trained, what is proved of it, and its notice."""
+        """Text for a terminal: what the model is, how it was trained, what is proved of it, and its notice."""
         out = [f"{self.name}  {self.codec} codec  {self.size_bytes / 1e6:.1f} MB  {self.id}"]
         training = self.card.get("training")
         if isinstance(training, dict):
@@ -159,5 +159,5 @@ def builtin_model_by_id(model_id: str) -> Model | None:
 
 
 def list_models(names: Iterable[str]) -> list[ModelSummary]:
-    """Of built-in models and model files; raises what `load_model` does."""
+    """Summaries of built-in models and model files; raises what `load_model` does."""
     return [ModelSummary(m.name, m.codec, m.id, len(m.data), m.card) for m in map(load_model, names)]

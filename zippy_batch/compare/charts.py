@@ -36,7 +36,7 @@ _COLOURS = {
 CELL_PX = 168
 """Faces are enlarged by the whole number that brings their longer side nearest to this."""
 CROP_PX = 256
-"""Of larger images only the middle is shown, pixel for pixel."""
+"""Side of what is shown: the middle of larger images, pixel for pixel."""
 _GAP_PX = 10
 _MARGIN_PX = 16
 _INK, _PALE, _OURS, _PAPER = (25, 25, 25), (110, 110, 110), (196, 30, 40), (255, 255, 255)
@@ -144,7 +144,7 @@ def sheet(comparison: Comparison) -> bytes:
 
 
 def _own_psnr(panel: Panel, source: Panel, index: int) -> str:
-    """Of one face; its size in pixels under the source."""
+    """PSNR of one face; its size in pixels under the source."""
     a, b = source.pixels[index], panel.pixels[index]
     if panel is source:
         return f"{a.shape[1]}x{a.shape[0]}"

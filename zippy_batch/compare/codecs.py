@@ -40,7 +40,7 @@ class Setting(NamedTuple):
 
     level: int
     variant: str = ""
-    """Of the codec's `variants`."""
+    """One of the codec's `variants`."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Codec:
     options: Callable[[Setting, str], dict[str, Any]]
     """What Pillow is told for a setting and an image's mode, "RGB" or "L"."""
     unit: str = "q"
-    """Of the levels: q for the codec's own scale of 1..100, dB for the PSNR that it aims at."""
+    """Unit of the levels: q for the codec's own scale of 1..100, dB for the PSNR that it aims at."""
     variants: tuple[str, ...] = ("",)
-    """Of which a careful user takes the better one at each quality; every level is measured with each."""
+    """Variants, of which a careful user takes the better one at each quality; every level is measured with each."""
 
     @property
     def settings(self) -> list[Setting]:
@@ -97,7 +97,7 @@ IMAGE_CODECS = {
     "avif-iq": _avif(6, "iq"),
     "avif-speed0": _avif(0, "psnr"),
 }
-"""By name. mogrify is told on a command line, and the format is the one that it writes."""
+"""Codecs by name. mogrify is told on a command line, and the format is the one that it writes."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Coded:
     psnr_db: float
     ssim: float
     jpeg_quality: int | None
-    """As ImageMagick estimates it, of a JPEG file."""
+    """Quality of a JPEG file, as ImageMagick estimates it."""
     encode_s: float
     decode_s: float
 

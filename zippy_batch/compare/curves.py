@@ -37,7 +37,7 @@ def log_bytes_at(points: Sequence[Point], qualities: Sequence[float]) -> NDArray
 
 
 def unbeaten(curves: Sequence[Sequence[Point]]) -> list[list[bool]]:
-    """For each point of several curves whether none of the other curves has its quality in fewer bytes.
+    """Says for each point of several curves whether none of the other curves has its quality in fewer bytes.
 
     Of two that are equal there, the first one's counts.
     """

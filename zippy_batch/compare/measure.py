@@ -72,7 +72,7 @@ class CompareOptions:
     """Contenders; empty for all but those `BY_REQUEST`."""
     skip: tuple[str, ...] = ()
     model: str = "faces"
-    """Of the lossy codec: name of a built-in model, or path of a .safetensors file."""
+    """Model of the lossy codec: name of a built-in one, or path of a .safetensors file."""
     device: str = "auto"
     verify: bool = True
     """Whether archives are verified when they are written, as they are by default."""
@@ -101,7 +101,7 @@ class CompareOptions:
         return tuple(name for name in CONTENDERS if name in asked and name not in self.skip)
 
     def archive_options(self, quality: int) -> ArchiveOptions:
-        """Of a lossy archive. Raises UsageError for what `archive` would not take either."""
+        """Options of a lossy archive. Raises UsageError for what `archive` would not take either."""
         # images stored exactly would lift the PSNR of a set to where no setting of the lossy codec has it
         return ArchiveOptions(quality=quality, exact="never", model=self.model, device=self.device, verify=self.verify)
 
@@ -232,12 +232,12 @@ class _Bench:
         self._mean_bytes = sum(path.stat().st_size for path in self._paths) // len(sample)
         self._shown = spread(range(len(sample)), options.faces) if options.faces else []
         self._archived: dict[int, tuple[NDArray[np.uint8], ...]] = {}
-        """By quality, how the shown images came back."""
+        """Quality -> the shown images as they came back."""
         self._progress, self._started, self._done = progress, time.monotonic(), 0
         self.notes: list[str] = []
 
     def rows(self, name: str) -> list[ComparisonRow]:
-        """Of a contender, at each of its settings; none where it is missing, and a note."""
+        """Rows of a contender, one for each of its settings; none where it is missing, and a note."""
         if name == SOURCE:
             return [self._source()]
         if name == OWN_LOSSY:
@@ -415,7 +415,7 @@ class _Bench:
 
 
 def _setting_for(stored_bytes: float, curve: Sequence[ComparisonRow]) -> Setting:
-    """Of the variant that is the better one there, the level that takes about so many bytes."""
+    """The level that takes about so many bytes, of the variant that is the better one there."""
     variant = min(curve, key=lambda row: abs(math.log(row.stored_bytes / stored_bytes))).variant
     rows = [row for row in curve if row.variant == variant]
     levels, sizes = [row.level or 0 for row in rows], [row.stored_bytes for row in rows]
@@ -423,7 +423,7 @@ def _setting_for(stored_bytes: float, curve: Sequence[ComparisonRow]) -> Setting
 
 
 def _restored(source: Path, same: Path) -> Path:
-    """Where restore put an image: under its own name if that was a PNG or came back exactly, else as .png."""
+    """The path where restore put an image: under its own name if that was a PNG or came back exactly, else as .png."""
     return same if same.exists() else same.with_name(f"{same.name}.png")
 
 

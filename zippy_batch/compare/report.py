@@ -21,10 +21,10 @@ SOURCE = "source"
 OWN_LOSSY = "zippy-batch"
 OWN_EXACT = "zippy-batch-exact"
 CONTENDERS = (SOURCE, *IMAGE_CODECS, *RECODERS, OWN_LOSSY, OWN_EXACT)
-"""In the order of the table."""
+"""Contenders, in the order of the table."""
 
 METRICS = {"psnr_db": "PSNR", "ssim": "SSIM"}
-"""By the name of the attribute of a row."""
+"""Attribute of a row -> its name in words."""
 
 _HEAD = ("", "loose B", "stored B", "of source", "PSNR dB", "SSIM", "encode/s", "decode/s")
 
@@ -49,7 +49,7 @@ class ComparisonRow:
     """Images per second on all cores."""
     decode_per_s: float | None = None
     variant: str = ""
-    """Of a codec with several, of which the better one counts at each quality."""
+    """Variant of a codec with several, of which the better one counts at each quality."""
 
     @property
     def psnr_db(self) -> float | None:
@@ -96,7 +96,7 @@ class Comparison:
     images: int
     """Compared."""
     files: int
-    """Below the source, whatever they are."""
+    """Number of files below the source, whatever they are."""
     sizes: str
     """Width x height in pixels, or the range of both."""
     source_bytes: float

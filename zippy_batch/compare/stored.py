@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from zippy_batch.paths import display_path
 
 FILE_ENCODINGS = ("PLAIN", "DELTA_LENGTH_BYTE_ARRAY")
-"""Of the column of files: each length beside its file, or all lengths in front of all files."""
+"""Encodings of the column of files: each length beside its file, or all lengths in front of all files."""
 
 _CAREFULLY: dict[str, Any] = {
     "compression": "zstd",

@@ -56,17 +56,17 @@ __all__ = [
 ]
 
 DEFAULT_JPEG_QUALITY = 95
-"""Of a JPEG whose source had no quantisation tables; its chroma is not subsampled."""
+"""Quality of a JPEG whose source had no quantisation tables; its chroma is not subsampled."""
 
 WEBP_QUALITY = 95
-"""Of restored WebP files; lossy WebP always subsamples chroma."""
+"""Quality of restored WebP files; lossy WebP always subsamples chroma."""
 
 _SUFFIXES = {"jpeg": (b".jpg", b".jpeg", b".jpe", b".jfif"), "png": (b".png",), "webp": (b".webp",)}
 
 
 def restored_path(path: bytes, source_format: str, format: str) -> bytes:
-    """Where a picture is restored: the source's path and, where its format changes, the suffix of the new one, unless
-    the path ends in such a suffix already, as that of a PNG file named x.jpg does."""
+    """The path that a picture is restored to: the source's path and, where its format changes, the suffix of the new
+    one, unless the path ends in such a suffix already, as that of a PNG file named x.jpg does."""
     suffixes = _SUFFIXES[format]
     return path if source_format == format or path.lower().endswith(suffixes) else path + suffixes[0]
 
@@ -99,7 +99,7 @@ class JpegTables:
     sampling: tuple[tuple[int, int], ...]
     """(horizontal, vertical) for each component."""
     tables: tuple[tuple[int, ...], ...]
-    """For each component 64 values in zigzag order."""
+    """The 64 values of each component, in zigzag order."""
 
     def to_bytes(self) -> bytes:
         distinct = list(dict.fromkeys(self.tables))
@@ -397,7 +397,7 @@ def _pillow_subsampling(sampling: tuple[tuple[int, int], ...]) -> int:
 
 
 _MAX_SEGMENT_BYTES = 65533
-"""Of a JPEG marker segment, without its length field."""
+"""Most bytes of a JPEG marker segment, without its length field."""
 
 
 def _segments(marker: int, prefix: bytes, data: bytes, numbered: bool) -> Iterator[bytes]:

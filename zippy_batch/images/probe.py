@@ -27,7 +27,7 @@ MAX_IMAGE_BYTES = MAX_JPEG_BYTES
 """Larger files are kept raw: uncompressed, the largest image has 50 MB."""
 
 MAX_PROFILE_BYTES = 255 * 65519
-"""Of an ICC profile: what the 255 numbered segments of a JPEG hold."""
+"""Most bytes of an ICC profile: what the 255 numbered segments of a JPEG hold."""
 
 _MAX_PARTS = 1 << 20
 """Segments, chunks or blocks of a container; a bound on the time that a hostile file takes."""
@@ -239,7 +239,7 @@ def _read_jpeg(data: bytes) -> Header:
 
 _PNG_ALPHA_TYPES = (4, 6)
 _MAX_TEXT_BYTES = 1 << 24
-"""Of a compressed text that is looked into."""
+"""Most bytes of a compressed text that is looked into."""
 
 
 def _inflate(data: bytes, limit: int) -> bytes | None:
@@ -298,7 +298,7 @@ class _PngMetadata:
         self.xmp: bytes | None = None
         self.dropped: set[str] = set()
         self._profiles: dict[bytes, bytes] = {}
-        """Of ImageMagick, by name."""
+        """Profiles that ImageMagick wrote, by name."""
         self._kinds: set[bytes] = set()
 
     def take(self, kind: bytes, body: bytes) -> None:

@@ -30,7 +30,7 @@ from zippy_batch.jpeg.markers import (
     next_segment,
 )
 from zippy_batch.jpeg.recipe import MAX_LEFT_OUT, MAX_TABLES, Run, read_recipe, write_recipe
-from zippy_batch.jpeg.scans import NOT_CANONICAL, DecodedScan, decode_scan, token_room, tokenise, write_scan
+from zippy_batch.jpeg.scans import DecodedScan, decode_scan, token_room, tokenise, write_scan
 from zippy_batch.jpeg.tables import (
     EMPTY_TABLE,
     OPTIMISED,
@@ -45,6 +45,8 @@ from zippy_batch.jpeg.tables import (
 
 Coefficients = tuple[NDArray[np.int16], ...]
 """Per component (blocks_high, blocks_wide, 64) in zigzag order, DC absolute."""
+
+NOT_CANONICAL = "non-standard entropy coding; the rebuilt file would differ"
 
 
 class Unrebuildable(ZippyError):
@@ -72,8 +74,9 @@ def parse(data: bytes) -> JpegImage:
         raise Unrebuildable(f"more than {MAX_JPEG_BYTES >> 20} MiB")
     try:
         image = _FileParser(data).image()
-        fits = len(image.header) <= len(data) + HEADER_MARGIN
-        if fits and rebuild(image.header, image.coefficients, len(data)) == data:
+        if len(image.header) > len(data) + HEADER_MARGIN:
+            raise Unrebuildable("non-standard entropy coding in too many places")
+        if rebuild(image.header, image.coefficients, len(data)) == data:
             return image
     except Malformed as error:
         raise Unrebuildable(str(error)) from None
@@ -152,8 +155,6 @@ class _FileParser:
         if not self._found:
             self._blocks = np.zeros((sum(high * wide for _, (high, wide) in headers.grids()), 64), np.int16)
         found = decode_scan(self._bytes, at, headers, scan, self._blocks)
-        if found.too_odd:
-            raise Malformed(NOT_CANONICAL)
         if found.filled:
             raise Malformed("fill bytes inside a scan")
         self._plain &= found.plain

@@ -43,7 +43,7 @@ _OTHER_FRAMES = {
 # neither a stuffed zero, nor a marker that stands alone, nor a fill byte
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _NOT_CODED = b"\xff" * 64
-"""In place of the lowest bits that were coded of the coefficients of a block."""
+"""Stands in place of the lowest bits that were coded of the coefficients of a block."""
 
 
 Segment = tuple[int, int, int, int]
@@ -72,7 +72,7 @@ def next_segment(data: bytes, at: int) -> Segment | None:
 
 class ScanHeader(NamedTuple):
     parts: tuple[tuple[int, int, int], ...]
-    """Of each component its number in the frame, and the destinations of its DC and AC tables."""
+    """For each component, its number in the frame, and the destinations of its DC and AC tables."""
     first: int
     last: int
     """Coefficients in zigzag order: 0..63 in a sequential scan."""
@@ -98,7 +98,7 @@ class Grid(NamedTuple):
     real: tuple[int, int]
     """Height and width of what the picture covers."""
     whole: tuple[int, int]
-    """Of all MCUs of an interleaved scan."""
+    """Rows and columns of all MCUs of an interleaved scan."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ class Frame:
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
-        """Of the components' coefficients."""
+        """Shapes of the components' coefficients."""
         return [(c.blocks_high, c.blocks_wide, 64) for c in self.components]
 
 
@@ -130,7 +130,7 @@ class FrameShape(NamedTuple):
     width: int
     """Pixels."""
     sampling: tuple[tuple[int, int], ...]
-    """Of each component (horizontal, vertical)."""
+    """Sampling factors (horizontal, vertical) of each component."""
 
 
 class Layout(NamedTuple):
@@ -151,7 +151,7 @@ class Headers:
     def __init__(self) -> None:
         self.quantisers: dict[int, tuple[int, ...]] = {}
         self.huffman: dict[int, Table] = dict(STANDARD)
-        """By key; motion JPEG files leave out the standard ones."""
+        """Tables by key; motion JPEG files leave out the standard ones."""
         self.restart = 0
         """MCUs between restart markers, or 0."""
         self.height = self.width = 0
@@ -159,11 +159,11 @@ class Headers:
         self.progressive = False
         self.parts: tuple[FramePart, ...] = ()
         self.steps: dict[int, tuple[int, ...]] = {}
-        """By component: its quantisation table when its first scan began."""
+        """Component -> its quantisation table when its first scan began."""
         self.scans = 0
         self._sampling: tuple[tuple[int, int], ...] = ()
         self._coded: list[bytearray] = []
-        """By component: of each coefficient the lowest bit that was coded."""
+        """For each component, the lowest bit of each coefficient that was coded."""
 
     def read(self, marker: int, body: bytes) -> None:
         """A segment other than a scan header; those of no interest are passed over."""
@@ -242,7 +242,7 @@ class Headers:
             raise Malformed("a file without all of its scans", Fault.TRUNCATED)
 
     def grids(self) -> tuple[Grid, ...]:
-        """Of the components."""
+        """Grids of the components' blocks."""
         return _grids(self.shape())
 
     def frame(self, padded: bool) -> Frame:
@@ -364,7 +364,7 @@ def _make_order(shape: FrameShape, components: Sequence[int], padded: bool) -> N
 
 _LARGE_PIXELS = 1 << 17
 _large_order_of = lru_cache(maxsize=4)(_make_order)
-"""Of a larger picture the orders of one file's scans are kept; each may have 10 MB."""
+"""For larger pictures, which keep the orders of one file's scans: each may have 10 MB."""
 
 
 @lru_cache(maxsize=256)

@@ -38,7 +38,7 @@ VERSION = 1
 MAX_LEFT_OUT = 32
 """Table segments that are left out of one run."""
 MAX_TABLES = 8
-"""Of one such segment: there are no more destinations."""
+"""Most tables of one such segment: there are no more destinations."""
 _CACHED_BYTES = 4096
 """Longer recipes are read anew each time: a cache of them would hold what they hold."""
 _SCRIPT = 128
@@ -81,7 +81,7 @@ class PlannedScan:
     padded: bool
     """Whether blocks are those of whole MCUs."""
     tables: dict[int, Table]
-    """By key; EMPTY_TABLE for those that are to be optimised."""
+    """Tables by key; EMPTY_TABLE for those that are to be optimised."""
     restart: int
     """MCUs between restart markers, or 0."""
     endings: NDArray[np.int64]
@@ -101,7 +101,7 @@ class Plan:
     scans: list[PlannedScan]
     tail: bytes
     coded_blocks: int
-    """Of all components' whole MCUs."""
+    """Number of blocks in all components' whole MCUs."""
 
     @property
     def runs(self) -> list[Run]:

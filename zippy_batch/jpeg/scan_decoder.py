@@ -15,7 +15,7 @@ import numpy as np
 
 from zippy_batch.jpeg.tables import PACKED
 
-TRUNCATED, DAMAGED, TOO_ODD = -1, -2, -3
+TRUNCATED, DAMAGED = -1, -2
 """What is wrong with a scan; 0 where nothing is."""
 DISORDERED, FILLED = 1, 2
 """Restart markers out of order; fill bytes inside a scan."""
@@ -24,7 +24,6 @@ LONGEST_RUN = 32767
 """Blocks of one end-of-block run."""
 MOST_CORRECTIONS = 937
 """Correction bits after which libjpeg ends an end-of-block run."""
-MAX_NOTES = 256
 
 _SPARE = 512
 """Zeros behind a scan: more than a block takes."""
@@ -157,14 +156,10 @@ def _amplitude(window, length, size):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _note(notes, block, value):  # type: ignore[no-untyped-def]
-    """notes[0, 0] counts them; False where there are too many."""
-    count = notes[0, 0] + 1
-    if count >= len(notes):
-        return False
-    notes[0, 0] = count
-    notes[count, 0] = block
-    notes[count, 1] = value
-    return True
+    """notes[0, 0] counts them; there is room for one of each block."""
+    notes[0, 0] += 1
+    notes[notes[0, 0], 0] = block
+    notes[notes[0, 0], 1] = value
 
 
 # ---- sequential scans ----
@@ -182,7 +177,7 @@ def decode_sequential(clean, stops, lookup, layout, per_interval, out, frequency
     order, tables, _ = layout
     prediction = np.zeros(len(tables), np.int64)
     ends = np.zeros(len(stops), np.int64)
-    notes = np.zeros((MAX_NOTES, 2), np.int64)
+    notes = np.zeros((len(order) + 1, 2), np.int64)
     plain, status = True, 0
     at = interval = 0
     for n in range(len(order)):
@@ -226,9 +221,8 @@ def decode_sequential(clean, stops, lookup, layout, per_interval, out, frequency
             break
         if order[n, 2] and (last or prediction[s] != before):
             plain = False
-        if runs and not _note(notes, n, runs):
-            status = TOO_ODD
-            break
+        if runs:
+            _note(notes, n, runs)
     ends[interval] = at
     return status, plain, ends, notes
 
@@ -298,7 +292,7 @@ def decode_ac(clean, stops, lookup, layout, per_interval, band, out, frequency):
     first, last, low = band
     order, table = layout[0], layout[1][0, 1]
     ends = np.zeros(len(stops), np.int64)
-    notes, breaks = np.zeros((MAX_NOTES, 2), np.int64), np.zeros((MAX_NOTES, 2), np.int64)
+    notes, breaks = np.zeros((len(order) + 1, 2), np.int64), np.zeros((len(order) + 1, 2), np.int64)
     at = interval = run = length = 0
     for n in range(len(order)):
         if per_interval and n and n % per_interval == 0:
@@ -315,13 +309,13 @@ def decode_ac(clean, stops, lookup, layout, per_interval, band, out, frequency):
         at, run, runs = _ac(clean, at, lookup, table, first, last, low, place, out, frequency)
         if at < 0 or at > stops[interval]:
             return at if at < 0 else TRUNCATED, ends, notes, breaks
-        if runs and not _note(notes, n, runs):
-            return TOO_ODD, ends, notes, breaks
+        if runs:
+            _note(notes, n, runs)
         if run:
             # this block ends where it begins, and might have belonged to the run before
             joins = 0 < length < LONGEST_RUN and runs == 0 and _is_empty(out, place, first, last)
-            if joins and not _note(breaks, n - 1, 0):
-                return TOO_ODD, ends, notes, breaks
+            if joins:
+                _note(breaks, n - 1, 0)
         length = run
         if run:
             run -= 1
@@ -379,7 +373,7 @@ def refine_ac(clean, stops, lookup, layout, per_interval, band, out, frequency):
     first, last, low = band
     order, table = layout[0], layout[1][0, 1]
     ends = np.zeros(len(stops), np.int64)
-    notes, breaks = np.zeros((MAX_NOTES, 2), np.int64), np.zeros((MAX_NOTES, 2), np.int64)
+    notes, breaks = np.zeros((len(order) + 1, 2), np.int64), np.zeros((len(order) + 1, 2), np.int64)
     at = interval = run = length = corrections = 0
     for n in range(len(order)):
         if per_interval and n and n % per_interval == 0:
@@ -395,11 +389,11 @@ def refine_ac(clean, stops, lookup, layout, per_interval, band, out, frequency):
             at, run, k, runs, added = _refine(clean, at, lookup, table, first, last, low, place, out, frequency)
             if at < 0 or at > stops[interval]:
                 return at if at < 0 else TRUNCATED, ends, notes, breaks
-            if runs and not _note(notes, n, runs):
-                return TOO_ODD, ends, notes, breaks
+            if runs:
+                _note(notes, n, runs)
             joins = run and 0 < length < LONGEST_RUN and runs == 0 and not added
-            if joins and not _note(breaks, n - 1, corrections > MOST_CORRECTIONS):
-                return TOO_ODD, ends, notes, breaks
+            if joins:
+                _note(breaks, n - 1, corrections > MOST_CORRECTIONS)
             length = run
             corrections = 0
         if run:

@@ -22,7 +22,7 @@ NO_CODE = -1
 """What is returned where a coefficient has no code."""
 
 BLOCK_TOKENS = 5
-"""Of one block, besides one for each coefficient that is not 0: DC, runs of 16 zeros, the end."""
+"""Most tokens of one block, besides one for each coefficient that is not 0: DC, runs of 16 zeros, the end."""
 
 _VALUE_BITS, _SYMBOL_AT, _TABLE_AT = 16, 21, 29
 _BITS, _INTERVAL = 8, 9
@@ -45,7 +45,7 @@ def _token(table, symbol, size, value):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _value_token(table, zeros, size, value):  # type: ignore[no-untyped-def]
-    """Of a value of `size` bits behind so many zeros."""
+    """The token of a value of `size` bits behind so many zeros."""
     if value < 0:
         value += (1 << size) - 1
     return _token(table, zeros << 4 | size, size, value)

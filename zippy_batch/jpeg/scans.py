@@ -18,8 +18,6 @@ from zippy_batch.jpeg.markers import Headers, Layout, ScanHeader, layout_of
 from zippy_batch.jpeg.recipe import Oddities, Plan, PlannedScan
 from zippy_batch.jpeg.tables import EMPTY_TABLE, Table, codes_of, pack
 
-NOT_CANONICAL = "non-standard entropy coding; the rebuilt file would differ"
-
 _FAULTS = {
     scan_decoder.TRUNCATED: ("its scan is truncated", Fault.TRUNCATED),
     scan_decoder.DAMAGED: ("its scan is damaged", Fault.CORRUPT),
@@ -37,8 +35,6 @@ class DecodedScan(NamedTuple):
     padding: int
     """The bit that fills up most bytes."""
     odd: Oddities
-    too_odd: bool
-    """Whether there is more that is odd than is listed."""
     filled: bool
     """Whether fill bytes stand before restart markers."""
     frequency: NDArray[np.int64]
@@ -62,13 +58,13 @@ def decode_scan(
     frequency = np.zeros((8, 256), np.int64)
     where = clean, stops, lookup, layout, layout.unit * headers.restart
     status, plain, ends, (zeros, stopped) = _decode(where, scan, blocks, frequency)
-    if status in _FAULTS:
+    if status:
         raise Malformed(*_FAULTS[status])
     filling, size = scan_decoder.close_scan(clean, stops, ends)
     padding, endings = _read_endings(clean, ends, filling)
     odd = _oddities(endings, zeros, stopped)
     filled = bool(flags & scan_decoder.FILLED)
-    return DecodedScan(at + size + 2 * (intervals - 1), plain, padding, odd, status < 0, filled, frequency)
+    return DecodedScan(at + size + 2 * (intervals - 1), plain, padding, odd, filled, frequency)
 
 
 _Where = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64], Layout, int]
@@ -97,7 +93,7 @@ _NOTHING = np.zeros((1, 2), np.int64)
 def _oddities(
     endings: Sequence[tuple[int, int, bytes]], zeros: NDArray[np.int64], stopped: NDArray[np.int64]
 ) -> Oddities:
-    """Of notes, whose first row counts the others."""
+    """Oddities in notes, whose first row counts the others."""
     unlimited = bool(stopped[0, 1])
     if not (zeros[0, 0] or stopped[0, 0] or unlimited):
         return Oddities(endings)

@@ -79,7 +79,7 @@ _AC_OF_MOZJPEG = (
 @dataclass(frozen=True)
 class _Script:
     scans: Callable[[int], list[_Scan]]
-    """Of a frame of so many components."""
+    """The scans of a frame of so many components."""
     components: tuple[int, ...]
     """Numbers of them that it is for."""
 
@@ -90,13 +90,13 @@ SCRIPTS = (
     _Script(_ycc_of_mozjpeg, (3,)),
     _Script(_split_ycc_of_mozjpeg, (3,)),
 )
-"""By their number in recipes."""
+"""Scripts, by their number in recipes."""
 
 
 def later_runs(
     script: int, joined: bool, ids: Sequence[int], destinations: Sequence[int]
 ) -> list[tuple[bytes, list[tuple[int, list[int]]]]]:
-    """Of every scan but the first its header, and the table segments that are left out before it: position 0, and the
+    """For every scan but the first its header, and the table segments that are left out before it: position 0, and the
     kinds of their tables.
 
     joined: all tables of a scan share a segment. ids and destinations are the components' in the frame.

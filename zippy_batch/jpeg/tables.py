@@ -19,7 +19,7 @@ Table = bytes
 """16 numbers of codes by length, then the values in the order of their codes, at most 256."""
 
 EMPTY_TABLE: Table = bytes(16)
-"""Without codes: stands for a table that follows from the coefficients."""
+"""A table without codes: it stands for a table that follows from the coefficients."""
 
 OPTIMISED, _AC = 32, 16
 """Bits of the kinds by which recipes call tables that they leave out."""

@@ -77,14 +77,14 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Source:
-    """Where the files of a listing are read. Pickles."""
+    """Reads the files of a listing. Pickles."""
 
     kind: str
     root: Place
     """Directory that paths are relative to; not used where there are containers."""
     containers: tuple[Container, ...] = ()
     image_column: str | None = None
-    """Of Parquet files, where it was asked for."""
+    """Column of images of Parquet files, where it was asked for."""
 
     def reader(self, files: Sequence[SourceFile]) -> Read:
         """Reads any of these files, from any thread. It raises SourceError for one that cannot be read, or is not what
@@ -122,7 +122,7 @@ def list_source(path: Place, wanted: Wanted) -> tuple[Source, Listing]:
 
 
 def _finished(listing: Listing, wanted: Wanted, selection: FileSelection) -> Listing:
-    """With labels, and with notes about what was selected."""
+    """The listing with labels, and with notes about what was selected."""
     listing = _labelled(listing, wanted)
     notes = (*listing.notes, *selection.notes(), *left_by_systems(file.path for file in listing.files))
     return replace(listing, notes=notes)
@@ -133,7 +133,7 @@ def _is_archive(directory: Path) -> bool:
 
 
 def _labelled(listing: Listing, wanted: Wanted) -> Listing:
-    """With the labels that are not the source's own."""
+    """The listing with the labels that are not the source's own."""
     kind = wanted.labels_kind
     if kind == "table":
         return labels.label_from_table(listing, wanted)

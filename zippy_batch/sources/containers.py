@@ -27,7 +27,7 @@ from zippy_batch.sources.directory import MAX_FILE_BYTES, Container, FoundFiles,
 _MOST_LINKS = 40
 """Links that may lead to one another, as in Linux."""
 _ROOT = re.compile(rb"(?:[A-Za-z][A-Za-z0-9+.-]+:)?/+")
-"""Of a path or a URI: /, file:/, dbfs:/, s3://."""
+"""The root of a path or a URI: /, file:/, dbfs:/, s3://."""
 _LATEST_S = 1 << 38
 """Seconds since or before 1970; times beyond it, which are nonsense, are ones that no file can be given."""
 
@@ -300,7 +300,7 @@ def without_dot(path: bytes) -> bytes:
 
 
 def normal(path: bytes) -> bytes:
-    """Without "." and ".." where that is possible; what leads out of the container keeps them."""
+    """The path without "." and ".." where that is possible; what leads out of the container keeps them."""
     return posixpath.normpath(path)
 
 

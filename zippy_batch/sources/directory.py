@@ -39,7 +39,7 @@ _BLOCK_FILES = 1024
 _SORTED_FILES = 128 * _BLOCK_FILES
 """Sorted in memory at a time: 25 MB."""
 _IN_MEMORY_BYTES = 16 << 20
-"""Of packed files; more of them go to disk."""
+"""Bytes of packed files held in memory; more of them go to disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class SourceFile:
     """Whole seconds since 1970, rounded down."""
     label: str | None = None
     place: tuple[int, ...] = ()
-    """Of a file in another one: the number of that container, and where in it; empty for a file by itself."""
+    """Position of a file in another one: the number of that container, and where in it; empty for a file by itself."""
     state: int = field(default=0, compare=False)
     """Changes with the file by itself (`file_state`), on this file system; 32 bits."""
 
@@ -66,7 +66,7 @@ class Container:
     size_bytes: int
     mtime_s: int
     state: int = field(default=0, compare=False)
-    """As of a SourceFile."""
+    """What a SourceFile has as its state."""
 
 
 def file_state(mtime_ns: int, ctime_ns: int) -> int:

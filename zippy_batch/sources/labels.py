@@ -33,7 +33,7 @@ _SUFFIX = re.compile(rb"\.[A-Za-z0-9]{2,5}$")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 
 Labels = Mapping[bytes, str]
-"""By path, as a table has it."""
+"""Path, as a table has it -> label."""
 
 
 def label_from_table(listing: Listing, wanted: Wanted) -> Listing:
@@ -181,7 +181,8 @@ class _Table:
 
 
 def _cells(name: str, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """By the first of tab, comma and semicolon that the second line has, a header being the first; else by blanks."""
+    """Cells, divided by the first of tab, comma and semicolon that the second line has, as the first may be a header;
+    else by blanks."""
     sample = lines[min(2, len(lines) - 1)] if lines else ""
     delimiter = next((one for one in "\t,;" if one in sample), None)
     if delimiter is not None:
@@ -206,14 +207,14 @@ def _json_value(text: str | None) -> str | int | None:
 
 
 def _keys_found(labels: Labels, path: bytes) -> list[bytes]:
-    """By what a table may call the file, the fullest name first."""
+    """What a table may call the file, the fullest name first."""
     name = folder_and_name(path)[1]
     return [key for key in (path, name, _SUFFIX.sub(b"", path), _SUFFIX.sub(b"", name)) if key in labels]
 
 
 def _by_stem(labels: Labels) -> Labels:
-    """For tables of another directory, or of files in another format: by name, without folders and suffixes; names that
-    have several labels are left out."""
+    """Labels for tables of another directory, or of files in another format: by name, without folders and suffixes;
+    names that have several labels are left out."""
     found: dict[bytes, str] = {}
     several: set[bytes] = set()
     for key, label in labels.items():

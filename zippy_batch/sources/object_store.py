@@ -23,7 +23,7 @@ from zippy_batch.stores.object_path import REQUESTS, ObjectPath, listed, read_ch
 
 _AHEAD_FILES = 4 * REQUESTS
 _AHEAD_BYTES = 64 << 20
-"""Of objects that are read before they are asked for; the last one may exceed it."""
+"""Bytes of objects that are read before they are asked for; the last one may exceed it."""
 
 
 def list_objects(root: ObjectPath, selection: FileSelection | None = None) -> Listing:

@@ -70,7 +70,7 @@ class _Columns:
     label: str | None
     time: str | None
     class_names: tuple[str, ...] = ()
-    """Of the label's integers."""
+    """Names of the label's integers."""
 
     def read(self) -> list[str]:
         return [self.image, *(name for name in (self.name, self.label, self.time) if name)]
@@ -394,7 +394,7 @@ def _paths_of(image: Any) -> list[bytes | None]:
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """Without a dictionary."""
+    """The column without a dictionary."""
     import pyarrow as pa
 
     return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values

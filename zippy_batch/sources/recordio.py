@@ -54,11 +54,11 @@ _MOST_LABELS = 2048
 _SNIFFED_BYTES = 16
 _MOST_PARTS = 1 << 16
 _MAX_LINE_BYTES = 128
-"""Of an .idx."""
+"""Most bytes of a line of an .idx."""
 _MAX_LIST_LINE_BYTES = 1 << 16
-"""Of a .lst."""
+"""Most bytes of a line of a .lst."""
 _MOST_DIGITS = 19
-"""Of what fits into 8 bytes, whatever it is."""
+"""Digits of a number that fits into 8 bytes."""
 
 Part = tuple[int, int]
 """Offset and length."""
@@ -165,7 +165,7 @@ class _Records:
 
 
 def suffix_of(start: bytes) -> bytes:
-    """Of the name of a file that begins with these bytes."""
+    """Suffix for the name of a file that begins with these bytes."""
     format = sniff_format(start)
     return {None: b"bin", "jpeg": b"jpg"}.get(format) or str(format).encode()
 
@@ -220,12 +220,12 @@ def _joined(file: Opened, parts: Sequence[Part], most_bytes: int) -> bytes:
 
 @dataclass(frozen=True)
 class _Index:
-    """Of an .idx, by offset; empty where there is none."""
+    """Keys of an .idx, by offset; empty where there is none."""
 
     offsets: Sequence[int]
     keys: Sequence[int]
     others: Mapping[int, bytes]
-    """By offset, keys that are no integers."""
+    """Keys that are no integers, by offset."""
 
     @staticmethod
     def beside(file: Opened) -> _Index:
@@ -251,7 +251,7 @@ class _Index:
 
 
 class _List:
-    """Of a .lst: path and label by key; nothing where there is none. Lines stay in the file until they are wanted, for
+    """Path and label of a .lst, by key; nothing where there is none. Lines stay in the file until they are wanted, for
     there are as many as images."""
 
     def __init__(self, path: Path) -> None:

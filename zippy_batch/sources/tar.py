@@ -22,7 +22,7 @@ from zippy_batch.sources.directory import Container, SourceFile
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER_BYTES = 1 << 20
-"""Of a long name or of pax records."""
+"""Most bytes of a long name or of pax records."""
 _COPY_BYTES = 1 << 20
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",

@@ -23,7 +23,7 @@ from zippy_batch.sources.directory import Container, SourceFile
 
 _MAX_DIRECTORY_BYTES = 1 << 30
 _MAX_TARGET_BYTES = 4096
-"""Of a symbolic link."""
+"""Most bytes of the target of a symbolic link."""
 _LOCAL = struct.Struct("<4s22xHH")
 """Local header: signature, lengths of name and extra field."""
 _MOST_DEFLATED = 1032
@@ -108,7 +108,7 @@ def _problem(info: zipfile.ZipInfo, file: Opened) -> str | None:
 def _content(
     file: Opened, offset: int, stored_bytes: int, method: int, crc: int, size_bytes: int, path: bytes
 ) -> bytes:
-    """Of the member whose local header is at `offset`. Raises SourceError."""
+    """Content of the member whose local header is at `offset`. Raises SourceError."""
     signature, name_bytes, extra_bytes = _LOCAL.unpack(file.read_at(offset, _LOCAL.size))
     if signature != b"PK\3\4":
         raise file.damaged(offset, f"no header of {display_path(path)}")
@@ -132,7 +132,7 @@ def _path_of(info: zipfile.ZipInfo, encoding: str | None) -> bytes:
 
 
 def _name_of(info: zipfile.ZipInfo, encoding: str | None) -> bytes:
-    """As UTF-8, or as it was stored where it is said to be that."""
+    """The name as UTF-8, or as it was stored where it is said to be that."""
     if info.flag_bits & _UTF8:
         return info.orig_filename.encode("utf-8", "surrogateescape")
     stored = info.orig_filename.encode("cp437", "replace")
@@ -157,7 +157,7 @@ def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _mtime_s(info: zipfile.ZipInfo) -> int:
-    """Of the extra field of Unix where it is there; else the time of MS-DOS, which has no zone, taken for UTC."""
+    """Time in the extra field of Unix where it is there; else the time of MS-DOS, which has no zone, taken for UTC."""
     for kind, data in _extra_fields(info.extra):
         if kind == _UNIX_TIME and len(data) >= 5 and data[0] & 1:
             return int(struct.unpack_from("<i", data, 1)[0])

@@ -68,7 +68,7 @@ class ThumbnailSpec:
     """Half of the images are turned left to right before they are saved."""
 
     def clean(self) -> PoolSpec:
-        """Of the pictures before they are saved."""
+        """What the pictures are before they are saved."""
         return PoolSpec(self.height, self.width, self.count, self.weight, jpeg=0.0, mirror=self.mirror)
 
 
@@ -76,7 +76,7 @@ class ThumbnailSpec:
 class CoefficientSpecs:
     thumbnails: tuple[ThumbnailSpec, ...]
     sources_weight: float
-    """Of all pools of sources together; each gets a share in proportion to the square root of its size."""
+    """Weight of all pools of sources together; each gets a share in proportion to the square root of its size."""
 
 
 def default_specs() -> CoefficientSpecs:
@@ -127,11 +127,11 @@ class CoefficientPool:
 
     @property
     def blocks(self) -> int:
-        """Of the first component of one image."""
+        """Blocks of the first component of one image."""
         return int(np.prod(self.coefficients[0].shape[1:3]))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """By names of their own."""
+        """The arrays, by names of their own."""
         coefficients = {f"c{k}": v for k, v in enumerate(self.coefficients)}
         return coefficients | {f"t{k}": v for k, v in enumerate(self.tables)}
 

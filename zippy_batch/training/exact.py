@@ -23,7 +23,7 @@ from zippy_batch.training.coefficients import CoefficientPool
 from zippy_batch.training.run import Score
 
 MIN_JPEG_FILES = 8
-"""Below this there is nothing to train on."""
+"""Fewest files that there is anything to train on."""
 HELD_OUT = 64
 """Images of a pool that are kept for the log, at most a quarter of it, and of all pools without quarters together;"""
 _HELD_OUT_BLOCKS = 1 << 16
@@ -32,7 +32,7 @@ _OF_SMALL_POOLS = 5
 EXACT_POSITIONS = 2400
 """8x8 blocks of the first component per step."""
 _SHOWN_POOLS = 6
-"""Of those that training draws from most."""
+"""How many are shown of those that training draws from most."""
 _LOSS_SCALE = 0.1
 
 

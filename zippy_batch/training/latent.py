@@ -44,11 +44,11 @@ QUANTISED_FROM = 0.9
 two integers instead of learning."""
 _MEASURED_BATCHES = 48
 MIN_IMAGES = 8
-"""Below this there is nothing to train on."""
+"""Fewest images that there is anything to train on."""
 _HELD_OUT = 256
 """Images of the pool that is scored for the log, at most a quarter of it."""
 GREY_SHARE = 0.1
-"""Of the batches in colour: turned to grey."""
+"""Share of the batches in colour that is turned to grey."""
 SSIM_SHARES = {"mse": 0.0, "mix": 0.5, "ssim": 1.0}
 """Share of SSIM in the distortion."""
 SHOWN_QUALITIES = (40, 75, 90)

@@ -33,7 +33,7 @@ Pool = NDArray[np.uint8]
 FEWEST = 16
 """Images of one size, or sources of one geometry, that make a pool of their own."""
 MOST_BYTES = 1 << 29
-"""Of a pool,"""
+"""Most bytes of a pool,"""
 MOST_BYTES_IN_ALL = 1 << 31
 """and of all pools of a run: they are built in memory."""
 LARGEST_WHOLE = 256
@@ -154,7 +154,7 @@ def _resave(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def decode(data: bytes) -> Image.Image | None:
-    """In RGB, and not turned, as the archive codes it; None for what it keeps as it is."""
+    """The picture in RGB, and not turned, as the archive codes it; None for what it keeps as it is."""
     picture = read_picture(data)
     return Image.fromarray(picture.pixels).convert("RGB") if isinstance(picture, Picture) else None
 

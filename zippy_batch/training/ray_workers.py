@@ -26,7 +26,7 @@ from zippy_batch.training.train_job import TrainJob
 STATUS_FILE = "status.jsonl"
 STOP = "stop"
 _POLL_S = 0.5
-"""Between two looks at these files."""
+"""Time between two looks at these files."""
 
 
 def work_on_ray(

@@ -62,7 +62,7 @@ class Score:
 
     loss: float
     text: str
-    """For the log and for people."""
+    """Text for the log and for people."""
 
 
 class Task(Protocol):
@@ -84,7 +84,7 @@ class Task(Protocol):
         ...
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        """Of one batch, the next one drawn by `rng`."""
+        """Loss of one batch, the next one drawn by `rng`."""
         ...
 
     def evaluate(self, network: Any) -> Score: ...
@@ -111,10 +111,10 @@ class TrainingState:
     """Where a run stands."""
 
     seconds: float = 0.0
-    """Of training."""
+    """Time of training."""
     step: int = 0
     best_loss: float = math.inf
-    """On what was held out."""
+    """The least loss so far on what was held out."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """The averaged weights that had it."""
 

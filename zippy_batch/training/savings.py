@@ -19,9 +19,9 @@ from zippy_batch.training.pictures import read_all
 
 SAVINGS_QUALITIES = (30, 45, 60, 75, 90)
 JUDGED_QUALITY = 75
-"""Of `archive`, when nothing else is said."""
+"""The quality of `archive`, when nothing else is said."""
 _MOST_SAMPLES = 1 << 27
-"""Of the images that are measured on: 128 of 590x590 px, in colour."""
+"""Samples of the images that are measured on: 128 of 590x590 px, in colour."""
 _BATCH = BatchLimit(32)
 
 
@@ -32,9 +32,9 @@ class Gain:
     before_bytes: float
     """Payload per image with the model that is there already."""
     after_bytes: float
-    """With the new one, at the same PSNR."""
+    """Bytes with the new one, at the same PSNR."""
     psnr_db: float | None
-    """Of the lossy codec at quality 75."""
+    """PSNR of the lossy codec at quality 75."""
 
     @property
     def saved_bytes(self) -> float:

@@ -31,7 +31,7 @@ from zippy_batch.training.train_job import TrainJob
 _STAMP = "run.json"
 _BUILT_IN = {"latent": "faces", "exact": "exact"}
 _EARLY_SHARE = 0.2
-"""Of the run's minutes between two early exports,"""
+"""Share of the run's minutes between two early exports,"""
 _LEAST_EARLY_MINUTES = 5.0
 """or so many, because an export takes most of a minute."""
 
@@ -45,7 +45,7 @@ class TrainReport:
     minutes: float
     steps: int
     images: int
-    """To train on."""
+    """Images to train on."""
     held_out: int
     skipped: int
     """Files that `archive` would refuse or keep as they are."""
@@ -67,7 +67,7 @@ class TrainReport:
         return self.gain.pays_from(self.model_bytes - self.against_bytes) if self.gain else None
 
     def lines(self, columns: int | None = None) -> list[str]:
-        """For people; nothing in it depends on the columns of a terminal."""
+        """Text for people; nothing in it depends on the columns of a terminal."""
         out = [
             f"{self.model}: {self.codec} codec, {self.model_bytes / 1e6:.1f} MB, {self.model_id}",
             f"trained for {self.minutes:.1f} minutes, {self.steps} steps, on {self.images} images "

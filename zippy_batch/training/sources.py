@@ -32,9 +32,9 @@ _HELD_OUT_SHARE = 0.1
 _LEAST_HELD_OUT = 2
 """or the first two, where hardly any are in it."""
 FEWEST_FILES = 16
-"""Below this there is nothing to train on."""
+"""Fewest files that there is anything to train on."""
 RESTORED = "sources"
-"""Where in the run's directory the files of archives lie."""
+"""Folder in the run's directory that holds the files of archives."""
 _PREFIX_BYTES = 1 << 16
 """Most JPEG files say their size this early."""
 
@@ -48,7 +48,7 @@ class Sources:
     skipped: int
     """Files that `archive` would refuse or keep as they are."""
     bytes: int
-    """Of all that are not skipped."""
+    """Bytes of all that are not skipped."""
     digest: str
     """SHA-256, hex, of the paths, sizes and times of all that are not skipped."""
 
@@ -57,7 +57,7 @@ class Sources:
 class _File:
     path: Path
     name: bytes
-    """Below its source."""
+    """Its path below its source."""
     size_bytes: int
     mtime_s: int
 

@@ -27,7 +27,7 @@ from zippy_batch.training.run import CHECKPOINT, Schedule, Task, TrainingStatus,
 from zippy_batch.training.warm_start import exact_network, latent_network
 
 _CHECKPOINT_MINUTES = (0.5, 5.0)
-"""Between two checkpoints: a tenth of the run, within these."""
+"""Minutes between two checkpoints: a tenth of the run, within these."""
 _NOTICE = "Trained by a user of zippy-batch on images of their own; it may be used as those images may."
 
 
@@ -38,10 +38,10 @@ class TrainJob:
     options: TrainOptions
     run: Path
     paths: tuple[Path, ...]
-    """To train on."""
+    """Files to train on."""
     sizes: dict[tuple[int, int], int]
     digest: str
-    """Of the files that the run began with."""
+    """Digest of the files that the run began with."""
     start: Model | None
     device: str
 
