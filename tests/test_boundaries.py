@@ -44,10 +44,7 @@ WIDE = {
     "codecs/exact/context.py:Coder.code": _VISIT,
     **{
         f"codecs/latent/device_passes.py:{name}": _KERNEL
-        for name in (
-            *("gather", "rectify", "predict", "quantise", "absorb"),
-            *("begin_stream", "gate", "to_colour", "to_grey"),
-        )
+        for name in ("gather", "predict", "quantise", "absorb", "begin_stream", "to_colour", "to_grey")
     },
     "codecs/rans.py:_push_numpy": _KERNEL,
     "codecs/rans.py:_pop_numpy": _KERNEL,

@@ -174,6 +174,10 @@ def test_the_table_says_what_it_comes_to(compared: Comparison) -> None:
     assert "at equal quality" in text
     assert "the very same files back" in text
     assert max(map(len, compared.lines())) <= 80
+    narrow = compared.lines(60)
+    end = next(i for i, line in enumerate(narrow) if line.startswith("not shown for want of room: "))
+    assert max(map(len, narrow[2:end])) <= 60
+    assert "stored B" in narrow[2]
 
 
 def test_processes_measure_what_one_measures(faces: Path, compared: Comparison) -> None:

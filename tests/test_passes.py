@@ -41,11 +41,9 @@ class Draw:
             values = np.where(self._rng.random(shape) < 0.1, extreme, values)
         return values.astype(kind)
 
-    def mantissa(self, *shape: int, top: int = MANTISSA_TOP) -> NDArray[np.int32]:
-        return self("int32", top, *shape, low=0)
-
-    def shift(self, low: int = 1) -> int:
-        return int(self._rng.integers(low, SHIFT_TOP + 1))
+    def scale(self, *shape: int, top: int = MANTISSA_TOP, low: int = 1) -> tuple[NDArray[np.int32], int]:
+        """Mantissas up to top and a shift from low."""
+        return self("int32", top, *shape, low=0), int(self._rng.integers(low, SHIFT_TOP + 1))
 
 
 @pytest.fixture(params=range(6))
@@ -94,30 +92,30 @@ def test_gather(draw: Draw) -> None:
 def test_share(draw: Draw, sizes: int, seen: bool) -> None:
     positions = 6
     # no more than a model may make of them
-    mantissa, shift = draw.mantissa(C), draw.shift(low=26)
+    scale = draw.scale(C, low=26)
     sums = draw("int32", SUM_TOP, N * positions if seen else 0, C)
     static, level = (draw("int32", LIMIT_OF_SUMMANDS, *shape, C) for shape in ((sizes, positions), (N,)))
-    agree("share", sums, mantissa, shift, static, level, filled("int32", N * positions, C))
+    agree("share", sums, scale, static, level, filled("int32", N * positions, C))
 
 
 @pytest.mark.parametrize("has_own", [True, False])
 def test_rectify(draw: Draw, has_own: bool) -> None:
     own = draw("int32", SUM_TOP, 9 if has_own else 0, C)
     shared, bias = draw("int32", 1 << 30, 9, C), draw("int32", LIMIT_OF_SUMMANDS, C)
-    scales = (draw.mantissa(C), draw.shift(low=26), draw.mantissa(C), draw.shift())
+    scales = draw.scale(C, low=26), draw.scale(C)
     agree("rectify", shared, bias, own, *scales, filled("int8", 9, C))
 
 
 def test_rectify_sums(draw: Draw) -> None:
     sums, bias = draw("int32", SUM_TOP, 9, C), draw("int32", BIAS_TOP, C)
-    agree("rectify_sums", sums, bias, draw.mantissa(C), draw.shift(), filled("int8", 9, C))
+    agree("rectify_sums", sums, bias, draw.scale(C), filled("int8", 9, C))
 
 
 def test_predict(draw: Draw) -> None:
     rows = N * 6
     agree(
         "predict", draw("int32", SUM_TOP, rows, 2 * G), draw("int32", BIAS_TOP, 2 * G),
-        (draw.mantissa(2 * G), draw.shift()), draw.mantissa(N, G), draw.shift(),
+        draw.scale(2 * G), draw.scale(N, G),
         draw("int32", 32767, N, G), (MEAN_TOP, VALUE_TOP, SCALE_LEVELS - 1),
         filled("int32", rows, G), filled("uint8", rows, G),
     )  # fmt: skip
@@ -142,7 +140,7 @@ def test_absorb(draw: Draw) -> None:
         rows = N * place.positions
         mean, residual = draw("int32", VALUE_TOP, rows, G), draw("int32", RESIDUAL_LIMIT + 1, rows, G)
         agree(
-            "absorb", mean, residual, place.numbers(), 3, draw.mantissa(N, G), draw.shift(),
+            "absorb", mean, residual, place.numbers(), 3, draw.scale(N, G),
             y_hat, canvas, sizes, filled("int8", rows, 2 * M),
         )  # fmt: skip
 
@@ -159,19 +157,19 @@ def test_sizes_are_rounded_roots(name: str) -> None:
     own = np.zeros((1, 2 * len(canvas)), np.int8)
     place = (0, 0, 1, 1, 1, 1)
     if name == "passes":
-        passes.absorb(mean, residual, place, 0, unit, 1, y_hat, seen, sizes, own)
+        passes.absorb(mean, residual, place, 0, (unit, 1), y_hat, seen, sizes, own)
     else:
         outputs = [torch.from_numpy(a) for a in (y_hat, seen, sizes, own)]
-        device_passes.absorb(*as_tensors((mean, residual, place, 0, unit, 1)), *outputs)
+        device_passes.absorb(*as_tensors((mean, residual, place, 0, (unit, 1))), *outputs)
     assert seen.ravel().tolist() == canvas.tolist()
     assert sizes.ravel().tolist() == wanted
     assert own.ravel().tolist() == [*canvas.tolist(), *wanted]
 
 
 def test_split_latents(draw: Draw) -> None:
-    y_hat, mantissa = draw("int32", (1 << 20) + 15, N, 6, M), draw.mantissa(N, M)
+    y_hat, scale = draw("int32", (1 << 20) + 15, N, 6, M), draw.scale(N, M)
     high, low = filled("int8", N * 6, M), filled("int8", N * 6, M)
-    agree("split_latents", y_hat, mantissa, draw.shift(), STREAM_TOP, high, low)
+    agree("split_latents", y_hat, scale, STREAM_TOP, high, low)
     assert np.abs(256 * high.astype(int) + low).max() <= STREAM_TOP
 
 
@@ -193,25 +191,25 @@ def test_begin_stream(draw: Draw, sizes: int, first: int) -> None:
     positions = 6
     rows = N * positions - first
     static, level = (draw("int32", LIMIT_OF_SUMMANDS, *shape, C) for shape in ((sizes, positions), (N,)))
-    scale = draw.mantissa(C, top=EDGE_MANTISSA_TOP), draw.shift()
-    agree("begin_stream", *edge_sums(draw, rows, C), first, *scale, static, level, STREAM_TOP, filled("int16", rows, C))
+    scale = draw.scale(C, top=EDGE_MANTISSA_TOP)
+    agree("begin_stream", *edge_sums(draw, rows, C), first, scale, static, level, STREAM_TOP, filled("int16", rows, C))
 
 
 def test_depthwise(draw: Draw) -> None:
     x, taps = draw("int16", STREAM_TOP, N, *GRID, C), draw("int16", (1 << 14) // 9, 9, C)
-    bias, mantissa = draw("int32", BIAS_TOP, C), draw.mantissa(C)
-    agree("depthwise", x, taps, bias, mantissa, draw.shift(), filled("int8", N, *GRID, C))
+    bias, scale = draw("int32", BIAS_TOP, C), draw.scale(C)
+    agree("depthwise", x, taps, bias, scale, filled("int8", N, *GRID, C))
 
 
 def test_gate(draw: Draw) -> None:
     sums, bias = draw("int32", SUM_TOP, 9, 2 * C), draw("int32", BIAS_TOP, 2 * C)
-    scales = draw.mantissa(2 * C), draw.shift(), GATE_TOP, draw.mantissa(C), draw.shift()
+    scales = draw.scale(2 * C), GATE_TOP, draw.scale(C)
     agree("gate", sums, bias, *scales, filled("int8", 9, C))
 
 
 def test_add_to_stream(draw: Draw) -> None:
     sums, bias, x = draw("int32", SUM_TOP, 9, C), draw("int32", BIAS_TOP, C), draw("int16", STREAM_TOP, 9, C)
-    agree("add_to_stream", sums, bias, draw.mantissa(C), draw.shift(), STREAM_TOP, x)
+    agree("add_to_stream", sums, bias, draw.scale(C), STREAM_TOP, x)
 
 
 @pytest.mark.parametrize("name", ["to_colour", "to_grey"])
@@ -220,9 +218,9 @@ def test_pixels(draw: Draw, name: str, first: int) -> None:
     h, w = 2, 3
     rows = N * h * w - first
     bias = draw("int64", (1 << 36) - 1, 192)
-    mantissa, shift = draw.mantissa(192, top=EDGE_MANTISSA_TOP), draw.shift()
+    scale = draw.scale(192, top=EDGE_MANTISSA_TOP)
     out = filled("uint8", N, 8 * h, 8 * w, *((3,) if name == "to_colour" else ()))
-    agree(name, *edge_sums(draw, rows, 192), first, bias, mantissa, shift, (h, w), out)
+    agree(name, *edge_sums(draw, rows, 192), first, bias, scale, (h, w), out)
 
 
 def test_every_pass_is_held_against_its_twin() -> None:

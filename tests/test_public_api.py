@@ -81,7 +81,7 @@ checked: zb.VerifyReport = zb.verify("out.parquet", against="faces", deep=True)
 with zb.open("out.parquet") as archive:
     file: zb.ArchivedFile = archive["a.jpg"]
     pixels: NDArray[np.uint8] = file.pixels
-    some: zb.Selection = archive[[1, 2]]
+    some: zb.ArchivedFiles = archive[[1, 2]]
     paths: list[str] = archive[1:3].paths
     data: bytes = archive[0].bytes()
     for batch in archive.batches(64, where="codec != 'raw'"):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zippy_batch.api import archive, restore, stats, verify
     from zippy_batch.archives.info import ArchiveInfo
     from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
-    from zippy_batch.dataset import Archive, ArchivedFile, Selection, open
+    from zippy_batch.dataset import Archive, ArchivedFile, ArchivedFiles, open
     from zippy_batch.errors import (
         ArchiveError,
         DamagedRow,
@@ -45,6 +45,7 @@ __all__ = [
     "ArchiveOptions",
     "ArchiveReport",
     "ArchivedFile",
+    "ArchivedFiles",
     "DamagedRow",
     "ModelError",
     "OptionError",
@@ -53,7 +54,6 @@ __all__ = [
     "RestoreOptions",
     "RestoreReport",
     "RunOptions",
-    "Selection",
     "SourceError",
     "StagingMismatch",
     "StorageError",
@@ -73,7 +73,7 @@ _MODULES = {
     "zippy_batch.api": ("archive", "restore", "stats", "verify"),
     "zippy_batch.archives.info": ("ArchiveInfo",),
     "zippy_batch.config": ("ArchiveOptions", "RestoreOptions", "RunOptions"),
-    "zippy_batch.dataset": ("Archive", "ArchivedFile", "Selection", "open"),
+    "zippy_batch.dataset": ("Archive", "ArchivedFile", "ArchivedFiles", "open"),
     "zippy_batch.run.report": ("ArchiveReport", "Progress", "RestoreReport", "VerifyReport"),
 }
 """Where names are; the others are in zippy_batch.errors."""

@@ -1,7 +1,7 @@
 """An archive as a data set: files by path, by number and by condition, decoded in batches.
 
     open(path) -> Archive --[path] or [number]--> ArchivedFile --> .pixels, .bytes(), .label, .psnr, ...
-                     |----[numbers], rows(...)--> Selection        --> .pixels, .files(), .paths, .labels, .batches(n)
+                     |----[numbers], rows(...)--> ArchivedFiles --> .pixels, .files(), .paths, .labels, .batches(n)
 
 Nothing is read before it is asked for, and no more than it takes: one file is one page of payloads and the small
 columns of its row group, which are kept for the next one. Every row is checked against its checksum.
@@ -126,8 +126,8 @@ class Archive:
     @overload
     def __getitem__(self, which: str | int) -> ArchivedFile: ...
     @overload
-    def __getitem__(self, which: Sequence[int] | slice) -> Selection: ...
-    def __getitem__(self, which: str | int | Sequence[int] | slice) -> ArchivedFile | Selection:
+    def __getitem__(self, which: Sequence[int] | slice) -> ArchivedFiles: ...
+    def __getitem__(self, which: str | int | Sequence[int] | slice) -> ArchivedFile | ArchivedFiles:
         """One file by path or number, or several by numbers. Raises KeyError and IndexError where there is none, and
         DamagedRow where what is stored of it is not what was written."""
         if isinstance(which, str):
@@ -136,12 +136,12 @@ class Archive:
                 raise KeyError(which)
             return self._file(self._starts[found[0]] + found[1])
         if isinstance(which, slice):
-            return Selection(self, range(len(self))[which])
+            return ArchivedFiles(self, range(len(self))[which])
         if isinstance(which, int | np.integer):
             return self._file(self._number(int(which)))
-        return Selection(self, [self._number(int(number)) for number in which])
+        return ArchivedFiles(self, [self._number(int(number)) for number in which])
 
-    def rows(self, where: str | None = None, select: str | None = None) -> Selection:
+    def rows(self, where: str | None = None, select: str | None = None) -> ArchivedFiles:
         """The files that a condition on their columns holds for ("psnr < 30", see docs/usage.md), and whose path
         matches a glob; all of them without either. Raises UsageError for a condition or glob that is not understood."""
         reader = self._opened()
@@ -151,11 +151,11 @@ class Archive:
         if where is not None:
             found.append(reader.where(parse_condition(where)))
         if not found:
-            return Selection(self, range(len(self)))
+            return ArchivedFiles(self, range(len(self)))
         wanted = [{self._starts[shard] + row for shard, rows in some.items() for row in rows} for some in found]
-        return Selection(self, sorted(set.intersection(*wanted)))
+        return ArchivedFiles(self, sorted(set.intersection(*wanted)))
 
-    def batches(self, size: int, where: str | None = None, select: str | None = None) -> Iterator[Selection]:
+    def batches(self, size: int, where: str | None = None, select: str | None = None) -> Iterator[ArchivedFiles]:
         """The files that `rows` chooses, in batches of `size` files, the last one maybe smaller."""
         return self.rows(where, select).batches(size)
 
@@ -303,7 +303,7 @@ class ArchivedFile:
 
 
 @dataclass(frozen=True, repr=False)
-class Selection:
+class ArchivedFiles:
     """Some files of an archive, in an order; nothing of them is read before it is asked for."""
 
     archive: Archive
@@ -312,7 +312,7 @@ class Selection:
     _read: Sequence[Row] | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
-        return f"<zippy_batch.Selection: {len(self)} of {self.archive!r}>"
+        return f"<zippy_batch.ArchivedFiles: {len(self)} of {self.archive!r}>"
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -357,7 +357,7 @@ class Selection:
             return [as_columns(row)[name] for row in self._read]
         return self.archive._columns(self.numbers, name)
 
-    def batches(self, size: int) -> Iterator[Selection]:
+    def batches(self, size: int) -> Iterator[ArchivedFiles]:
         """Batches of `size` files, the last one maybe smaller."""
         if size < 1:
             raise UsageError(f"a batch has 1 file or more, not {size}")
@@ -366,7 +366,7 @@ class Selection:
             numbers = self.numbers[start : start + ahead]
             rows = self._rows()[start : start + ahead] if self._read is not None else self.archive._read(numbers)
             for at in range(0, len(numbers), size):
-                yield Selection(self.archive, numbers[at : at + size], rows[at : at + size])
+                yield ArchivedFiles(self.archive, numbers[at : at + size], rows[at : at + size])
 
     def _rows(self) -> Sequence[Row]:
         return self.archive._read(self.numbers) if self._read is None else self._read
@@ -374,18 +374,14 @@ class Selection:
 
 def _pictures_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool) -> list[Any]:
     """Latent rows -> pixels, or JPEG files of them; text where one is damaged."""
-    from zippy_batch.images.pixels import write_picture
-    from zippy_batch.run.rows import decode_pictures, facts_of
+    from zippy_batch.run.rows import decode_pictures, restored_file
 
     pictures, damage = decode_pictures(batch, coders.latent)
     found: list[Any] = []
     for at, (_, row) in enumerate(batch):
         picture: Any = damage[at] if at in damage else pictures[at]
         if not as_pixels and not isinstance(picture, str):
-            try:
-                picture = write_picture(picture, facts_of(row))
-            except (ArchiveError, ValueError, OSError) as error:
-                picture = f"it cannot be written as JPEG: {error}"
+            picture = restored_file(row, picture)
         found.append(picture)
     return found
 

@@ -14,7 +14,7 @@ from zippy_batch.archives.schema import CODED, FORMAT_VERSION, MAX_GROUPS, MAX_R
 from zippy_batch.errors import ArchiveError
 from zippy_batch.stores.object_path import Place
 
-MAX_MODEL_FILE_BYTES = 1 << 30
+MAX_MODEL_FILE_BYTES = 1 << 26
 _MAX_SHARD_ROWS = MAX_GROUPS * MAX_ROWS_PER_GROUP
 _MAX_SHARD_BYTES = 2 * MAX_GROUPS * MAX_STORED_BYTES
 

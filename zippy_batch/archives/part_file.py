@@ -568,27 +568,33 @@ def _decode(columns: Mapping[str, Sequence[CheckedPage]], rows: int) -> dict[str
 
     data = pa.BufferReader(small_file(columns, rows))
     dictionaries = [name for name in _DICTIONARY_BYTES if name in columns]
+    found: dict[str, pa.ChunkedArray] = {}
     with pq.ParquetFile(data, read_dictionary=dictionaries, pre_buffer=False) as parquet:
         claimed = sum(header.decompressed_bytes for _, header in columns.get("path", ())) * rows
         if claimed > _BATCH_BYTES:
-            _refuse_long_paths(parquet, max(1, _BATCH_BYTES * rows // claimed))
-        table = parquet.read_row_group(0, use_threads=False)
-    if table.num_rows != rows:
-        raise ValueError(f"{table.num_rows} values for {rows} rows")
-    for column in table.columns:
+            found["path"] = _read_paths(parquet, max(1, _BATCH_BYTES * rows // claimed))
+        table = parquet.read_row_group(0, columns=[name for name in columns if name not in found], use_threads=False)
+    found.update(zip(table.column_names, table.columns, strict=True))
+    for column in found.values():
+        if len(column) != rows:
+            raise ValueError(f"{len(column)} values for {rows} rows")
         for chunk in column.chunks:
             if pa.types.is_dictionary(chunk.type):
                 _check_dictionary(chunk)
-    return dict(zip(table.column_names, table.columns, strict=True))
+    return found
 
 
-def _refuse_long_paths(parquet: pq.ParquetFile, batch_rows: int) -> None:
+def _read_paths(parquet: pq.ParquetFile, batch_rows: int) -> pa.ChunkedArray:
     """Raises ValueError where paths become longer than they may be, which a few bytes can make them."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
+    batches = []
     for batch in parquet.iter_batches(batch_rows, columns=["path"], use_threads=False):
         if (pc.max(pc.binary_length(batch.column(0))).as_py() or 0) > MAX_STORED_PATH_BYTES:
             raise ValueError(f"a path of more than {MAX_STORED_PATH_BYTES} bytes")
+        batches.append(batch.column(0))
+    return pa.chunked_array(batches, pa.string())
 
 
 def _check_dictionary(chunk: pa.DictionaryArray) -> None:

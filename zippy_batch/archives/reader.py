@@ -38,10 +38,12 @@ if TYPE_CHECKING:
 _MAX_MANIFEST_BYTES = 1 << 28
 _OPEN_PARTS = 8
 """Whose footers are kept: some MB each, where they are large."""
+LISTED_ROWS = 1 << 16
+_LISTED_PROBLEMS = 100
 _KEPT_GROUPS = 8
 """Row groups whose columns but for the long ones are kept for reading row by row: some 0.3 MB each."""
 _LONG = ("payload", "raw", "exif")
-"""Columns that are read page by page where one row is wanted."""
+"""Columns of which one page is read where one row is wanted."""
 _NAMES = tuple(column.name for column in COLUMNS)
 
 
@@ -120,6 +122,17 @@ class ArchiveReader:
         """Sum of the payloads of the rows whose codec is exact."""
         return self._store.head.exact_bytes[shard]
 
+    def lost(self, shard: int) -> str | None:
+        """What is wrong with a part that cannot be read and claims more than LISTED_ROWS rows, which nobody can check:
+        its rows are not listed one by one, but left out by `read_rows`, `paths`, `select` and `where`."""
+        if self.info.shards[shard] <= LISTED_ROWS:
+            return None
+        try:
+            self._store.locate(shard)
+        except ArchiveError as error:
+            return f"{error} (it should have {self.info.shards[shard]} rows)"
+        return None
+
     def read_rows(self, shard: int, rows: Sequence[int] | None = None) -> list[Row | Damage]:
         """The rows of a shard at these positions (ascending, from 0; None for all), each checked against its checksum.
 
@@ -127,12 +140,12 @@ class ArchiveReader:
         """
         count = self.info.shards[shard]
         wanted = range(count) if rows is None else rows
-        if any(not 0 <= row < count for row in wanted):
+        if rows is not None and any(not 0 <= row < count for row in rows):
             raise IndexError(f"shard {shard} has {count} rows")
         try:
             file, groups = self._store.locate(shard)
         except ArchiveError as error:
-            return [Damage(shard, row, None, str(error)) for row in wanted]
+            return [] if rows is None and self.lost(shard) else [Damage(shard, row, None, str(error)) for row in wanted]
         starts = [0, *accumulate(file.groups[group].rows for group in groups)]
         by_group: dict[int, list[int]] = {}
         for row in wanted:
@@ -162,15 +175,17 @@ class ArchiveReader:
 
     def _fields(self, shard: int, file: File, group: int, row: int) -> dict[str, Value]:
         with foreign(str(file.path)), file.opened() as opened:
+            chunks = file.groups[group].chunks
+            long = [name for name in _LONG if chunks[name].index is not None]
             small = self._kept.get((shard, group))
             if small is None:
-                opened.fetch(chunk for name, chunk in file.groups[group].chunks.items() if name not in _LONG)
-                small = opened.columns(group, [name for name in _NAMES if name not in _LONG])
+                opened.fetch(chunk for name, chunk in chunks.items() if name not in long)
+                small = opened.columns(group, [name for name in _NAMES if name not in long])
                 for other in list(self._kept)[: -_KEPT_GROUPS + 1]:
                     self._kept.pop(other, None)
                 self._kept[shard, group] = small
-            long = opened.columns_at(group, _LONG, row)
-            places = {name: (small[name], row) if name in small else long[name] for name in _NAMES}
+            found = opened.columns_at(group, long, row)
+            places = {name: found[name] if name in found else (small[name], row) for name in _NAMES}
             return {name: plain_values(values.slice(at, 1))[0] for name, (values, at) in places.items()}
 
     def find(self, path: bytes) -> tuple[int, int] | None:
@@ -251,7 +266,7 @@ class ArchiveReader:
                     _read_paths(file, opened, group, shard, start) for group, start in zip(groups, starts, strict=False)
                 ]
         except ArchiveError:
-            return [None] * self.info.shards[shard]
+            return [] if self.lost(shard) else [None] * self.info.shards[shard]
         return [path for some in found for path in some]
 
     def select(self, pattern: str) -> dict[int, list[int]]:
@@ -353,7 +368,9 @@ class _Directory:
         extra = sorted(name for name in sizes if name.endswith(".parquet") and name not in expected)
         found = [self._problem(part, sizes.get(part.name)) for part in self.head.parts]
         found += [f"{self.path / name} is not in the manifest; take it out" for name in extra]
-        return tuple(problem for problem in found if problem)
+        problems = [problem for problem in found if problem]
+        more = len(problems) - _LISTED_PROBLEMS
+        return (*problems[:_LISTED_PROBLEMS], *([f"and {more} more problems of parts"] if more > 0 else []))
 
     def _problem(self, part: PartEntry, size_bytes: int | None) -> str | None:
         path = self.path / part.name

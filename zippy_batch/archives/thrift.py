@@ -156,22 +156,27 @@ class ThriftReader:
         self.at = start + size_bytes
         return self._data[start : self.at]
 
-    def zigzag(self) -> int:
-        value = self.varint()
-        return value >> 1 ^ -(value & 1)
-
     def _integer(self, bits: int) -> int:
-        value = self.zigzag()
+        value = self.varint()
+        value = value >> 1 ^ -(value & 1)
         if not -1 << bits - 1 <= value < 1 << bits - 1:
             raise ValueError("number out of range")
         return value
 
     def varint(self) -> int:
-        value = shift = 0
+        data, at = self._data, self.at
+        value = data[at]
+        if value < 128:
+            self.at = at + 1
+            return value
+        value &= 127
+        shift = 7
         while True:
-            byte = self.byte()
+            at += 1
+            byte = data[at]
             value |= (byte & 127) << shift
             if byte < 128:
+                self.at = at + 1
                 return value
             shift += 7
             if shift > 63:

@@ -20,7 +20,6 @@ et al. 2018 (arXiv:1712.05877) for multiplication and shift.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -30,10 +29,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zippy_batch.codecs.integer import FLOAT32_EXACT, exact_products, fetch, probe, record_bound
+from zippy_batch.codecs.integer import FLOAT32_EXACT, Arrays, exact_products, fetch, probe, record_bound
 from zippy_batch.errors import ModelError
 
-Arrays = Mapping[str, NDArray[Any]]
 ProductKind = Literal["int8", "float32"]
 
 WEIGHT_TOP = 64

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from zippy_batch.compare.codecs import IMAGE_CODECS, LEPTON, RECODERS, TRANSCODE
 from zippy_batch.compare.curves import EqualQuality, Point, mean_ratio, unbeaten
-from zippy_batch.run.report import Quality, rounded, table
+from zippy_batch.run.report import Quality, fitted, rounded, table
 
 SOURCE = "source"
 OWN_LOSSY = "zippy-batch"
@@ -26,6 +27,8 @@ CONTENDERS = (SOURCE, *IMAGE_CODECS, *RECODERS, OWN_LOSSY, OWN_EXACT)
 METRICS = {"psnr_db": "PSNR", "ssim": "SSIM"}
 """Attribute of a row -> its name in words."""
 
+_LEAST = (6, 7, 1, 3)
+"""Columns by number, from the one that is missed least where a terminal is narrow."""
 _HEAD = ("", "loose B", "stored B", "of source", "PSNR dB", "SSIM", "encode/s", "decode/s")
 
 
@@ -151,13 +154,13 @@ class Comparison:
         better = {id(row) for name in CONTENDERS for row in self.curve(name)}
         return [{**row.to_dict(), "better_by_psnr": row.quality is None or id(row) in better} for row in self.rows]
 
-    def lines(self) -> list[str]:
-        """The table in 80 columns, what is missing in it, and what it comes to."""
+    def lines(self, columns: int | None = None) -> list[str]:
+        """The table in 80 columns, or in fewer with less in it, what is missing there, and what it comes to."""
         out = [
             f"{self.images} of {self.files} files, {self.sizes}, {self.source_bytes:.0f} B each; sizes per image,",
             f"speeds in images/s on {self.cores} cores",
         ]
-        out += self._table()
+        out += self._table(columns)
         out += [f"skipped: {count} {reason}" for reason, count in sorted(self.skipped.items())]
         out += self.notes
         out += self._equal_lines()
@@ -166,14 +169,15 @@ class Comparison:
             out += [f"  {ratio:.3f} of {_IN_WORDS[name]}" for name, ratio in self.exact_ratios.items()]
         return out
 
-    def _table(self) -> list[str]:
+    def _table(self, columns: int | None) -> list[str]:
         """The contenders' names above their rows."""
         groups = {name: self.curve(name) or [row for row in self.rows if row.contender == name] for name in CONTENDERS}
-        head, *lines = table(_HEAD, [self._cells(row) for rows in groups.values() for row in rows], names=1)
+        cells = [self._cells(row) for rows in groups.values() for row in rows]
+        head, *lines = fitted(partial(table, names=1), _HEAD, cells, _LEAST, columns)
         out, rest = [head], iter(lines)
         for name, rows in groups.items():
             out += [name, *islice(rest, len(rows))] if rows else []
-        return out
+        return [*out, *rest]
 
     def _cells(self, row: ComparisonRow) -> Sequence[str]:
         return [

@@ -24,7 +24,14 @@ from typing import Any
 
 from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import ArchiveReader
-from zippy_batch.archives.schema import CODECS, FORMAT_VERSION, MAX_GROUPS, MAX_ROWS_PER_GROUP, Row
+from zippy_batch.archives.schema import (
+    CODECS,
+    FORMAT_VERSION,
+    MAX_GROUPS,
+    MAX_ROWS_PER_GROUP,
+    PSNR_CAP_DB,
+    Row,
+)
 from zippy_batch.archives.writer import merge_parts, part_name
 from zippy_batch.codecs.model_file import Model, builtin_model_by_id, load_model
 from zippy_batch.config import LABELS, ArchiveOptions, RestoreOptions, RunOptions
@@ -526,8 +533,13 @@ def _line(opened: ArchiveReader, shard: int) -> Line:
         raw_bytes=sum(row[5] for row in raw),
         kept_raw=Counter(row[1] or "no reason given" for row in raw),
         raised=sum(row[4] != asked for row in lossy),
-        quality=Quality.of((row[6], row[7]) for row in lossy if None not in (row[6], row[7])),
+        quality=Quality.of((row[6], row[7]) for row in lossy if _is_quality(row[6], row[7])),
     )
+
+
+def _is_quality(psnr: float | None, ssim: float | None) -> bool:
+    """Whether a row has both, and they are what an image can have."""
+    return psnr is not None and ssim is not None and 0 <= psnr <= PSNR_CAP_DB and -1 <= ssim <= 1
 
 
 def _shown(path: Place) -> str:

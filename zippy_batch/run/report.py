@@ -354,7 +354,8 @@ class Finding:
         return asdict(self)
 
     def __str__(self) -> str:
-        place = "" if self.shard is None else f"shard {self.shard}, row {self.row}: "
+        row = "" if self.row is None else f", row {self.row}"
+        place = "" if self.shard is None else f"shard {self.shard}{row}: "
         return f"{place}{self.path}: {self.what}"
 
 

@@ -60,7 +60,9 @@ def plan_restore(archive: ArchiveReader, options: RestoreOptions) -> RestorePlan
     plan = RestorePlan()
     for shard in archive.shards():
         rows = None if wanted is None else wanted.get(shard, [])
-        if rows != []:
+        if archive.lost(shard):
+            plan.units.append(RestoreUnit(shard))
+        elif rows != []:
             _add_shard(plan, archive, shard, rows, options)
     if wanted is not None and not plan.rows:
         select = " or ".join(map(repr, options.select))

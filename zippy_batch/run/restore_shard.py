@@ -17,12 +17,20 @@ from zippy_batch.archives.schema import Row
 from zippy_batch.codecs.model_file import Model
 from zippy_batch.config import RestoreOptions
 from zippy_batch.errors import ArchiveError, DamagedRow
-from zippy_batch.images.pixels import Picture, decode_written, read_picture, restored_path, write_picture
+from zippy_batch.images.pixels import Picture, decode_written, read_picture, restored_path
 from zippy_batch.paths import display_path, is_below, safe_relative_path
 from zippy_batch.run.encode_verified import Coders, MakeCodec, Pixels, compare
 from zippy_batch.run.quarantine import retry
 from zippy_batch.run.report import Done, Finding, Quality, RestoreLine, Tick
-from zippy_batch.run.rows import Numbered, decode_pictures, facts_of, is_verbatim, read_shard, row_batches, stored_files
+from zippy_batch.run.rows import (
+    Numbered,
+    decode_pictures,
+    is_verbatim,
+    read_shard,
+    restored_file,
+    row_batches,
+    stored_files,
+)
 from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.stores.atomic_file import flush_all, writing
 from zippy_batch.stores.object_path import Place
@@ -188,7 +196,7 @@ def _restore_batch(
     pictures, damage = decode_pictures(batch, coders.latent)
     tally = _Tally()
     for i, (place, row) in enumerate(batch):
-        made = damage.get(i) or _written(row, pictures[i], options)
+        made = damage.get(i) or restored_file(row, pictures[i], options.format, options.jpeg_quality)
         if isinstance(made, str):
             tally.damaged.append(Finding(display_path(row.path), made, shard, place))
             continue
@@ -240,14 +248,6 @@ class _Tally:
             unmatched=self.measured.count(None),
             damaged=tuple(self.damaged),
         )
-
-
-def _written(row: Row, pixels: Pixels, options: RestoreOptions) -> bytes | str:
-    """A file of the picture, or why there can be none: content whose checksum matches may still be malformed."""
-    try:
-        return write_picture(pixels, facts_of(row), options.format, options.jpeg_quality)
-    except (ArchiveError, ValueError, OSError) as error:
-        return f"it cannot be written as {options.format}: {error}"
 
 
 def _measured(row: Row, pixels: Pixels, data: bytes, reference: Path) -> tuple[float, float] | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import Row
 from zippy_batch.codecs.model_file import Model, model_from_bytes
-from zippy_batch.errors import ModelError
-from zippy_batch.images.pixels import Facts
+from zippy_batch.errors import ArchiveError, ModelError
+from zippy_batch.images.pixels import Facts, write_picture
 from zippy_batch.paths import display_path
 from zippy_batch.run.encode_verified import (
     MODEL_LOST,
@@ -47,6 +47,8 @@ def read_shard(archive: ArchiveReader, shard: int, wanted: tuple[int, ...] | Non
     whole: list[Numbered] = []
     rest: list[Numbered] = []
     damaged: list[Finding] = []
+    if lost := archive.lost(shard):
+        return ShardRows(whole, rest, (Finding("(all of its rows)", lost, shard),))
     for place, row in zip(_places(archive, shard, wanted), archive.read_rows(shard, wanted), strict=True):
         if isinstance(row, Row):
             whole.append((place, row))
@@ -94,6 +96,15 @@ def decode_pictures(batch: Sequence[Numbered], codec: LatentCoder | None) -> tup
     rows = [row for _, row in batch]
     items = [latent_item(row.payload, row.height or 0, row.width or 0, row.grey, row.quality or 0) for row in rows]
     return codec.decode_checked(items)
+
+
+def restored_file(row: Row, pixels: Pixels, format: str = "jpeg", jpeg_quality: int | None = None) -> bytes | str:
+    """A file of the pixels of a latent row, or why there can be none: a row whose checksum is right may still be
+    malformed."""
+    try:
+        return write_picture(pixels, facts_of(row), format, jpeg_quality)
+    except (ArchiveError, ValueError, OSError) as error:
+        return f"it cannot be written as {format}: {error}"
 
 
 def stored_files(batch: Sequence[Numbered], coders: Coders) -> list[bytes | str]:

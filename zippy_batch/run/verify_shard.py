@@ -20,6 +20,7 @@ from zippy_batch.run.rows import (
     facts_of,
     is_verbatim,
     read_shard,
+    restored_file,
     row_batches,
     sizes,
     stored_files,
@@ -121,6 +122,10 @@ def _verify_batch(
 ) -> ShardVerified:
     verbatim = is_verbatim(batch[0][1])
     pictures, damage = ([], {}) if verbatim else decode_pictures(batch, coders.latent)
+    for i, picture in enumerate(pictures):
+        # what passes here, restore writes
+        if i not in damage and isinstance(problem := restored_file(batch[i][1], picture), str):
+            damage[i] = problem
     files = stored_files(batch, coders) if verbatim else []
     damage |= {i: file for i, file in enumerate(files) if isinstance(file, str)}
     damaged, differing, unpromised = [], [], 0

@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zippy_batch.codecs.int8 import ProductKind, Products, Weight, products
+from zippy_batch.codecs.int8 import Multiplier, ProductKind, Products, Weight, products
 from zippy_batch.codecs.latent import device_passes, passes
 
 Array = Any
 """A NumPy array on the processor, a tensor on another device."""
+
+
+Scale = tuple[Array, int]
+"""Mantissas and the shift of a `Multiplier`, as the passes take it."""
 
 
 class Backend(Protocol):
@@ -97,6 +101,11 @@ class TorchBackend:
 
     def product(self, x: Array, weight: Weight) -> Array:
         return self._products(x.contiguous(), weight)
+
+
+def put_scale(backend: Backend, multiplier: Multiplier) -> Scale:
+    """The multiplier on the backend's device."""
+    return backend.put(multiplier.mantissa), multiplier.shift
 
 
 def backend_of(device: torch.device, kind: ProductKind | None = None) -> Backend:

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zippy_batch.codecs.int8 import Arrays, Multiplier, Weight
-from zippy_batch.codecs.integer import fetch, fetch_within
-from zippy_batch.codecs.latent.backend import Array, Backend
+from zippy_batch.codecs.int8 import Multiplier, Weight
+from zippy_batch.codecs.integer import Arrays, fetch, fetch_within
+from zippy_batch.codecs.latent.backend import Array, Backend, put_scale
 from zippy_batch.codecs.latent.features import LEVEL_MAX
 from zippy_batch.codecs.latent.network import SCALE_LEVELS, LatentArchitecture
-from zippy_batch.codecs.latent.order import DEPTHS, FAR, NEAR, VISIT_KINDS, Visit, visits
+from zippy_batch.codecs.latent.order import DEPTHS, FAR, NEAR, VISIT_KINDS, Visit, parity_of, visits
 from zippy_batch.codecs.latent.static import CACHED_POSITIONS, IntegerStatic, Size
 from zippy_batch.errors import ModelError
 
@@ -96,11 +96,7 @@ class _Layer:
         if np.abs(bias).max() >= 1 << 30:
             raise ModelError(f"model: the bias of {name} must be within +-2^30")
         scale = Multiplier.load(arrays, f"{name}.scale", shape[0])
-        self.bias, self.mantissa, self.shift = (
-            backend.put(bias.astype(np.int32)),
-            backend.put(scale.mantissa),
-            scale.shift,
-        )
+        self.bias, self.scale = backend.put(bias.astype(np.int32)), put_scale(backend, scale)
 
 
 def _prove_summand(name: str, weight: Weight | None, scale: Multiplier) -> None:
@@ -120,8 +116,7 @@ class _Step:
         _prove_summand(f"{name}.own", self.own, own)
         first = Multiplier.load(arrays, f"{name}.first.scale", width)
         self.bias = backend.put(fetch_within(arrays, f"{name}.first.bias", "int32", _SUMMAND_TOP, width))
-        self.own_mantissa, self.own_shift = backend.put(own.mantissa), own.shift
-        self.first_mantissa, self.first_shift = backend.put(first.mantissa), first.shift
+        self.own_scale, self.first_scale = put_scale(backend, own), put_scale(backend, first)
         self.hidden = _Layer(arrays, f"{name}.hidden", (width, width), backend)
         self.out = _Layer(arrays, f"{name}.out", (2 * size, width), backend)
 
@@ -131,14 +126,14 @@ class _Kind:
 
     def __init__(self, arrays: Arrays, kind: str, a: LatentArchitecture, level: NDArray[Any], backend: Backend) -> None:
         name = f"context.{kind}"
-        self.parity = VISIT_KINDS.index(kind) if kind.startswith("coarse") else max(0, VISIT_KINDS.index(kind) - 3)
+        self.parity = parity_of(kind)
         width = a.context_width
         self.static = IntegerStatic(arrays, f"{name}.static", width)
         self.levels = self.static.levels(level)
         depths = DEPTHS if kind.startswith("coarse") else 0
         self.depths = fetch_within(arrays, f"{name}.depth", "int32", _SUMMAND_TOP, depths, width)
         scale = Multiplier.load(arrays, f"{name}.shared.scale", width)
-        self.mantissa, self.shift = backend.put(scale.mantissa), scale.shift
+        self.scale = put_scale(backend, scale)
         self.inputs = (len(NEAR[self.parity]) + 1) * a.latents + len(FAR[self.parity]) * a.far_latents
         self.weight = None
         if self.parity:
@@ -196,7 +191,7 @@ class IntegerContext:
                 residual = code(place, step.channels.start, mean, index)
                 backend.passes.absorb(
                     mean, residual, place.numbers(), step.channels.start,
-                    levels.to_canvas[:, step.channels], self._to_canvas.shift,
+                    (levels.to_canvas[:, step.channels], self._to_canvas.shift),
                     y_hat, canvas, seen_sizes, own,
                 )  # fmt: skip
         return y_hat
@@ -223,7 +218,7 @@ class IntegerContext:
         small = place.positions <= CACHED_POSITIONS
         static = (self._static if small else self._static_of)(sizes, visit)
         out = backend.empty("int32", rows, self._a.context_width)
-        backend.passes.share(sums, kind.mantissa, kind.shift, static, backend.put(level), out)
+        backend.passes.share(sums, kind.scale, static, backend.put(level), out)
         return out
 
     def _predict(self, step: _Step, shared: Array, own: Array, levels: Levels) -> tuple[Array, Array]:
@@ -232,16 +227,14 @@ class IntegerContext:
         rows, size = len(shared), step.channels.stop - step.channels.start
         sums = self._nothing if step.own is None else backend.product(own[:, : 2 * step.channels.start], step.own)
         a = backend.empty("int8", *shared.shape)
-        passes.rectify(
-            shared, step.bias, sums, step.own_mantissa, step.own_shift, step.first_mantissa, step.first_shift, a
-        )
+        passes.rectify(shared, step.bias, sums, step.own_scale, step.first_scale, a)
         hidden, out = step.hidden, step.out
         b = backend.empty("int8", *shared.shape)
-        passes.rectify_sums(backend.product(a, hidden.weight), hidden.bias, hidden.mantissa, hidden.shift, b)
+        passes.rectify_sums(backend.product(a, hidden.weight), hidden.bias, hidden.scale, b)
         mean, index = backend.empty("int32", rows, size), backend.empty("uint8", rows, size)
         passes.predict(
-            backend.product(b, out.weight), out.bias, (out.mantissa, out.shift),
-            levels.to_sixteenths[:, step.channels], self._to_sixteenths.shift, levels.scale_offset[:, step.channels],
+            backend.product(b, out.weight), out.bias, out.scale,
+            (levels.to_sixteenths[:, step.channels], self._to_sixteenths.shift), levels.scale_offset[:, step.channels],
             (MEAN_TOP, VALUE_TOP, SCALE_LEVELS - 1), mean, index,
         )  # fmt: skip
         return mean, index

@@ -11,15 +11,22 @@ import torch
 from torch import Tensor
 
 Place = Sequence[int]
+Scale = tuple[Tensor, int]
+"""Mantissas and the shift of an `int8.Multiplier`."""
 
 
-def _scaled(x: Tensor, mantissa: Tensor, shift: int) -> Tensor:
+def _scaled(x: Tensor, scale: Scale) -> Tensor:
+    mantissa, shift = scale
     return (x.long() * mantissa.long() + (1 << (shift - 1))) >> shift
 
 
 def _per_row(values: Tensor, rows: int) -> Tensor:
     """(N, G) -> (R, G): the same for all positions of an image."""
     return values.repeat_interleave(rows // len(values), 0)
+
+
+def _per_row_scale(scale: Scale, rows: int) -> Scale:
+    return _per_row(scale[0], rows), scale[1]
 
 
 def _at(whole: Tensor, place: Place) -> Tensor:
@@ -46,10 +53,10 @@ def gather(
     out.copy_(torch.cat([*seen, mean, *beyond], -1).reshape(out.shape))
 
 
-def share(sums: Tensor, mantissa: Tensor, shift: int, static: Tensor, level: Tensor, out: Tensor) -> None:
+def share(sums: Tensor, scale: Scale, static: Tensor, level: Tensor, out: Tensor) -> None:
     total = static.long() + level.long()[:, None]
     if len(sums):
-        total = total + _scaled(sums, mantissa, shift).view(total.shape)
+        total = total + _scaled(sums, scale).view(total.shape)
     out.copy_(total.reshape(out.shape))
 
 
@@ -57,35 +64,32 @@ def rectify(
     shared: Tensor,
     bias: Tensor,
     own: Tensor,
-    own_mantissa: Tensor,
-    own_shift: int,
-    mantissa: Tensor,
-    shift: int,
+    own_scale: Scale,
+    scale: Scale,
     out: Tensor,
 ) -> None:
     z = shared.long() + bias
-    z = z + _scaled(own, own_mantissa, own_shift) if len(own) else z
-    out.copy_(_scaled(z, mantissa, shift).clamp_(0, 255) - 128)
+    z = z + _scaled(own, own_scale) if len(own) else z
+    out.copy_(_scaled(z, scale).clamp_(0, 255) - 128)
 
 
-def rectify_sums(sums: Tensor, bias: Tensor, mantissa: Tensor, shift: int, out: Tensor) -> None:
-    out.copy_(_scaled(sums.long() + bias, mantissa, shift).clamp_(0, 255) - 128)
+def rectify_sums(sums: Tensor, bias: Tensor, scale: Scale, out: Tensor) -> None:
+    out.copy_(_scaled(sums.long() + bias, scale).clamp_(0, 255) - 128)
 
 
 def predict(
     sums: Tensor,
     bias: Tensor,
-    unit: tuple[Tensor, int],
-    level_mantissa: Tensor,
-    level_shift: int,
+    scale: Scale,
+    level_scale: Scale,
     offset: Tensor,
     limits: tuple[int, int, int],
     mean: Tensor,
     index: Tensor,
 ) -> None:
     most, most_sixteenths, top = limits
-    means, scales = _scaled(sums.long() + bias, *unit).chunk(2, -1)
-    means = _scaled(means.clamp(-most, most), _per_row(level_mantissa, len(mean)), level_shift)
+    means, scales = _scaled(sums.long() + bias, scale).chunk(2, -1)
+    means = _scaled(means.clamp(-most, most), _per_row_scale(level_scale, len(mean)))
     mean.copy_(means.clamp_(-most_sixteenths, most_sixteenths))
     index.copy_(((scales + _per_row(offset, len(mean)) + 8) >> 4).clamp_(0, top))
 
@@ -107,8 +111,7 @@ def absorb(
     residual: Tensor,
     place: Place,
     start: int,
-    to_canvas: Tensor,
-    shift: int,
+    to_canvas: Scale,
     y_hat: Tensor,
     canvas: Tensor,
     sizes: Tensor,
@@ -116,7 +119,7 @@ def absorb(
 ) -> None:
     size = mean.shape[1]
     value = mean.long() + 16 * residual
-    seen = _scaled(value, _per_row(to_canvas, len(value)), shift).clamp_(-127, 127)
+    seen = _scaled(value, _per_row_scale(to_canvas, len(value))).clamp_(-127, 127)
     # a correctly rounded root lies far enough from a half for the result to be round(sqrt(127 * v))
     companded = (127 * seen.abs()).float().sqrt().add_(0.5).to(torch.int8)
     channels = slice(start, start + size)
@@ -133,8 +136,8 @@ def _halves(v: Tensor, high: Tensor, low: Tensor) -> None:
     low.copy_((v - (top << 8)).reshape(low.shape))
 
 
-def split_latents(y_hat: Tensor, mantissa: Tensor, shift: int, limit: int, high: Tensor, low: Tensor) -> None:
-    _halves(_scaled(y_hat, mantissa[:, None], shift).clamp_(-limit, limit), high, low)
+def split_latents(y_hat: Tensor, scale: Scale, limit: int, high: Tensor, low: Tensor) -> None:
+    _halves(_scaled(y_hat, (scale[0][:, None], scale[1])).clamp_(-limit, limit), high, low)
 
 
 def split_stream(x: Tensor, limit: int, high: Tensor, low: Tensor) -> None:
@@ -152,8 +155,7 @@ def begin_stream(
     high: Tensor,
     low: Tensor,
     first: int,
-    mantissa: Tensor,
-    shift: int,
+    scale: Scale,
     static: Tensor,
     level: Tensor,
     limit: int,
@@ -162,39 +164,37 @@ def begin_stream(
     row = torch.arange(first, first + len(out), device=out.device)
     n, p = row // static.shape[1], row % static.shape[1]
     given = static[n if len(static) > 1 else torch.zeros_like(n), p].long() + level[n].long()
-    out.copy_((_scaled(_four_products(high, low), mantissa, shift) + given).clamp_(-limit, limit))
+    out.copy_((_scaled(_four_products(high, low), scale) + given).clamp_(-limit, limit))
 
 
-def depthwise(x: Tensor, taps: Tensor, bias: Tensor, mantissa: Tensor, shift: int, out: Tensor) -> None:
+def depthwise(x: Tensor, taps: Tensor, bias: Tensor, scale: Scale, out: Tensor) -> None:
     h, w = x.shape[1:3]
     padded = torch.nn.functional.pad(x.long(), (0, 0, 1, 1, 1, 1))
     total = bias.long().expand(x.shape).clone()
     for k, tap in enumerate(taps.long()):
         total += padded[:, k // 3 : k // 3 + h, k % 3 : k % 3 + w] * tap
-    out.copy_(_scaled(total, mantissa, shift).clamp_(-127, 127))
+    out.copy_(_scaled(total, scale).clamp_(-127, 127))
 
 
 def gate(
     sums: Tensor,
     bias: Tensor,
-    mantissa: Tensor,
-    shift: int,
+    scale: Scale,
     limit: int,
-    gate_mantissa: Tensor,
-    gate_shift: int,
+    gate_scale: Scale,
     out: Tensor,
 ) -> None:
-    a, b = _scaled(sums.long() + bias, mantissa, shift).clamp_(-limit, limit).chunk(2, -1)
-    out.copy_(_scaled(a.clamp(min=0) * b, gate_mantissa, gate_shift).clamp_(-127, 127))
+    a, b = _scaled(sums.long() + bias, scale).clamp_(-limit, limit).chunk(2, -1)
+    out.copy_(_scaled(a.clamp(min=0) * b, gate_scale).clamp_(-127, 127))
 
 
-def add_to_stream(sums: Tensor, bias: Tensor, mantissa: Tensor, shift: int, limit: int, x: Tensor) -> None:
-    x.copy_((x.long() + _scaled(sums.long() + bias, mantissa, shift)).clamp_(-limit, limit))
+def add_to_stream(sums: Tensor, bias: Tensor, scale: Scale, limit: int, x: Tensor) -> None:
+    x.copy_((x.long() + _scaled(sums.long() + bias, scale)).clamp_(-limit, limit))
 
 
-def _blocks(high: Tensor, low: Tensor, bias: Tensor, mantissa: Tensor, shift: int) -> Tensor:
+def _blocks(high: Tensor, low: Tensor, bias: Tensor, scale: Scale) -> Tensor:
     """(rows, 192) in sixteenths of a level."""
-    return _scaled(_four_products(high, low) + bias, mantissa, shift)
+    return _scaled(_four_products(high, low) + bias, scale)
 
 
 def _place_blocks(blocks: Tensor, first: int, grid: tuple[int, int], out: Tensor) -> None:
@@ -209,12 +209,11 @@ def to_colour(
     low: Tensor,
     first: int,
     bias: Tensor,
-    mantissa: Tensor,
-    shift: int,
+    scale: Scale,
     grid: tuple[int, int],
     out: Tensor,
 ) -> None:
-    levels = ((_blocks(high, low, bias, mantissa, shift) + 8) >> 4).clamp_(0, 255)
+    levels = ((_blocks(high, low, bias, scale) + 8) >> 4).clamp_(0, 255)
     _place_blocks(levels.view(-1, 3, 8, 8).permute(0, 2, 3, 1), first, grid, out)
 
 
@@ -223,11 +222,10 @@ def to_grey(
     low: Tensor,
     first: int,
     bias: Tensor,
-    mantissa: Tensor,
-    shift: int,
+    scale: Scale,
     grid: tuple[int, int],
     out: Tensor,
 ) -> None:
-    total = _blocks(high, low, bias, mantissa, shift).view(-1, 3, 64).sum(1) + 24
+    total = _blocks(high, low, bias, scale).view(-1, 3, 64).sum(1) + 24
     levels = total.div(48, rounding_mode="floor").clamp_(0, 255)
     _place_blocks(levels.view(-1, 8, 8, 1), first, grid, out)

@@ -4,7 +4,7 @@ Every function takes and fills NumPy arrays; `device_passes.py` has the same fun
 reference in tests. All arithmetic is on integers, in 64 bits where a product needs them.
 
 Letters: N images, h w grid, P positions of a visit (h' * w'), R = N * P rows, M latents, C units, G channels of a
-group. A multiplier is a mantissa and a shift (`int8.Multiplier`).
+group. A scale is the mantissas and the shift of an `int8.Multiplier`, as a pair.
 """
 
 # numba's compiled functions have no types that mypy knows
@@ -55,10 +55,11 @@ def gather(canvas, sizes, place, near, far, far_latents, out):
 
 
 @_jit
-def share(sums, mantissa, shift, static, level, out):
+def share(sums, scale, static, level, out):
     """sums (R, C) int32 (or (0, C) where nothing is seen), static (N or 1, P, C), level (N, C) int32
     -> out (R, C) int32.
     """
+    mantissa, shift = scale
     n_images, width = level.shape
     positions = static.shape[1]
     half = np.int64(1) << (shift - 1)
@@ -76,10 +77,12 @@ def share(sums, mantissa, shift, static, level, out):
 
 
 @_jit
-def rectify(shared, bias, own, own_mantissa, own_shift, mantissa, shift, out):
+def rectify(shared, bias, own, own_scale, scale, out):
     """shared (R, C) int32 plus bias (C,) int32 plus, where own has rows, own sums (R, C) int32
     -> out (R, C) int8: 0..255, less 128.
     """
+    own_mantissa, own_shift = own_scale
+    mantissa, shift = scale
     own_half, half = np.int64(1) << (own_shift - 1), np.int64(1) << (shift - 1)
     for r in range(shared.shape[0]):
         if len(own):
@@ -93,8 +96,9 @@ def rectify(shared, bias, own, own_mantissa, own_shift, mantissa, shift, out):
 
 
 @_jit
-def rectify_sums(sums, bias, mantissa, shift, out):
+def rectify_sums(sums, bias, scale, out):
     """sums (R, C) int32, bias (C,) int32 -> out (R, C) int8: 0..255, less 128."""
+    mantissa, shift = scale
     half = np.int64(1) << (shift - 1)
     for r in range(sums.shape[0]):
         for i in range(sums.shape[1]):
@@ -103,14 +107,15 @@ def rectify_sums(sums, bias, mantissa, shift, out):
 
 
 @_jit
-def predict(sums, bias, unit, level_mantissa, level_shift, offset, limits, mean, index):
-    """What the coder needs of a group: sums (R, 2G) int32, bias (2G,), unit: mantissa (2G,) and shift
+def predict(sums, bias, scale, level_scale, offset, limits, mean, index):
+    """What the coder needs of a group: sums (R, 2G) int32, bias (2G,), scale (2G,)
     -> mean (R, G) int32 in sixteenths of a step, index (R, G) uint8 of the table.
 
-    level_mantissa, offset (N, G): from units of a mean to sixteenths, and the scale that belongs to a gain, also in
+    level_scale, offset (N, G): from units of a mean to sixteenths, and the scale that belongs to a gain, also in
     sixteenths; limits: of means in their own unit, of means in sixteenths, of indices.
     """
-    mantissa, shift = unit
+    mantissa, shift = scale
+    level_mantissa, level_shift = level_scale
     n_images, size = offset.shape
     positions = len(mean) // n_images
     half, level_half = np.int64(1) << (shift - 1), np.int64(1) << (level_shift - 1)
@@ -150,13 +155,14 @@ def quantise(y, place, start, mean, index, threshold, limit, out):
 
 
 @_jit
-def absorb(mean, residual, place, start, to_canvas, shift, y_hat, canvas, sizes, own):
+def absorb(mean, residual, place, start, to_canvas, y_hat, canvas, sizes, own):
     """A coded group -> the latents that it stands for, and what later steps see of them.
 
-    mean, residual (R, G); to_canvas (N, G) mantissa -> y_hat (N, h, w, M) int32 in sixteenths, canvas, sizes
+    mean, residual (R, G); to_canvas (N, G) scale -> y_hat (N, h, w, M) int32 in sixteenths, canvas, sizes
     (N, h, w, M) int8, own (R, 2M) int8: of each group its values, then its sizes.
     """
-    n_images, size = to_canvas.shape
+    mantissa, shift = to_canvas
+    n_images, size = mantissa.shape
     row, column, stride, _, rows, columns = place
     half = np.int64(1) << (shift - 1)
     for n in range(n_images):
@@ -168,7 +174,7 @@ def absorb(mean, residual, place, start, to_canvas, shift, y_hat, canvas, sizes,
                 for i in range(size):
                     value = mean[at, i] + 16 * residual[at, i]
                     values[i] = value
-                    seen[i] = min(max((np.int64(value) * to_canvas[n, i] + half) >> shift, -127), 127)
+                    seen[i] = min(max((np.int64(value) * mantissa[n, i] + half) >> shift, -127), 127)
                 companded = sizes[n, y, x, start : start + size]
                 for i in range(size):
                     # a correctly rounded root lies far enough from a half for the result to be round(sqrt(127 * v))
@@ -178,9 +184,10 @@ def absorb(mean, residual, place, start, to_canvas, shift, y_hat, canvas, sizes,
 
 
 @_jit
-def split_latents(y_hat, mantissa, shift, limit, high, low):
-    """y_hat (N, P, M) int32 in sixteenths, mantissa (N, M) -> high, low (R, M) int8: 256 * high + low is the input of
+def split_latents(y_hat, scale, limit, high, low):
+    """y_hat (N, P, M) int32 in sixteenths, scale (N, M) -> high, low (R, M) int8: 256 * high + low is the input of
     the synthesis."""
+    mantissa, shift = scale
     n_images, positions, m = y_hat.shape
     half = np.int64(1) << (shift - 1)
     for n in range(n_images):
@@ -204,10 +211,11 @@ def split_stream(x, limit, high, low):
 
 
 @_jit
-def begin_stream(high, low, first, mantissa, shift, static, level, limit, out):
+def begin_stream(high, low, first, scale, static, level, limit, out):
     """Sums of both halves of the input with both halves of the weights, (rows, 2C) int32 each, for the rows from first
     on; static (N or 1, P, C), level (N, C) int32 -> out (rows, C) int16.
     """
+    mantissa, shift = scale
     width = out.shape[1]
     positions = static.shape[1]
     half = np.int64(1) << (shift - 1)
@@ -222,8 +230,9 @@ def begin_stream(high, low, first, mantissa, shift, static, level, limit, out):
 
 
 @_jit
-def depthwise(x, taps, bias, mantissa, shift, out):
+def depthwise(x, taps, bias, scale, out):
     """x (N, h, w, C) int16, taps (9, C) int16, row by row -> out (N, h, w, C) int8, zeros around the grid."""
+    mantissa, shift = scale
     n_images, h, w, width = x.shape
     half = np.int64(1) << (shift - 1)
     total = np.empty(width, np.int32)
@@ -242,8 +251,10 @@ def depthwise(x, taps, bias, mantissa, shift, out):
 
 
 @_jit
-def gate(sums, bias, mantissa, shift, limit, gate_mantissa, gate_shift, out):
+def gate(sums, bias, scale, limit, gate_scale, out):
     """sums (R, 2C) int32, bias (2C,) -> a, b within +-limit -> max(a, 0) * b -> out (R, C) int8."""
+    mantissa, shift = scale
+    gate_mantissa, gate_shift = gate_scale
     width = out.shape[1]
     half, gate_half = np.int64(1) << (shift - 1), np.int64(1) << (gate_shift - 1)
     for r in range(out.shape[0]):
@@ -255,8 +266,9 @@ def gate(sums, bias, mantissa, shift, limit, gate_mantissa, gate_shift, out):
 
 
 @_jit
-def add_to_stream(sums, bias, mantissa, shift, limit, x):
+def add_to_stream(sums, bias, scale, limit, x):
     """sums (R, C) int32, bias (C,) are added to x (R, C) int16."""
+    mantissa, shift = scale
     half = np.int64(1) << (shift - 1)
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
@@ -265,10 +277,11 @@ def add_to_stream(sums, bias, mantissa, shift, limit, x):
 
 
 @_jit
-def to_colour(high, low, first, bias, mantissa, shift, grid, out):
+def to_colour(high, low, first, bias, scale, grid, out):
     """Sums as of `begin_stream` for 192 outputs, in the order colour, row, column: the blocks from first on of
     out (N, 8h, 8w, 3) uint8.
     """
+    mantissa, shift = scale
     h, w = grid
     half = np.int64(1) << (shift - 1)
     levels = np.empty(192, np.uint8)
@@ -286,8 +299,9 @@ def to_colour(high, low, first, bias, mantissa, shift, grid, out):
 
 
 @_jit
-def to_grey(high, low, first, bias, mantissa, shift, grid, out):
+def to_grey(high, low, first, bias, scale, grid, out):
     """As `to_colour`, the mean of the three colours: blocks of out (N, 8h, 8w) uint8."""
+    mantissa, shift = scale
     h, w = grid
     half = np.int64(1) << (shift - 1)
     for r in range(high.shape[0]):

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zippy_batch.codecs.int8 import INPUT_TOP, Arrays, Multiplier, Weight
-from zippy_batch.codecs.integer import fetch, fetch_within
-from zippy_batch.codecs.latent.backend import Array, Backend
+from zippy_batch.codecs.int8 import INPUT_TOP, Multiplier, Weight
+from zippy_batch.codecs.integer import Arrays, fetch, fetch_within
+from zippy_batch.codecs.latent.backend import Array, Backend, Scale, put_scale
 from zippy_batch.codecs.latent.context import QUALITY_LEVELS
 from zippy_batch.codecs.latent.features import EVERYTHING, PATCH
 from zippy_batch.codecs.latent.network import GATE_LIMIT, LatentArchitecture
@@ -54,19 +54,19 @@ def _halves(arrays: Arrays, name: str, outputs: int, inputs: int, backend: Backe
 
 class _Block:
     def __init__(self, arrays: Arrays, name: str, width: int, backend: Backend) -> None:
-        def layer(part: str, outputs: int) -> tuple[Any, Array, Array, int]:
+        def layer(part: str, outputs: int) -> tuple[Any, Array, Scale]:
             bias = fetch_within(arrays, f"{name}.{part}.bias", "int32", (1 << 30) - 1, outputs)
             scale = Multiplier.load(arrays, f"{name}.{part}.scale", outputs)
             weight = None
             if part != "depthwise":
                 weight = Weight.load(arrays, f"{name}.{part}.weight", outputs, width, backend.device)
-            return weight, backend.put(bias), backend.put(scale.mantissa), scale.shift
+            return weight, backend.put(bias), put_scale(backend, scale)
 
         _, *self.mixed = layer("depthwise", width)
         self.expand, *self.expanded = layer("expand", 2 * width)
         self.project, *self.projected = layer("project", width)
         gate = Multiplier.load(arrays, f"{name}.gate.scale", width)
-        self.gate = backend.put(gate.mantissa), gate.shift
+        self.gate = put_scale(backend, gate)
         taps = fetch(arrays, f"{name}.depthwise.taps", "int16", 9, width)
         if np.abs(taps.astype(np.int64)).sum(0).max() > 1 << 14:
             raise ModelError(f"model: the magnitudes of {name}.depthwise.taps must add up to at most 2^14 per channel")
@@ -81,14 +81,14 @@ class IntegerSynthesis:
         self._to_input = Multiplier.load(arrays, "level.to_synthesis", QUALITY_LEVELS, a.latents)
         self._first = _halves(arrays, "synthesis.first.weight", a.width, a.latents, backend)
         first = Multiplier.load(arrays, "synthesis.first.scale", a.width, most=EDGE_MANTISSA_TOP)
-        self._first_scale = backend.put(first.mantissa), first.shift
+        self._first_scale = put_scale(backend, first)
         self._level = IntegerStatic(arrays, "synthesis.static", a.width)
         self._levels = self._level.levels(fetch(arrays, "quality.level", "int16", QUALITY_LEVELS))
         self._blocks = [_Block(arrays, f"synthesis.{b}", a.width, backend) for b in range(a.synthesis_blocks)]
         self._last = _halves(arrays, "synthesis.last.weight", _OUTPUTS, a.width, backend)
         last = Multiplier.load(arrays, "synthesis.last.scale", _OUTPUTS, most=EDGE_MANTISSA_TOP)
         bias = fetch_within(arrays, "synthesis.last.bias", "int64", (1 << 36) - 1, _OUTPUTS)
-        self._last_scale = backend.put(bias), backend.put(last.mantissa), last.shift
+        self._last_bias, self._last_scale = backend.put(bias), put_scale(backend, last)
         self._static = lru_cache(maxsize=8)(self._static_of)
 
     def _static_of(self, sizes: tuple[Size, ...]) -> Array:
@@ -111,14 +111,14 @@ class IntegerSynthesis:
         rows = n * h * w
         high, low = backend.empty("int8", rows, m), backend.empty("int8", rows, m)
         mantissa = backend.put(self._to_input.mantissa[quality])
-        passes.split_latents(y_hat.reshape(n, h * w, m), mantissa, self._to_input.shift, STREAM_TOP, high, low)
+        passes.split_latents(y_hat.reshape(n, h * w, m), (mantissa, self._to_input.shift), STREAM_TOP, high, low)
         x = backend.empty("int16", rows, self._a.width)
         level = self._levels[quality]
         if h * w <= CACHED_POSITIONS:
             static, level = self._static(sizes), backend.put(level)
             for some in _chunks(rows):
                 sums = [backend.product(half[some], self._first) for half in (high, low)]
-                passes.begin_stream(*sums, some.start, *self._first_scale, static, level, STREAM_TOP, x[some])
+                passes.begin_stream(*sums, some.start, self._first_scale, static, level, STREAM_TOP, x[some])
             return x
         for i in range(n):
             size = sizes[i if len(sizes) > 1 else 0]
@@ -128,7 +128,7 @@ class IntegerSynthesis:
                 sums = [backend.product(half[some], self._first) for half in (high, low)]
                 static = backend.put(self._level.spatial(size, slice(row, row + 1), EVERYTHING)[None])
                 of_image = backend.put(level[i : i + 1])
-                passes.begin_stream(*sums, 0, *self._first_scale, static, of_image, STREAM_TOP, x[some])
+                passes.begin_stream(*sums, 0, self._first_scale, static, of_image, STREAM_TOP, x[some])
         return x
 
     def _add_block(self, block: _Block, x: Array) -> None:
@@ -138,7 +138,7 @@ class IntegerSynthesis:
         stream, mixed = x.reshape(-1, x.shape[-1]), mixed.reshape(-1, x.shape[-1])
         for some in _chunks(len(stream)):
             gated = backend.empty("int8", *mixed[some].shape)
-            passes.gate(backend.product(mixed[some], block.expand), *block.expanded, GATE_TOP, *block.gate, gated)
+            passes.gate(backend.product(mixed[some], block.expand), *block.expanded, GATE_TOP, block.gate, gated)
             passes.add_to_stream(backend.product(gated, block.project), *block.projected, STREAM_TOP, stream[some])
 
     def pixels(self, x: Array, grey: bool) -> NDArray[np.uint8]:
@@ -153,7 +153,7 @@ class IntegerSynthesis:
             high, low = backend.empty("int8", *stream[some].shape), backend.empty("int8", *stream[some].shape)
             passes.split_stream(stream[some], STREAM_TOP, high, low)
             sums = [backend.product(half, self._last) for half in (high, low)]
-            settle(*sums, some.start, *self._last_scale, (h, w), out)
+            settle(*sums, some.start, self._last_bias, self._last_scale, (h, w), out)
         return backend.get(out)
 
 

@@ -1,0 +1,155 @@
+"""Archives that somebody made to do harm: bounded time and memory, a clear answer, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rows import MODEL, face_rows, info_for
+from test_archive import directory_of_parts
+
+import zippy_batch.archives.writer
+from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, model_name
+from zippy_batch.archives.reader import ArchiveReader
+from zippy_batch.archives.schema import Row, problem_of
+from zippy_batch.archives.writer import part_name, write_part
+from zippy_batch.codecs.model_file import model_from_bytes
+from zippy_batch.config import RestoreOptions, RunOptions
+from zippy_batch.errors import ArchiveError
+from zippy_batch.run.pipeline import Codecs, restore, stats, verify
+from zippy_batch.run.report import VerifyReport
+
+GOLDEN = Path(__file__).parent / "golden" / "v3.parquet"
+HERE = RunOptions(workers=1)
+KEEP_GOING = RestoreOptions(keep_going=True, device="cpu")
+
+
+def change_manifest(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    head = json.loads((directory / MANIFEST_NAME).read_text())
+    del head["crc"]
+    change(head)
+    text = json.dumps(head)[:-1]
+    (directory / MANIFEST_NAME).write_text(f'{text},"crc":{zlib.crc32((text + "}").encode())}}}')
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_manifest_that_claims_rows_nobody_has(tmp_path: Path) -> None:
+    directory = directory_of_parts(tmp_path, face_rows(3), face_rows(4, seed=1))
+    (directory / part_name(1)).unlink()
+
+    def claim(head: dict[str, Any]) -> None:
+        head["shards"][1] = 30_000_000
+
+    change_manifest(directory, claim)
+    with ArchiveReader.open(directory, allow_damage=True) as archive:
+        assert archive.select("*") == {0: [0, 1, 2]}
+    found: list[VerifyReport] = []
+    assert peak_bytes(lambda: found.append(verify(directory, run=HERE))) < 100 << 20
+    assert [str(finding) for finding in found[0].damaged] == [
+        f"shard 1: (all of its rows): {directory / part_name(1)} is missing; bring it back, or restore the rest with "
+        f"--keep-going (it should have 30000000 rows)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("payload_bytes", [1e30, 1]),
+        ("payload_bytes", [1 << 80, 1]),
+        ("shards", [2_000_000_000, 4]),
+        ("exact_bytes", [-1, 0]),
+    ],
+)
+def test_a_manifest_of_impossible_numbers_is_refused(tmp_path: Path, member: str, value: list[Any]) -> None:
+    directory = directory_of_parts(tmp_path, face_rows(3), face_rows(4, seed=1))
+    change_manifest(directory, lambda head: head.update({member: value}))
+    for run in (lambda: stats(directory), lambda: verify(directory, run=HERE)):
+        with pytest.raises(ArchiveError, match=r"_manifest\.json"):
+            run()
+
+
+def test_many_missing_parts_are_told_in_few_words(tmp_path: Path) -> None:
+    directory = directory_of_parts(tmp_path, face_rows(3))
+
+    def claim(head: dict[str, Any]) -> None:
+        count = 20_000
+        for member in ("shards", "payload_bytes", "exact_bytes"):
+            head[member] = head[member] * count
+        head["parts"] = [{**head["parts"][0], "name": part_name(i)} for i in range(count)]
+
+    change_manifest(directory, claim)
+    with pytest.raises(ArchiveError, match=r"part-00001\.parquet is missing.*more problems") as error:
+        ArchiveReader.open(directory)
+    assert len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a device", "missing", "longer"])
+def test_a_model_that_is_no_file_of_its_size_is_not_read(tmp_path: Path, kind: str) -> None:
+    info = info_for(2, model_files={"latent": MODEL})
+    model = directory_of_parts(tmp_path, face_rows(2), info=info) / model_name("latent")
+    model.unlink()
+    if kind == "pipe":
+        os.mkfifo(model)
+    elif kind == "link to a device":
+        model.symlink_to("/dev/zero")
+    elif kind == "longer":
+        model.write_bytes(MODEL * 2)
+    with pytest.raises(ArchiveError, match=r"the model .*_model-latent\.safetensors (is missing|has \d+ bytes)"):
+        ArchiveReader.open(model.parent)
+
+
+def golden_rows() -> tuple[list[Row], ArchiveInfo]:
+    with ArchiveReader.open(GOLDEN) as archive:
+        rows = [row for shard in archive.shards() for row in archive.read_rows(shard) if isinstance(row, Row)]
+        return [row for row in rows if row.codec == "latent"], archive.info
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mode": "L", "grey": False}, {"jpeg_tables": b"no tables"}, {"icc": bytes(17_000_000)}, {"exif": bytes(70_000)}],
+    ids=["grey by name", "tables", "profile", "exif"],
+)
+def test_what_verify_passes_restore_brings_back(tmp_path: Path, change: dict[str, Any]) -> None:
+    rows, info = golden_rows()
+    colour = next(row for row in rows if not row.grey)
+    crafted = [replace(colour, path=b"a.jpg"), replace(colour, path=b"b.jpg", **change)]
+    if any(problem_of(row) for row in crafted):
+        pytest.fail("the row is refused before it is written; use another one")
+    part = tmp_path / "part"
+    write_part(part, crafted, replace(info, shards=(2,)))
+    codecs = Codecs(find=lambda _: model_from_bytes(info.model_files["latent"]))
+    report = verify(part, deep=True, run=HERE, codecs=codecs)
+    restored = restore(part, tmp_path / "out", KEEP_GOING, HERE, codecs=codecs)
+    assert [finding.row for finding in report.damaged] == [finding.row for finding in restored.total.damaged]
+    assert (report.exit_code, restored.exit_code, restored.total.images) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"psnr": -1e38, "ssim": 0.5}, {"psnr": 1e38, "ssim": 1e38}, {"psnr": float("nan"), "ssim": float("inf")},
+     {"width": -5, "height": 0}, {"source_bytes": 0}, {"source_bytes": -(1 << 60)}, {"quality": -3}],
+    ids=str,
+)  # fmt: skip
+def test_stats_of_malformed_numbers_are_numbers(
+    tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zippy_batch.archives.writer, "problem_of", lambda row: None)
+    write_part(tmp_path / "part", [replace(row, **change) for row in face_rows(3)], info_for(3))
+    report = stats(tmp_path / "part")
+    assert report.lines()
+    json.dumps(report.to_dict())
