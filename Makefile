@@ -37,10 +37,10 @@ demo: $(STAMP)  ## archive, check and restore a directory of faces, and show the
 	@$(BIN)/python benchmarks/demo.py $(if $(strip $(FACES)),"$(FACES)") -- $(ARGS)
 
 test: $(STAMP)-test  ## run the tests [ARGS="-k resume"]
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: $(STAMP)-test  ## many more trials of what tests/fuzz does to archives, calls and stores TRIALS=2000 [SEED=7]
-	TRIALS=$(or $(TRIALS),2000) SEED=$(or $(SEED),0) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/fuzz $(ARGS)
+	TRIALS=$(or $(TRIALS),2000) SEED=$(or $(SEED),0) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/fuzz $(ARGS)
 
 lint: $(STAMP)-test $(STAMP)-dev  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """What tests share: real pictures where there are any, drawn faces everywhere; and how they run side by side.
 
 `make test` runs them in several processes (pytest-xdist). Tests of a file stay together, because they share what its
-fixtures make, and so do all tests on the one Ray cluster of `ray_session`. Files that wait longest come first.
+fixtures make. Files that take longest come first.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 LONGEST = (
-    "test_nodes", "ray", "test_resume", "test_pipeline", "test_submit", "test_stores", "test_faulty_store", "test_cli",
-    "test_restore_folder", "test_failing_calls", "test_damaged_archives", "test_train",
+    "test_nodes", "test_stores", "test_resume", "test_pipeline", "test_submit", "test_cluster", "test_faulty_store",
+    "test_cli", "test_restore_folder", "test_failing_calls", "test_damaged_archives", "test_train",
+    "test_train_workers",
 )  # fmt: skip
-"""Groups, by the seconds that they take."""
+"""Files, by the seconds that they take."""
 MOST_PROCESSES = 8
-"""The longest group takes as long as all others in so many."""
+"""The longest file takes as long as all others in so many."""
 
 # before anything imports Ray: tests never report usage, and a run of them stays on the cores it was given
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -38,22 +39,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "xdist_group(name): tests that run in the same process, where there are several")
     if IN_PARALLEL:
         _compile_kernels_once()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not IN_PARALLEL:
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: LONGEST.index(_group(item)) if _group(item) in LONGEST else len(LONGEST))
-
-
-def _group(item: pytest.Item) -> str:
-    return "ray" if "ray_session" in getattr(item, "fixturenames", ()) else item.path.stem
+    if IN_PARALLEL:
+        items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def _compile_kernels_once() -> None:

@@ -150,7 +150,7 @@ def synthesis_arrays(model: SpecModel) -> dict[str, Form]:
     return wanted
 
 
-def check_arrays(model: SpecModel) -> None:
+def wanted_arrays(model: SpecModel) -> dict[str, Form]:
     m = model.latents
     require("entropy.radius" in model.arrays, "entropy.radius is missing")
     radius = model.arrays["entropy.radius"].astype(np.int64)
@@ -163,7 +163,11 @@ def check_arrays(model: SpecModel) -> None:
     }
     for name in ("level.to_sixteenths", "level.to_canvas", "level.to_synthesis"):
         wanted |= multiplier_arrays(name, 100, m)
-    for name, form in (wanted | context_arrays(model) | synthesis_arrays(model)).items():
+    return wanted | context_arrays(model) | synthesis_arrays(model)
+
+
+def check_arrays(model: SpecModel) -> None:
+    for name, form in wanted_arrays(model).items():
         require(name in model.arrays, f"{name} is missing")
         require((str(model.arrays[name].dtype), model.arrays[name].shape) == form, f"{name} is not {form}")
     require(0 <= model.ints("quality.level").min() <= model.ints("quality.level").max() <= 704, "quality.level")

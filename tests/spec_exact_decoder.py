@@ -257,6 +257,7 @@ class State:
     def __init__(self) -> None:
         self.frame: Frame | None = None
         self.progressive = False
+        self.scans = 0
         self.restart = 0
         self.quantisation: dict[int, tuple[int, ...]] = {}
         self.scanned: dict[int, tuple[int, ...]] = {}
@@ -289,10 +290,11 @@ class State:
         if scan is None:
             raise ValueError("a run without a scan header")
         assert self.frame is not None  # a scan has one
-        if self.frame.height == 0:
-            marker, body = next(segments(following))
-            require(marker == 0xDC and len(body) == 2, "a frame without a height")
-            self.frame = replace(self.frame, height=int.from_bytes(body, "big"))
+        self.scans += 1
+        if self.scans == 1 and following:
+            marker, body = first_segment(following)
+            if marker == 0xDC and len(body) == 2:
+                self.frame = replace(self.frame, height=int.from_bytes(body, "big"))
         check_size(self.frame)
         return scan
 
@@ -325,6 +327,14 @@ class State:
         return scan
 
 
+def first_segment(data: bytes) -> tuple[int, bytes]:
+    """(0, b"") where there is none."""
+    try:
+        return next(segments(data), (0, b""))
+    except ValueError:
+        return 0, b""
+
+
 def segments(run: bytes) -> Iterator[tuple[int, bytes]]:
     alone = {0, 1, *range(0xD0, 0xD9), 255}
     at = 0
@@ -332,6 +342,8 @@ def segments(run: bytes) -> Iterator[tuple[int, bytes]]:
         if run[at] != 255 or run[at + 1] in alone:
             at += 1
             continue
+        if run[at + 1] == 0xD9:
+            return
         reader = Reader(run[at + 2 :])
         yield run[at + 1], reader.take(reader.short() - 2)
         at += 2 + reader.at

@@ -245,7 +245,7 @@ def framed(
         (framed(0xC6), "hierarchical"),
         (framed(0xC1, precision=12), "8 bits per sample"),
         (framed(0xC0, components=2), "two, or of more than four"),
-        (framed(0xC0, height=0), "without a height"),
+        (framed(0xC0, height=0), "a height that is not 1 to 4096"),
         (jpeg(64, 64)[:700], "truncated"),
         (jpeg(64, 64)[:40], "segment runs past"),
         (jpeg(64, 64, progressive=True)[:600], "truncated"),
@@ -403,6 +403,10 @@ def test_a_height_behind_the_scan() -> None:
     check(data[:end] + number_of_lines + data[end:])
     left_open = data[: frame + 5] + b"\0\0" + data[frame + 7 : end] + number_of_lines + data[end:]
     assert check(left_open).frame.height == 30
+    # the frame header says more lines than there are
+    too_high = data[: frame + 5] + b"\0\x90" + data[frame + 7 : end] + number_of_lines + data[end:]
+    assert check(too_high).frame.height == 30
+    assert rebuild(parse(too_high).header, parse(data).coefficients) == too_high
 
 
 def test_scans_without_number_are_refused() -> None:

@@ -139,6 +139,13 @@ def test_both_decoders_read_the_same_lengths_of_lanes(codec: LatentCodec) -> Non
             spec_decoder.decode(tiny_model().data, data, 256, 512, False, 40)
 
 
+def test_the_specification_names_every_array_that_decoding_needs() -> None:
+    model = tiny_model()
+    of_encoder = ("analysis.", "gain.analysis", "encoder.threshold")
+    needed = {name for name in model.arrays if not name.startswith(of_encoder)}
+    assert needed == set(spec_decoder.wanted_arrays(spec_decoder.read_model(model.data)))
+
+
 def accepts(name: str, change: Callable[[NDArray[Any]], None], other: dict[str, NDArray[Any]] | None = None) -> bool:
     """Whether both readers take the tiny model with an array changed; they must agree."""
     model = tiny_model()

@@ -571,6 +571,19 @@ def test_the_last_table_of_a_destination_counts_for_both() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(again.coefficients, image.coefficients, strict=True))
 
 
+def test_a_height_behind_the_first_scan_counts_for_both() -> None:
+    from zippy_batch.jpeg.file import parse
+
+    data = _grey_jpeg()
+    frame, end = data.index(b"\xff\xc0"), data.rindex(EOI)
+    for height in (b"\0\0", b"\0\x40"):
+        other = (
+            data[: frame + 5] + height + data[frame + 7 : end] + segment(0xDC, data[frame + 5 : frame + 7]) + data[end:]
+        )
+        found = parse(other)
+        assert spec.rebuild_file(found.header, [c.astype(np.int64) for c in found.coefficients]) == other
+
+
 def _grey_jpeg() -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pictures(1, 24, 24, 3)[0]).convert("L").save(stream, "JPEG", quality=75)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from zippy_batch.cli.options import ProgressFlag, Quiet, as_command, declared, flag
-from zippy_batch.cli.outcome import json_text, print_text
+from zippy_batch.cli.outcome import json_text, print_text, terminal_columns
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import OutputExists, UsageError
 
@@ -76,7 +76,7 @@ def compare(
     with showing("compare", shown) as watch:
         found = measured(root, options, watch)
     if not shown.is_quiet:
-        print_text("\n".join(found.lines()))
+        print_text("\n".join(found.lines(terminal_columns())))
     if json_file:
         json_file.write_text(json_text(found.to_dict()) + "\n")
     if plot:

@@ -20,7 +20,6 @@ et al. 2018 (arXiv:1712.05877) for multiplication and shift.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -30,15 +29,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zippy_batch.codecs.integer import FLOAT32_EXACT, exact_products, fetch, probe, record_bound
+from zippy_batch.codecs.integer import FLOAT32_EXACT, Arrays, exact_products, fetch, probe, record_bound
 from zippy_batch.errors import ModelError
 
-Arrays = Mapping[str, NDArray[Any]]
 ProductKind = Literal["int8", "float32"]
 
 WEIGHT_TOP = 64
 INPUT_TOP = 128
 """Largest magnitude of an activation."""
+_PROBE = "probe"
+"""Name of the matrices of a probe: they say nothing about a model."""
 MANTISSA_TOP = (1 << 30) - 1
 SHIFT_TOP = 46
 _MULTIPLES = 8
@@ -112,7 +112,8 @@ class Weight:
             raise ModelError(
                 f"layer {name} is not exact: a sum may reach {largest}, and float32 is exact below {FLOAT32_EXACT}"
             )
-        record_bound(name, largest)
+        if name != _PROBE:
+            record_bound(name, largest)
         whole = torch.from_numpy(np.ascontiguousarray(values)).to(device)
         return Weight(whole.t(), whole.float())
 
@@ -182,7 +183,7 @@ def _is_exact(product: Products, device: torch.device) -> bool:
         )
         for x in extremes:
             for w in (signs * WEIGHT_TOP, np.full_like(signs, WEIGHT_TOP), rng.integers(-64, 65, (outputs, inputs))):
-                weight = Weight.of("probe", w.astype(np.int8), device)
+                weight = Weight.of(_PROBE, w.astype(np.int8), device)
                 try:
                     with exact_products(device):
                         got = product(torch.from_numpy(x.astype(np.int8)).to(device), weight).cpu().numpy()
@@ -195,7 +196,7 @@ def _is_exact(product: Products, device: torch.device) -> bool:
 
 def _seconds(product: Products, device: torch.device) -> float:
     """Shortest of some runs of a product of common shape."""
-    weight = Weight.of("probe", np.ones((192, 384), np.int8), device)
+    weight = Weight.of(_PROBE, np.ones((192, 384), np.int8), device)
     x = torch.ones(1024, 384, dtype=torch.int8, device=device)
     times = []
     with exact_products(device):

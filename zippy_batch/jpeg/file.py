@@ -20,6 +20,7 @@ from zippy_batch.errors import DamagedRow, ZippyError
 from zippy_batch.jpeg.faults import Malformed
 from zippy_batch.jpeg.markers import (
     DHT,
+    DNL,
     EOI,
     MAX_JPEG_BYTES,
     MAX_SEGMENTS,
@@ -46,6 +47,7 @@ from zippy_batch.jpeg.tables import (
 Coefficients = tuple[NDArray[np.int16], ...]
 """Per component (blocks_high, blocks_wide, 64) in zigzag order, DC absolute."""
 
+_NUMBER_OF_LINES = bytes([0xFF, DNL])
 NOT_CANONICAL = "non-standard entropy coding; the rebuilt file would differ"
 
 
@@ -150,7 +152,7 @@ class _FileParser:
 
     def _decode(self, scan: ScanHeader, at: int) -> DecodedScan:
         headers = self._headers
-        if headers.height == 0:
+        if headers.scans == 1 and (headers.height == 0 or self._data.find(_NUMBER_OF_LINES, at) >= 0):
             headers.read_height(self._data, at)
         if not self._found:
             self._blocks = np.zeros((sum(high * wide for _, (high, wide) in headers.grids()), 64), np.int16)

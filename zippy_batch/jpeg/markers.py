@@ -155,7 +155,7 @@ class Headers:
         self.restart = 0
         """MCUs between restart markers, or 0."""
         self.height = self.width = 0
-        """A height of 0 follows after the first scan."""
+        """A height of 0 follows after the first scan, which may also give another one."""
         self.progressive = False
         self.parts: tuple[FramePart, ...] = ()
         self.steps: dict[int, tuple[int, ...]] = {}
@@ -202,11 +202,14 @@ class Headers:
             raise Malformed(f"more than {MAX_COEFFICIENTS} coefficients", Fault.TOO_LARGE)
 
     def read_height(self, data: bytes, at: int) -> None:
-        """The height of a frame that leaves it to a segment behind its first scan, which begins at data[at]."""
-        marker, _, body, end = next_segment(data, at) or (EOI, at, at, at)
-        if marker != DNL or end != body + 2:
-            raise Malformed("a picture without a height")
-        self.height = int.from_bytes(data[body:end], "big")
+        """Take the height from a segment right behind the first scan, where one follows data[at]; the frame header may
+        leave it out."""
+        try:
+            marker, _, body, end = next_segment(data, at) or (EOI, at, at, at)
+        except Malformed:
+            marker = EOI
+        if marker == DNL and end == body + 2:
+            self.height = int.from_bytes(data[body:end], "big")
         if not 1 <= self.height <= MAX_SIDE:
             raise Malformed(f"a height that is not 1 to {MAX_SIDE}", Fault.TOO_LARGE)
         self._check_size()

@@ -226,7 +226,7 @@ def _read_run(headers: Headers, run: Run, following: bytes) -> ScanHeader:
     if marker != SOS or at != len(run.data) or waiting:
         raise Malformed("a run does not end with a scan header")
     scan = headers.read_scan(body)
-    if headers.height == 0:
+    if headers.scans == 1:
         headers.read_height(following, 0)
     return scan
 

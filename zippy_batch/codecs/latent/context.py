@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zippy_batch.codecs.int8 import Arrays, Multiplier, Weight
-from zippy_batch.codecs.integer import fetch, fetch_within
+from zippy_batch.codecs.int8 import Multiplier, Weight
+from zippy_batch.codecs.integer import Arrays, fetch, fetch_within
 from zippy_batch.codecs.latent.backend import Array, Backend, put_scale
 from zippy_batch.codecs.latent.features import LEVEL_MAX
 from zippy_batch.codecs.latent.network import SCALE_LEVELS, LatentArchitecture
-from zippy_batch.codecs.latent.order import DEPTHS, FAR, NEAR, VISIT_KINDS, Visit, visits
+from zippy_batch.codecs.latent.order import DEPTHS, FAR, NEAR, VISIT_KINDS, Visit, parity_of, visits
 from zippy_batch.codecs.latent.static import CACHED_POSITIONS, IntegerStatic, Size
 from zippy_batch.errors import ModelError
 
@@ -126,7 +126,7 @@ class _Kind:
 
     def __init__(self, arrays: Arrays, kind: str, a: LatentArchitecture, level: NDArray[Any], backend: Backend) -> None:
         name = f"context.{kind}"
-        self.parity = VISIT_KINDS.index(kind) if kind.startswith("coarse") else max(0, VISIT_KINDS.index(kind) - 3)
+        self.parity = parity_of(kind)
         width = a.context_width
         self.static = IntegerStatic(arrays, f"{name}.static", width)
         self.levels = self.static.levels(level)

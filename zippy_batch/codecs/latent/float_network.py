@@ -6,7 +6,7 @@ the integer networks do. Where integers leave a unit open (activations and the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from zippy_batch.codecs.integer import Arrays
 from zippy_batch.codecs.latent.context import LATENT_MEAN_BITS, LATENT_SCALE_BITS, SHARED_BITS, SIXTEENTHS
 from zippy_batch.codecs.latent.export import quality_levels
 from zippy_batch.codecs.latent.features import LEVEL_KNOTS, LEVEL_STEP, ONE
@@ -33,8 +34,6 @@ from zippy_batch.codecs.latent.network import (
 from zippy_batch.codecs.latent.order import VISIT_KINDS
 from zippy_batch.codecs.latent.static import STATIC_BITS
 from zippy_batch.codecs.latent.synthesis import GATE_BITS, PIXEL_BITS, STREAM_BITS
-
-Arrays = Mapping[str, NDArray[Any]]
 
 _ACTIVATION_TOP = 4.0
 """What the largest integer stands for of activations whose unit the integers leave open."""

@@ -38,7 +38,7 @@ from zippy_batch.codecs.latent.features import (
     SPATIAL_FEATURES,
     grid_size,
 )
-from zippy_batch.codecs.latent.order import DEPTHS, FAR, NEAR, PARITIES, VISIT_KINDS, Visit, visits
+from zippy_batch.codecs.latent.order import DEPTHS, FAR, NEAR, PARITIES, VISIT_KINDS, Visit, parity_of, visits
 
 SCALE_LEVELS = 64
 SIGMA_MIN = 0.11
@@ -401,7 +401,7 @@ class KindLayers(nn.Module):
     def __init__(self, a: LatentArchitecture, kind: str) -> None:
         super().__init__()
         width = a.context_width
-        self.parity = int(kind[-1]) if "." in kind else 0
+        self.parity = parity_of(kind)
         self.static = Static(width)
         nn.init.normal_(self.static.spatial.weight, 0, 0.05)
         nn.init.normal_(self.static.level.weight, 0, 0.05)

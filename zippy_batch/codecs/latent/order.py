@@ -46,6 +46,11 @@ DEPTHS = 4
 """Levels 1 to 4 have a bias of their own; coarser ones share that of level 4."""
 
 
+def parity_of(kind: str) -> int:
+    """Number of the parity that a kind of visits is of."""
+    return 0 if kind == "blind" else int(kind[-1])
+
+
 @dataclass(frozen=True)
 class Visit:
     """Positions that are coded together: rows row, row + stride, ... and columns column, column + stride, ..."""

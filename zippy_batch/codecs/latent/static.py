@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zippy_batch.codecs.int8 import Arrays
-from zippy_batch.codecs.integer import fetch_within
+from zippy_batch.codecs.integer import Arrays, fetch_within
 from zippy_batch.codecs.latent.features import (
     LEVEL_FEATURES,
     SPATIAL_FEATURES,

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zippy_batch.codecs.int8 import INPUT_TOP, Arrays, Multiplier, Weight
-from zippy_batch.codecs.integer import fetch, fetch_within
+from zippy_batch.codecs.int8 import INPUT_TOP, Multiplier, Weight
+from zippy_batch.codecs.integer import Arrays, fetch, fetch_within
 from zippy_batch.codecs.latent.backend import Array, Backend, Scale, put_scale
 from zippy_batch.codecs.latent.context import QUALITY_LEVELS
 from zippy_batch.codecs.latent.features import EVERYTHING, PATCH
