@@ -42,7 +42,7 @@ def show(found: Comparison, names: Sequence[str]) -> None:
             print(f"  {f'{name} {row.setting}':16} {row.stored_bytes:12.1f} {row.psnr_db:8.2f}")
     for metric, label in METRICS.items():
         for name, mean in found.equal(metric).items():
-            digits = 1 if metric == "psnr_db" else 3
+            digits = 3 if metric == "ssim" else 1
             between = f"{mean.low:.{digits}f} to {mean.high:.{digits}f}"
             print(f"  at equal {label}, mean of {name}: {mean.ratio:.3f} over {between}", flush=True)
 

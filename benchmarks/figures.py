@@ -74,7 +74,7 @@ def compression_rows(found: Sequence[Mapping[str, Any]]) -> list[str]:
             name = f"{one['images']} of {Path(one['source']).name}, {one['sizes']}" if row is mine[0] else ""
             said = ["-" if ratio is None else f"{ratio:.3f}" for ratio in ratios]
             out.append(_row([name, str(row["level"]), _bytes(point.bytes_per_image), f"{point.quality:.1f}", *said]))
-        for metric in ("psnr", "ssim"):
+        for metric in ("psnr", "ssim", "ssimulacra2"):
             means = [one[f"equal_{metric}"].get(name) for name in RIVALS]
             said = [f"{mean['ratio']:.3f}" if mean else "-" for mean in means]
             out.append(_row(["", f"mean at equal {metric.upper()}", "", "", *said]))

@@ -6,6 +6,7 @@ The plot needs matplotlib, which `pip install 'zippy-batch[compare]'` brings; th
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from zippy_batch.compare.codecs import LEPTON, TRANSCODE
-from zippy_batch.compare.report import CONTENDERS, OWN_EXACT, OWN_LOSSY, SOURCE, Comparison, Panel
+from zippy_batch.compare.report import CONTENDERS, METRICS, OWN_EXACT, OWN_LOSSY, SOURCE, Comparison, Panel
 from zippy_batch.errors import UsageError
 from zippy_batch.images.metrics import mean_squared_error, psnr_db
 
@@ -51,7 +52,7 @@ def require_matplotlib() -> None:
 
 
 def plot(comparison: Comparison) -> bytes:
-    """PSNR and SSIM over stored bytes per image; what keeps files exactly is a vertical line.
+    """PSNR, SSIM and SSIMULACRA2 over stored bytes per image; what keeps files exactly is a vertical line.
 
     Raises UsageError without matplotlib.
     """
@@ -59,11 +60,11 @@ def plot(comparison: Comparison) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 5.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(18, 5.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, what, label in zip(figure.subplots(1, 2), ("psnr_db", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
-        _draw_curves(axes, comparison, what)
-        axes.set_ylabel(label)
+    for axes, (metric, label) in zip(figure.subplots(1, len(METRICS)), METRICS.items(), strict=True):
+        _draw_curves(axes, comparison, metric)
+        axes.set_ylabel(f"{label}, dB" if metric == "psnr_db" else label)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside right center", frameon=False)
@@ -77,7 +78,7 @@ def _draw_curves(axes: Any, comparison: Comparison, what: str) -> None:
     for name in CONTENDERS:
         rows, curve = [row for row in comparison.rows if row.contender == name], comparison.curve(name, what)
         if curve:
-            sizes, values = [row.stored_bytes for row in curve], [getattr(row, what) for row in curve]
+            sizes, values = [row.stored_bytes for row in curve], [getattr(row, what) or math.nan for row in curve]
             axes.plot(sizes, values, marker="o", markersize=4, color=_COLOURS[name], label=name, **_line(name))
         elif rows:
             label, dashes = f"{name} (no loss)", "--" if name == OWN_EXACT else ":"

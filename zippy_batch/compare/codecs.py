@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from zippy_batch.archives.schema import PSNR_CAP_DB
+from zippy_batch.compare.ssimulacra2 import ssimulacra2
 from zippy_batch.errors import SourceError
 from zippy_batch.images.metrics import mean_squared_error, psnr_db, ssim
 from zippy_batch.images.pixels import Picture, read_picture
@@ -107,6 +108,8 @@ class Coded:
     data: bytes
     psnr_db: float
     ssim: float
+    ssimulacra2: float | None
+    """None for what is too small for it."""
     jpeg_quality: int | None
     """Quality of a JPEG file, as ImageMagick estimates it."""
     encode_s: float
@@ -216,7 +219,7 @@ def recode(task: tuple[str, Path]) -> Coded:
         # they raise almost anything on what they do not take
         data, encoded, is_same = source, time.perf_counter(), False
     decode_s = time.perf_counter() - encoded
-    return Coded(data if is_same else source, PSNR_CAP_DB, 1.0, None, encoded - begun, decode_s)
+    return Coded(data if is_same else source, PSNR_CAP_DB, 1.0, 100.0, None, encoded - begun, decode_s)
 
 
 def _to_jpeg_xl(jpeg: bytes) -> bytes:
@@ -281,10 +284,17 @@ def _measured(data: bytes, source: NDArray[np.uint8], encode_s: float) -> Coded:
         data=data,
         psnr_db=psnr_db(mean_squared_error(source, back)),
         ssim=ssim(source, back),
+        ssimulacra2=ssimulacra2(source, back),
         jpeg_quality=estimated_jpeg_quality(data),
         encode_s=encode_s,
         decode_s=decode_s,
     )
+
+
+def quality_of(source: Path, other: Path) -> tuple[float, float, float | None]:
+    """PSNR in dB, SSIM and SSIMULACRA2 of the pictures in two files; the last one None for what is too small for it."""
+    a, b = (in_rgb(source_pixels(path)) for path in (source, other))
+    return psnr_db(mean_squared_error(a, b)), ssim(a, b), ssimulacra2(a, b)
 
 
 def estimated_jpeg_quality(data: bytes) -> int | None:

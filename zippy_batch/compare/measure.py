@@ -43,7 +43,6 @@ from zippy_batch.compare.report import (
 from zippy_batch.compare.stored import parquet_bytes
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import SourceError, UsageError
-from zippy_batch.images.metrics import mean_squared_error, psnr_db, ssim
 from zippy_batch.images.pixels import Picture, read_picture
 from zippy_batch.paths import display_path
 from zippy_batch.run import pipeline
@@ -347,6 +346,7 @@ class _Bench:
             loose_bytes=sum(map(len, blobs)) / n,
             stored_bytes=parquet_bytes(self._sample.names, blobs) / n,
             quality=None if is_exact else Quality.of((one.psnr_db, one.ssim) for one in coded),
+            ssimulacra2=None if is_exact else _mean(one.ssimulacra2 for one in coded),
             jpeg_quality=_median(one.jpeg_quality for one in coded),
             encode_per_s=n * self._cores / sum(one.encode_s for one in coded),
             decode_per_s=n * self._cores / sum(one.decode_s for one in coded),
@@ -368,7 +368,7 @@ class _Bench:
             is_exact = all(
                 path.read_bytes() == file.read_bytes() for path, file in zip(self._paths, found, strict=True)
             )
-            measured = None if is_exact else Quality.of(map(_quality_of, self._paths, found))
+            measured = [] if is_exact else [codecs.quality_of(*pair) for pair in zip(self._paths, found, strict=True)]
             if quality is not None:
                 shown = (codecs.source_pixels(found[i]) for i in self._shown)
                 self._archived[quality] = tuple(map(codecs.in_rgb, shown))
@@ -379,7 +379,8 @@ class _Bench:
                 level=quality,
                 loose_bytes=None,
                 stored_bytes=output.stat().st_size / len(self._sample),
-                quality=measured,
+                quality=Quality.of((psnr, ssim) for psnr, ssim, _ in measured) if measured else None,
+                ssimulacra2=_mean(score for _, _, score in measured),
                 encode_per_s=_steady(len(self._sample), archived.shards),
                 decode_per_s=_steady(len(self._sample), restored.shards),
             )
@@ -427,11 +428,6 @@ def _restored(source: Path, same: Path) -> Path:
     return same if same.exists() else same.with_name(f"{same.name}.png")
 
 
-def _quality_of(source: Path, restored: Path) -> tuple[float, float]:
-    a, b = (codecs.in_rgb(codecs.source_pixels(path)) for path in (source, restored))
-    return psnr_db(mean_squared_error(a, b)), ssim(a, b)
-
-
 def _steady(images: int, shards: Iterable[Any]) -> float | None:
     """Images per second of work on shards, without loading the model."""
     seconds = sum(line.seconds or 0.0 for line in shards)
@@ -441,3 +437,9 @@ def _steady(images: int, shards: Iterable[Any]) -> float | None:
 def _median(values: Iterable[int | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(statistics.median(known)) if known else None
+
+
+def _mean(scores: Iterable[float | None]) -> float | None:
+    """None where there are none, or not of all."""
+    known = list(scores)
+    return statistics.fmean(one for one in known if one is not None) if known and None not in known else None

@@ -24,12 +24,12 @@ OWN_EXACT = "zippy-batch-exact"
 CONTENDERS = (SOURCE, *IMAGE_CODECS, *RECODERS, OWN_LOSSY, OWN_EXACT)
 """Contenders, in the order of the table."""
 
-METRICS = {"psnr_db": "PSNR", "ssim": "SSIM"}
+METRICS = {"psnr_db": "PSNR", "ssim": "SSIM", "ssimulacra2": "SSIMULACRA2"}
 """Attribute of a row -> its name in words."""
 
-_LEAST = (6, 7, 1, 3)
+_LEAST = (3, 7, 8, 1)
 """Columns by number, from the one that is missed least where a terminal is narrow."""
-_HEAD = ("", "loose B", "stored B", "of source", "PSNR dB", "SSIM", "encode/s", "decode/s")
+_HEAD = ("", "loose B", "stored B", "of source", "PSNR dB", "SSIM", "SSIMULACRA2", "encode/s", "decode/s")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class ComparisonRow:
     encode_per_s: float | None = None
     """Images per second on all cores."""
     decode_per_s: float | None = None
+    ssimulacra2: float | None = None
+    """Mean; None for what is exact, or too small for it."""
     variant: str = ""
     """Variant of a codec with several, of which the better one counts at each quality."""
 
@@ -73,6 +75,7 @@ class ComparisonRow:
             "exact": self.quality is None,
             "psnr_db": rounded(self.psnr_db, 3),
             "ssim": rounded(self.ssim, 5),
+            "ssimulacra2": rounded(self.ssimulacra2, 2),
             "jpeg_quality": self.jpeg_quality,
             "encode_images_per_s": rounded(self.encode_per_s, 1),
             "decode_images_per_s": rounded(self.decode_per_s, 1),
@@ -146,6 +149,7 @@ class Comparison:
             "rows": self._row_dicts(),
             "equal_psnr": {name: _equal_dict(one, "_db") for name, one in self.equal("psnr_db").items()},
             "equal_ssim": {name: _equal_dict(one) for name, one in self.equal("ssim").items()},
+            "equal_ssimulacra2": {name: _equal_dict(one) for name, one in self.equal("ssimulacra2").items()},
             "exact_ratios": {name: round(ratio, 4) for name, ratio in self.exact_ratios.items()},
             "notes": list(self.notes),
         }
@@ -155,7 +159,7 @@ class Comparison:
         return [{**row.to_dict(), "better_by_psnr": row.quality is None or id(row) in better} for row in self.rows]
 
     def lines(self, columns: int | None = None) -> list[str]:
-        """The table in 80 columns, or in fewer with less in it, what is missing there, and what it comes to."""
+        """The table, with less in it where there are few columns, what is missing there, and what it comes to."""
         out = [
             f"{self.images} of {self.files} files, {self.sizes}, {self.source_bytes:.0f} B each; sizes per image,",
             f"speeds in images/s on {self.cores} cores",
@@ -163,7 +167,7 @@ class Comparison:
         out += self._table(columns)
         out += [f"skipped: {count} {reason}" for reason, count in sorted(self.skipped.items())]
         out += self.notes
-        out += self._equal_lines()
+        out += self._equal_lines(columns)
         if self.exact_ratios:
             out += ["", "the very same files back, bytes of zippy-batch beside others:"]
             out += [f"  {ratio:.3f} of {_IN_WORDS[name]}" for name, ratio in self.exact_ratios.items()]
@@ -187,25 +191,27 @@ class Comparison:
             _number(row.stored_bytes / self.source_bytes, 2),
             "exact" if row.quality is None else _number(row.psnr_db, 2),
             _number(row.ssim, 4),
+            _number(row.ssimulacra2, 1),
             _number(row.encode_per_s, 0),
             _number(row.decode_per_s, 0),
         ]
 
-    def _equal_lines(self) -> list[str]:
+    def _equal_lines(self, columns: int | None) -> list[str]:
         by_metric = {metric: self.equal(metric) for metric in METRICS}
         names = [name for name in IMAGE_CODECS if any(name in found for found in by_metric.values())]
         if not names:
             return []
-        head = ["", *(cell for metric in METRICS.values() for cell in (metric, "between"))]
+        head = ["", *(cell for metric in METRICS.values() for cell in (metric, "range"))]
         rows = []
         for name in names:
             row = [f"  {name}"]
             for metric, found in by_metric.items():
-                one, digits = found.get(name), 1 if metric == "psnr_db" else 3
-                row += [f"{one.ratio:.3f}", f"{one.low:.{digits}f} and {one.high:.{digits}f}"] if one else ["-", "-"]
+                one, digits = found.get(name), 3 if metric == "ssim" else 1
+                row += [f"{one.ratio:.3f}", f"{one.low:.{digits}f}..{one.high:.{digits}f}"] if one else ["-", "-"]
             rows.append(row)
         said = "bytes of zippy-batch over others' at equal quality, mean where both have it:"
-        return ["", said, *table(head, rows, names=1)]
+        ranges = (6, 4, 2)
+        return ["", said, *fitted(partial(table, names=1), head, rows, ranges, columns)]
 
 
 def better_of(rows: Sequence[ComparisonRow], metric: str) -> list[ComparisonRow]:
