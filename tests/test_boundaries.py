@@ -56,7 +56,6 @@ WIDE = {
 """Functions of more than MOST_ARGUMENTS arguments, and why they have them."""
 
 LONG = {
-    "cli/archive.py:archive": "flags and their help",
     "cli/compare.py:compare": "flags and their help",
 }
 """Functions of more than MOST_LINES lines, and why they are not divided."""

@@ -51,6 +51,7 @@ from zippy_batch.archives.schema import (
     Value,
 )
 from zippy_batch.errors import ArchiveError
+from zippy_batch.stores.atomic_file import ONLY_WRITING
 from zippy_batch.stores.object_path import TAIL_BYTES, ObjectFile, ObjectPath, Place, reading
 
 if TYPE_CHECKING:
@@ -630,7 +631,8 @@ def as_text(values: Sequence[Value], name: str) -> list[Any]:
 
 @contextmanager
 def foreign(what: str) -> Iterator[None]:
-    """Turns whatever a Parquet library or hostile bytes raise into an ArchiveError."""
+    """Turns whatever a Parquet library or hostile bytes raise into an ArchiveError, but not that there is no room to
+    write."""
     import pyarrow as pa
 
     expected = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError, RecursionError)
@@ -639,5 +641,7 @@ def foreign(what: str) -> Iterator[None]:
     except ArchiveError:
         raise
     except (pa.ArrowException, *expected) as error:
+        if isinstance(error, OSError) and error.errno in ONLY_WRITING:
+            raise
         detail = " ".join(str(error).split())
         raise ArchiveError(f"{what}: {detail or type(error).__name__}") from error

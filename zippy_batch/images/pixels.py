@@ -403,7 +403,7 @@ _MAX_SEGMENT_BYTES = 65533
 def _segments(marker: int, prefix: bytes, data: bytes, numbered: bool) -> Iterator[bytes]:
     room = _MAX_SEGMENT_BYTES - len(prefix) - 2 * numbered
     count = -(-len(data) // room)
-    if count > (255 if numbered else 1):
+    if numbered and count > 255:
         raise ValueError(f"{len(data)} bytes of metadata, more than a JPEG file can hold")
     for i in range(count):
         body = prefix + (bytes([i + 1, count]) if numbered else b"") + data[i * room : (i + 1) * room]

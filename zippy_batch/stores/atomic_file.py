@@ -20,6 +20,7 @@ _TO_DO = {
     errno.EROFS: "make its file system writable",
 }
 """What only writing meets. Anything else may come from what is read meanwhile."""
+ONLY_WRITING = frozenset(_TO_DO)
 _FLUSHES = 16
 """Side by side: a file system commits together what waits for it together."""
 
