@@ -220,7 +220,7 @@ def test_a_file_that_may_not_be_read_is_named_before_anything_is_done(
     (tmp_path / "open").chmod(0o777)
     output = tmp_path / "open" / "out.parquet"
     (faces / "3.jpg").chmod(0)
-    for directory in (*tmp_path.parents[:2], tmp_path):
+    for directory in (*tmp_path.parents[:3], tmp_path):
         directory.chmod(directory.stat().st_mode | 0o011)
 
     def as_nobody() -> None:
