@@ -51,7 +51,7 @@ class Runs:
             source = root / f"whole-{name}"
             self.archive(source)
             self.commands[f"archive {name}"] = (self.archive, content(source))
-            back = root / f"back-{name}"
+            back = root / f"back-of-{Path(name).stem}-{len(self.commands)}"
             restore(source, back, RestoreOptions(device="cpu"), IN_PROCESS, codecs=CODECS)
             self.commands[f"restore {name}"] = (self.restore_of(source), content(back))
             self.commands[f"verify {name}"] = (self.verify_of(source), {})
@@ -102,6 +102,11 @@ def in_child(work: Callable[[], None], root: Path, call: int, error: int) -> tup
     return code, int(calls or 0), said
 
 
+def output_of(command: str) -> str:
+    verb, _, archived = command.partition(" ")
+    return archived if verb == "archive" else "back"
+
+
 def calls_of(work: Callable[[Path], None], output: Path) -> int:
     output.parent.mkdir()
     code, calls, said = in_child(lambda: work(output), output.parents[1], CALM, 0)
@@ -115,7 +120,7 @@ def main() -> None:
     compare(pixels(0), pixels(1))  # compiled once, for all children
     runs = Runs(root)
     before = files_of(runs.faces)
-    counts = {name: calls_of(work, root / "calm" / name.split()[1]) for name, (work, _) in runs.commands.items()}
+    counts = {name: calls_of(work, root / "calm" / output_of(name)) for name, (work, _) in runs.commands.items()}
 
     def trial(draw: random.Random) -> None:
         name = draw.choice(list(runs.commands))
@@ -123,7 +128,7 @@ def main() -> None:
         call, error = draw.randrange(counts[name]), draw.choice(ERRORS)
         folder = root / f"{draw.random()}"
         folder.mkdir()
-        output = folder / name.split()[1]
+        output = folder / output_of(name)
         code, _, said = in_child(lambda: work(output), root, call, error)
         what = f"{name}, call {call} ({os.strerror(error)}), {said}"
         assert code in (DONE, REFUSED), what
