@@ -213,9 +213,18 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
     if not os.path.lexists(output) or is_publishing(output):
         return
     if not overwrite:
+        _remove_remains(staging_path(output))
         raise OutputExists(f"{output} exists; choose another output, or pass --overwrite to replace it")
     if output.is_dir() and not _is_archive_directory(output):
         raise UsageError(f"{output} is a directory that is not an archive; --overwrite does not remove it")
+
+
+def _remove_remains(root: Path) -> None:
+    """Remove a staging of which nothing is left but its lock: a run that had published could not remove that."""
+    with suppress(OSError, UsageError):
+        if set(os.listdir(root)) <= {"lock"}:
+            with _locked(root):
+                _remove(root)
 
 
 def _is_archive_directory(path: Path) -> bool:
