@@ -540,9 +540,9 @@ def test_workers_are_told_where_the_originals_are_from_anywhere(
     make(faces, output)
     monkeypatch.chdir(tmp_path)
 
-    def run_units(job, units, layout, tick):  # type: ignore[no-untyped-def]
+    def run_units(job, units, layout, *heard):  # type: ignore[no-untyped-def]
         monkeypatch.chdir("/")
-        yield from executor.run_units(job, units, layout, tick)
+        yield from executor.run_units(job, units, layout, *heard)
         monkeypatch.chdir(tmp_path)
 
     monkeypatch.setattr("zippy_batch.run.pipeline.run_units", run_units)
