@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from zippy_batch.codecs.exact.codec import ExactCodec
-from zippy_batch.codecs.integer import FLOAT32_EXACT, recording_bounds
+from zippy_batch.codecs.integer import FLOAT32_EXACT, fast_type, recording_bounds
 from zippy_batch.codecs.latent.codec import LatentCodec
 from zippy_batch.codecs.model_file import Model, model_from_bytes, serialise
 from zippy_batch.config import TrainOptions
@@ -62,7 +62,7 @@ class TrainJob:
             rate_adam=1e-3 * o.rate * (0.6 if self.start else 1.0),
             rate_muon=0.004 * o.rate * (0.6 if self.start else 1.0),
             decay_from=0.25 if self.start else 0.4,
-            bfloat16=o.codec == "latent" and _is_fast_in_bfloat16(self.device),
+            bfloat16=o.codec == "latent" and fast_type(torch.device(self.device)) is torch.bfloat16,
             checkpoint_minutes=float(np.clip(o.minutes / 10, *_CHECKPOINT_MINUTES)),
             seed=o.seed,
         )
@@ -131,7 +131,3 @@ def with_proof(data: bytes) -> bytes:
         ExactCodec(model) if model.codec == "exact" else LatentCodec(model)
     proof = {"layers": len(bounds), "largest_sum": max(bounds.values()), "limit": FLOAT32_EXACT}
     return serialise(model.arrays, {**model.card, "exactness": proof})
-
-
-def _is_fast_in_bfloat16(device: str) -> bool:
-    return device == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zippy_batch.codecs.int8 import WEIGHT_TOP as WEIGHT_TOP
 from zippy_batch.codecs.latent.features import (
     LEVEL_FEATURES,
     LEVEL_KNOTS,
@@ -49,8 +50,6 @@ SIGNED_TOP = 127
 """Largest magnitude of a signed 8-bit activation."""
 UNSIGNED_TOP = 255
 """Largest rectified 8-bit activation; it is stored less 128."""
-WEIGHT_TOP = 64
-"""Largest magnitude of an 8-bit weight: with 127, some processors return wrong sums (see `integer.py`)."""
 EDGE_WEIGHT_TOP = 127 * WEIGHT_TOP
 """Likewise of the first and last layers of the synthesis, whose weights have two 8-bit halves."""
 
