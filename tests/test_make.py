@@ -32,7 +32,9 @@ def clone(root: Path, tmp_path: Path) -> Path:
 
 
 def make(clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    # `make test` hands its own flags down, and a make below it prints which directory it enters
+    inherited = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    environment = {**inherited, "PYTHONPATH": str(Path(__file__).parents[1])}
     settings = ("VENV=env", f"PYTHON={sys.executable}")
     return subprocess.run(
         ["make", *settings, *arguments], cwd=clone, env=environment, capture_output=True, text=True, check=False
