@@ -192,8 +192,8 @@ class LatentTask:
         """The last part of a run rounds weights and activations as the integer networks do."""
         if self._is_quantised or share < QUANTISED_FROM:
             return False
-        if not self.network.has_units:
-            self._measure()
+        # also where a model file brought units: its weights have moved since
+        self._measure()
         self.network.quantise()
         self._is_quantised = True
         return True

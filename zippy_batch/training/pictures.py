@@ -45,7 +45,7 @@ _DRAWN = 0.04
 """Share of the batches that are drawn patterns."""
 _TOGETHER = 50
 """Sources that a process cuts before it hands the pieces over."""
-_VERSION = 2
+_VERSION = 3
 """Raised when the same sources and specs make other pools."""
 _FILTERS = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BOX, Image.Resampling.BILINEAR)
 
@@ -66,13 +66,17 @@ class PoolSpec:
     """Share of the images saved as JPEG after shrinking; the rest stay clean."""
     mirror: bool = True
     """Half of the images are turned left to right, where that leaves a JPEG's blocks where they were."""
+    grey: bool = False
+    """Taken from sources in grey alone."""
     drawn: bool = False
     """Noise, stripes and other patterns instead of photographs: a codec that never saw them fails on them badly."""
 
 
 def default_specs() -> list[PoolSpec]:
-    """A quarter of the batches are 42 px thumbnails, 40 % native detail of 160x160 to 250x250."""
-    specs = [PoolSpec(42, 42, 30000, 0.26)]
+    """A fifth of the batches are 42 px thumbnails, half are native detail of 160x160 to 250x250, a quarter of that in
+    grey.
+    """
+    specs = [PoolSpec(42, 42, 30000, 0.20)]
     shapes = [
         (24, 24),
         (32, 32),
@@ -87,11 +91,13 @@ def default_specs() -> list[PoolSpec]:
         (80, 64),
         (96, 96),
     ]
-    specs += [PoolSpec(h, w, 1200, 0.10 / len(shapes), jpeg=0.5) for h, w in shapes]
-    specs += [PoolSpec(112, 112, 8000, 0.17, jpeg=0.3), PoolSpec(144, 128, 1500, 0.03, jpeg=0.3)]
-    specs += [PoolSpec(218, 178, 4000, 0.13, native=True), PoolSpec(200, 200, 4000, 0.12, native=True)]
-    specs += [PoolSpec(160, 160, 2500, 0.08, native=True), PoolSpec(250, 250, 1000, 0.08, native=True)]
-    specs += [PoolSpec(48, 48, 4000, 0.03, jpeg=0.3, drawn=True)]
+    specs += [PoolSpec(h, w, 1200, 0.08 / len(shapes), jpeg=0.5) for h, w in shapes]
+    specs += [PoolSpec(112, 112, 14000, 0.17, jpeg=0.3), PoolSpec(144, 128, 1500, 0.03, jpeg=0.3)]
+    specs += [PoolSpec(218, 178, 9000, 0.15, native=True), PoolSpec(200, 200, 7000, 0.12, native=True)]
+    specs += [PoolSpec(160, 160, 4000, 0.06, native=True), PoolSpec(250, 250, 8000, 0.05, native=True)]
+    specs += [PoolSpec(250, 250, 900, 0.08, native=True, grey=True)]
+    specs += [PoolSpec(192, 160, 2000, 0.04, native=True, grey=True)]
+    specs += [PoolSpec(48, 48, 4000, 0.02, jpeg=0.3, drawn=True)]
     return specs
 
 
@@ -159,8 +165,15 @@ def decode(data: bytes) -> Image.Image | None:
     return Image.fromarray(picture.pixels).convert("RGB") if isinstance(picture, Picture) else None
 
 
+def _is_grey(image: Image.Image) -> bool:
+    red, green, blue = (np.asarray(plane) for plane in image.split())
+    return np.array_equal(red, green) and np.array_equal(green, blue)
+
+
 def cut(image: Image.Image, spec: PoolSpec, rng: random.Random) -> Image.Image | None:
     """One training image of the spec's size, or None where the source is too small for it."""
+    if spec.grey and not _is_grey(image):
+        return None
     if spec.whole:
         return image if image.size == (spec.width, spec.height) else None
     if spec.native:
@@ -270,9 +283,9 @@ def build_pools(paths: Sequence[Path], specs: Sequence[PoolSpec], workers: int, 
 
     def tasks() -> Iterator[tuple[list[tuple[str, Path]], Wanted]]:
         for sources in in_random_order(paths, seed, _TOGETHER):
-            # a third more than needed, since some sources are too small
+            # a third more than needed, since some sources are too small, and two of each where few are in grey
             wanted = [
-                (i, s, 1000 if s.whole else max(1, round(1333 * s.count / len(paths))))
+                (i, s, 1000 if s.whole else 2000 if s.grey else max(1, round(1333 * s.count / len(paths))))
                 for i, s in enumerate(specs)
                 if filled[i] < s.count
             ]
