@@ -53,8 +53,8 @@ def fill_network(network: LatentNetwork, arrays: Arrays) -> None:
     log_gain = np.log(gain)
     _set(network.log_gain, _knots(log_gain))
     log_inverse = np.log(SIXTEENTHS * _factor(arrays, "level.to_synthesis"))
-    # what the integers leave open: the inverse gain undoes the gain at a middle level, as where training begins; weights
-    # that went with inputs in the hundreds would be lost at the first step of an optimiser that knows no scale
+    # what the integers leave open: the inverse gain undoes the gain at a middle level, as where training begins;
+    # weights that went with inputs in the hundreds would be lost at the first step of an optimiser without a scale
     input_unit = np.exp((log_gain + log_inverse).mean(0))
     _set(network.log_inverse_gain, _knots(log_inverse - np.log(input_unit)))
     _set(network.scale_offset, (arrays["level.scale_offset"] / SIXTEENTHS - log_gain / SIGMA_STEP).mean(0))
