@@ -337,8 +337,9 @@ def mended_page(data: bytes, column: Column, page: Page) -> bytes | None:
 
 def _with_mended_header(data: bytes, column: Column, page: Page) -> bytes | None:
     """As `mended_page`, for damage in the header: what follows it tells what it was."""
+    forms: list[Struct] = [{}, {5: {5: {}}}] if page.rows else [{}]
     for size_bytes in range(1, min(PAGE_HEADER_BYTES, len(data)) + 1):
-        for free in ({}, {5: {5: {}}}) if page.rows else ({},):
+        for free in forms:
             header = _header_before(data, size_bytes, _header_struct(free, column, page), column, page)
             if len(header) == size_bytes and sum(map(operator.ne, header, data)) == 1:
                 return header + data[size_bytes:]
