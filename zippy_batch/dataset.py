@@ -207,9 +207,25 @@ class Archive:
             return row.rest
         raise DamagedRow(f"{self._path}: {row}")
 
+    def _row_groups(self) -> list[tuple[int, int]]:
+        """First file and bytes in memory of each row group, which are what is read at a time. Opens every part."""
+        reader, found = self._opened(), list[tuple[int, int]]()
+        for shard in reader.shards():
+            start = self._starts[shard]
+            for rows, size_bytes in zip(reader.row_groups(shard), reader.group_bytes(shard), strict=True):
+                found.append((start, size_bytes))
+                start += rows
+        return found
+
     def _columns(self, numbers: Sequence[int], name: str) -> list[Any]:
         """Values of a column. Raises ArchiveError where it is damaged."""
         reader, found = self._opened(), dict[int, Any]()
+        if isinstance(numbers, range) and numbers == range(len(self)):
+            every = (
+                reader.paths(shard) if name == "path" else reader.read_columns(shard, (name,))[name]
+                for shard in reader.shards()
+            )
+            return [value for values in every for value in values]
         for shard, rows in self._by_shard(numbers).items():
             values = reader.paths(shard) if name == "path" else reader.read_columns(shard, (name,))[name]
             found.update((self._starts[shard] + row, values[row]) for row in rows)
@@ -331,6 +347,17 @@ class ArchivedFiles:
         """Pixels of each file, as `ArchivedFile.pixels` has them, decoded together."""
         return self.archive._restored(self._rows(), as_pixels=True)
 
+    def rgb(self) -> list[Pixels]:
+        """Pixels of each file, uint8 (H, W, 3), decoded together: grey pictures have three equal channels.
+
+        A file that was kept as it is, for its transparency, its depth or its number of pictures, is converted as
+        Pillow's `convert("RGB")` does it. Raises ArchiveError for one that is no picture.
+        """
+        rows = self._rows()
+        coded = [at for at, row in enumerate(rows) if row.codec != "raw"]
+        found = dict(zip(coded, self.archive._restored([rows[at] for at in coded], as_pixels=True), strict=True))
+        return [_in_colour(found[at]) if at in found else _converted(row) for at, row in enumerate(rows)]
+
     def files(self) -> list[bytes]:
         """Bytes of each file, as `ArchivedFile.bytes` has them, decoded together."""
         return self.archive._restored(self._rows(), as_pixels=False)
@@ -356,6 +383,10 @@ class ArchivedFiles:
         if self._read is not None and name != "crc":
             return [as_columns(row)[name] for row in self._read]
         return self.archive._columns(self.numbers, name)
+
+    def read(self) -> ArchivedFiles:
+        """The same files with their rows in memory, so that nothing is read twice. Raises DamagedRow."""
+        return ArchivedFiles(self.archive, self.numbers, self._rows())
 
     def batches(self, size: int) -> Iterator[ArchivedFiles]:
         """Batches of `size` files, the last one maybe smaller."""
@@ -395,6 +426,23 @@ def _files_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool)
         return [*files]
     pairs = zip(batch, files, strict=True)
     return [file if isinstance(file, str) else _pixels_of(row, file) for (_, row), file in pairs]
+
+
+def _in_colour(pixels: Pixels) -> Pixels:
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+
+
+def _converted(row: Row) -> Pixels:
+    """Pixels of a raw row, in colour. Raises ArchiveError for what is no picture."""
+    from zippy_batch.images.pixels import read_in_colour
+
+    found = read_in_colour(row.payload)
+    if isinstance(found, str):
+        raise ArchiveError(
+            f"{decoded_path(row.path)} was kept as it is ({row.raw_reason}) and is no picture: {found}; take its "
+            f"bytes(), or leave such files out with where=\"codec != 'raw'\""
+        )
+    return found
 
 
 def _pixels_of(row: Row, file: bytes) -> Pixels | str:

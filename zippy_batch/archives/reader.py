@@ -110,6 +110,11 @@ class ArchiveReader:
         file, groups = self._store.locate(shard)
         return tuple(file.groups[group].rows for group in groups)
 
+    def group_bytes(self, shard: int) -> tuple[int, ...]:
+        """Bytes in memory of each row group of a shard, decompressed. Raises ArchiveError as `row_groups` does."""
+        file, groups = self._store.locate(shard)
+        return tuple(file.groups[group].decompressed_bytes for group in groups)
+
     def shard_bytes(self, shard: int) -> int:
         """Bytes on disk that hold this shard alone: of its part, or of its row groups. Raises ArchiveError."""
         return self._store.shard_bytes(shard)
