@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zippy_batch.codecs.integer import FLOAT32_EXACT, bound, exact_products, multiply, probe, prove, quantise_rows
+from zippy_batch.codecs.integer import FLOAT32_EXACT, bound, exact_products, probe, prove, quantise_rows
 from zippy_batch.errors import ModelError
 
 
@@ -36,17 +36,6 @@ def test_rescale_is_an_arithmetic_shift_with_rounding(seed: int, shift: int) -> 
     total = np.random.default_rng(seed).integers(-room, room, 1000)
     got = proved.rescale(torch.from_numpy(total.astype(np.float32))[:, None].clone(), -(2.0**25), 2.0**25).numpy()[:, 0]
     assert np.array_equal(got.astype(np.int64), (total + ((1 << shift) >> 1)) >> shift)
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(1, 22))
-def test_multiply_is_exact(seed: int, exponent: int) -> None:
-    rng = np.random.default_rng(seed)
-    value, mantissa = rng.integers(-8191, 8192, 1000), rng.integers(0, 1024, 1000)
-    a, b = (torch.from_numpy(v.astype(np.float32)) for v in (value, mantissa))
-    got = multiply(a, b, torch.tensor(2.0**-exponent), 8191).numpy()
-    want = ((value * mantissa + (1 << (exponent - 1))) >> exponent).clip(-8191, 8191)
-    assert np.array_equal(got.astype(np.int64), want)
 
 
 def test_a_sum_that_could_round_is_refused() -> None:

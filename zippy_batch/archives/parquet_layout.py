@@ -10,6 +10,7 @@ Format: apache/parquet-format, parquet.thrift; field numbers are those of its st
 
 from __future__ import annotations
 
+import operator
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ _PAGE_HEADER = struct_of(
         7: struct_of({1: I32, 2: I32, 3: BOOL}),
     }
 )
+_MAX_I32 = (1 << 31) - 1
 PAGE_HEADER_BYTES = 64
 """More than a page header has."""
 
@@ -334,24 +336,35 @@ def mended_page(data: bytes, column: Column, page: Page) -> bytes | None:
 
 
 def _with_mended_header(data: bytes, column: Column, page: Page) -> bytes | None:
-    """As `mended_page`, for damage in the header: what follows it proves the answer."""
-    start, bodies = bytearray(data[:PAGE_HEADER_BYTES]), dict[int, tuple[int, int | None]]()
-    for at in range(len(start)):
-        found = start[at]
-        for value in range(256):
-            start[at] = value
-            try:
-                header = _parse_header(bytes(start), len(data), column, page)
-            except (ValueError, IndexError):
-                continue
-            if header.size_bytes not in bodies:
-                body = data[header.size_bytes :]
-                bodies[header.size_bytes] = zlib.crc32(body), _dictionary_values(body, column, page)
-            proved = bodies[header.size_bytes] == (header.crc, header.dictionary_values)
-            if proved and _content_bytes(data, len(data), header, column) == header.decompressed_bytes:
-                return bytes(start) + data[len(start) :]
-        start[at] = found
+    """As `mended_page`, for damage in the header: what follows it tells what it was."""
+    forms: list[Struct] = [{}, {5: {5: {}}}] if page.rows else [{}]
+    for size_bytes in range(1, min(PAGE_HEADER_BYTES, len(data)) + 1):
+        for free in forms:
+            header = _header_before(data, size_bytes, _header_struct(free, column, page), column, page)
+            if len(header) == size_bytes and sum(map(operator.ne, header, data)) == 1:
+                return header + data[size_bytes:]
     return None
+
+
+def _header_before(data: bytes, size_bytes: int, header: Struct, column: Column, page: Page) -> bytes:
+    """The header with the sizes and the checksum of what follows so many bytes of a page; empty where it has another
+    size."""
+    body = memoryview(data)[size_bytes:]
+    content_bytes = len(body) if column.zstd_level is None else zstd_content_bytes(bytes(body[:18]))
+    if content_bytes is None or content_bytes > _MAX_I32:
+        return b""
+    header |= {2: content_bytes, 3: len(body), 4: 0}
+    # a checksum and a number of values take one to five bytes
+    if not 0 <= size_bytes - len(write_struct(header, _PAGE_HEADER)) <= 8:
+        return b""
+    crc = zlib.crc32(body)
+    header[4] = crc - (crc >> 31 << 32)
+    if not page.rows:
+        values = _dictionary_values(bytes(body), column, page)
+        if values is None:
+            return b""
+        header[7][1] = values
+    return write_struct(header, _PAGE_HEADER)
 
 
 def _said(header: PageHeader) -> tuple[int, int | None]:

@@ -182,13 +182,6 @@ def load_layer(arrays: Arrays, name: str, outputs: int, inputs: int, limit: int)
     return prove(name, {"a": weight}, bias, shift, {"a": limit})
 
 
-def multiply(value: Tensor, mantissa: Tensor, factor: Tensor, limit: float) -> Tensor:
-    """floor(value * mantissa * 2^-exponent + 1/2), clamped to +-limit; exact for |value * mantissa| < 2^23, exponent
-    <= 22.
-    """
-    return (value * mantissa).mul_(factor).add_(0.5).floor_().clamp_(-limit, limit)
-
-
 def quantise_rows(
     weights: Mapping[str, NDArray[np.float64]], bias: NDArray[np.float64], limits: Mapping[str, int], most: int = 20
 ) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64], NDArray[np.int64]]:

@@ -52,8 +52,11 @@ def fill_network(network: LatentNetwork, arrays: Arrays) -> None:
     gain = arrays["gain.analysis"].astype(np.float64)
     log_gain = np.log(gain)
     _set(network.log_gain, _knots(log_gain))
-    # the unit of the synthesis's input goes with the inverse gain, and its first layer takes it as it is
-    _set(network.log_inverse_gain, _knots(np.log(SIXTEENTHS * _factor(arrays, "level.to_synthesis"))))
+    log_inverse = np.log(SIXTEENTHS * _factor(arrays, "level.to_synthesis"))
+    # what the integers leave open: the inverse gain undoes the gain at a middle level, as where training begins;
+    # weights that went with inputs in the hundreds would be lost at the first step of an optimiser without a scale
+    input_unit = np.exp((log_gain + log_inverse).mean(0))
+    _set(network.log_inverse_gain, _knots(log_inverse - np.log(input_unit)))
     _set(network.scale_offset, (arrays["level.scale_offset"] / SIXTEENTHS - log_gain / SIGMA_STEP).mean(0))
     unit = _factor(arrays, "level.to_sixteenths") * 2.0**LATENT_MEAN_BITS / (SIXTEENTHS * gain)
     _set(network.context.unit, unit.mean(0))
@@ -61,7 +64,7 @@ def fill_network(network: LatentNetwork, arrays: Arrays) -> None:
     _set(network.context.top, top.mean(0))
     for kind in VISIT_KINDS:
         _fill_kind(network.context.kind(kind), f"context.{kind}", arrays, network.architecture)
-    _fill_synthesis(network.synthesis, arrays)
+    _fill_synthesis(network.synthesis, arrays, input_unit)
 
 
 def _factor(arrays: Arrays, name: str) -> NDArray[np.float64]:
@@ -130,11 +133,12 @@ def _fill_layer(
     _set(layer.bias, arrays[f"{name}.bias"] * unit)
 
 
-def _fill_synthesis(synthesis: Synthesis, arrays: Arrays) -> None:
+def _fill_synthesis(synthesis: Synthesis, arrays: Arrays, input_unit: NDArray[np.float64]) -> None:
+    """input_unit: (M,) what a 1 of the input is worth to the integer layers."""
     _fill_static(synthesis.static, "synthesis.static", arrays, STREAM_BITS)
     _set(synthesis.first.bias, np.zeros(synthesis.first.out_features))
     unit = _factor(arrays, "synthesis.first.scale") * 2.0**-STREAM_BITS
-    _set(synthesis.first.weight, _whole_weight(arrays, "synthesis.first.weight") * unit[:, None])
+    _set(synthesis.first.weight, _whole_weight(arrays, "synthesis.first.weight") * unit[:, None] * input_unit)
     for b, block in enumerate(synthesis.blocks):
         assert isinstance(block, Block)
         _fill_block(block, f"synthesis.{b}", arrays)
