@@ -250,6 +250,15 @@ def test_damage_is_told_when_its_turn_comes(labelled: Path, tmp_path: Path) -> N
         data[7]
 
 
+def test_the_benchmark_of_loaders_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    from loader import main
+
+    main(["--images", "70", "--larger", "0", "--workers", "0", "--only", "archive, lossy, stream;folder of JPEGs"])
+    table = capsys.readouterr().out
+    assert "| archive, lossy, stream |" in table
+    assert "| folder of JPEGs |" in table
+
+
 # ---- the order alone ----
 
 

@@ -40,7 +40,7 @@ Pixels = NDArray[np.uint8]
 
 _log = logging.getLogger(__name__)
 
-_BATCH = 64
+_BATCH = 128
 """Images per pass through the networks."""
 _READ_AHEAD = MAX_ROWS_PER_GROUP
 """Rows read at a time where batches follow one another."""

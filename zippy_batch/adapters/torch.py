@@ -29,7 +29,7 @@ __all__ = ["ArchiveDataset", "StreamingArchive"]
 
 NO_LABEL = -1
 """Class number of a file without label."""
-_DECODED = 64
+_DECODED = 128
 """Least images that are decoded together, where there are so many."""
 
 
@@ -152,7 +152,7 @@ class StreamingArchive(_Samples, IterableDataset[Any]):
     order depends on seed, epoch and number of ranks alone. Call `set_epoch` before each epoch.
 
     In memory are the encoded rows of one window, at most `buffer` rows and 256 MB for all workers of a rank, and for
-    each worker a row group while it is read, at most 64 MB, and 64 decoded pictures or a batch.
+    each worker a row group while it is read, at most 64 MB, and 128 decoded pictures or a batch.
 
     Raises what ArchiveDataset raises, a damaged file's error when its turn comes.
     """
