@@ -44,8 +44,6 @@ _BATCH = 128
 """Images per pass through the networks."""
 _READ_AHEAD = MAX_ROWS_PER_GROUP
 """Rows read at a time where batches follow one another."""
-_WHOLE_GROUP = 32
-"""Rows of a shard from which on reading them together is faster than one by one."""
 
 
 def open(path: str | Path | Place, device: str = "auto", keep_going: bool = False) -> Archive:
@@ -191,11 +189,7 @@ class Archive:
         """Raises DamagedRow."""
         reader, found = self._opened(), dict[int, Row]()
         for shard, rows in self._by_shard(numbers).items():
-            if len(rows) >= _WHOLE_GROUP:
-                read = reader.read_rows(shard, rows)
-            else:
-                read = [reader.read_row(shard, row) for row in rows]
-            for row, one in zip(rows, read, strict=True):
+            for row, one in zip(rows, reader.read_few(shard, rows), strict=True):
                 found[self._starts[shard] + row] = self._sound(one)
         return [found[number] for number in numbers]
 

@@ -105,8 +105,8 @@ class ArchiveDataset(_Samples, Dataset[Any]):
     """An archive as a data set with `len` and `[place]`, for `torch.utils.data.DataLoader`.
 
     A loader gets a batch at a time, which is read and decoded together. It pickles; a worker opens the archive itself.
-    In memory are the numbers of the files, 8 bytes each, their labels where `targets` is asked for, and for each
-    process 8 row groups without their payloads, some 0.3 MB each, beside the batch.
+    In memory are the numbers of the files, 8 bytes each, and for each process at most 128 MB of what is small of row
+    groups, which is some 0.4 MB for each 4,096 files, beside the batch.
 
     Raises UsageError where there is no archive or the condition is not understood, ArchiveError for a damaged archive,
     and DamagedRow when a damaged file is asked for.
