@@ -28,7 +28,7 @@ HEAVY = {
     "torch": ("codecs/", "training/", "run/executor.py", "run/encode_verified.py", "dataset.py", "adapters/torch.py"),
     "numba": ("codecs/", "jpeg/", "images/", "archives/checksums.py", "archives/mending.py"),
     "PIL": ("images/", "compare/", "training/", "adapters/"),
-    "pyarrow": ("archives/", "stores/", "sources/", "compare/"),
+    "pyarrow": ("archives/", "stores/", "sources/", "compare/", "adapters/"),
     "matplotlib": ("compare/charts.py",),
 }
 """Library -> the files, or rooms, that may import it."""

@@ -22,6 +22,7 @@ from zippy_batch.archives.schema import (
     FORMAT_VERSION,
     Row,
     Value,
+    arrow_schema,
     fields_of,
     row_crc,
     row_of,
@@ -289,6 +290,17 @@ class ArchiveReader:
                 for name, values in opened.columns(group, list(found)).items():
                     found[name] += as_text(plain_values(values), name)
         return found
+
+    def group_table(self, shard: int, group: int, names: Sequence[str]) -> pa.Table:
+        """Columns of a row group of a shard, counted from 0. Raises ArchiveError, naming the column."""
+        import pyarrow as pa
+
+        file, groups = self._store.locate(shard)
+        schema = arrow_schema()
+        with foreign(str(file.path)), file.opened() as opened:
+            opened.fetch(_chunks(file, (groups[group],), names))
+            columns = opened.columns(groups[group], names) if names else {}
+            return pa.table({name: columns[name].cast(schema.field(name).type) for name in names})
 
     def paths(self, shard: int) -> list[bytes | None]:
         """The path of each row, None where damage hides it. Reads no other column as long as these are whole."""
