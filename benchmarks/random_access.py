@@ -47,11 +47,13 @@ def main(rows: int) -> None:
         numbers = [draw.randrange(rows) for _ in range(400)]
         show("one file by number", numbers, lambda number: archive[number])
         show("the same again, after the others", numbers[-4:] * 20, lambda number: archive[number])
+        show("the same 400 again", numbers, lambda number: archive[number])
         show("one file by path", numbers, lambda number: archive[f"{number:07d}.jpg"])
         show("one that is not there", numbers, lambda number: f"{number:07d}.png" in archive)
         show(
-            "64 scattered files", numbers[:12], lambda number: list(archive[[draw.randrange(rows) for _ in range(64)]])
+            "64 scattered files", numbers[:30], lambda number: archive[[draw.randrange(rows) for _ in range(64)]].read()
         )
+        show("1,000 scattered", numbers[:3], lambda number: archive[[draw.randrange(rows) for _ in range(1000)]].read())
         file = archive[numbers[0]]
         show("decoding one", numbers[:50], lambda number: file.pixels)
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "zippy_batch"
 
 ORDER = (
-    "__main__", "cli", "__init__", "api", "training", "compare", "dataset", "run", "sources", "images", "codecs",
-    "jpeg", "archives", "stores", "config", "limits", "paths", "varint", "errors",
+    "__main__", "cli", "__init__", "api", "adapters", "training", "compare", "dataset", "run", "sources", "images",
+    "codecs", "jpeg", "archives", "stores", "config", "limits", "paths", "varint", "errors",
 )  # fmt: skip
 """Rooms and modules at the top level. Each imports only from those after it."""
 
@@ -25,10 +25,10 @@ HEAVY = {
     "ray": ("run/executor.py", "training/ray_workers.py", "cli/job_client.py", "cli/job_entry.py"),
     "typer": ("cli/",),
     "rich": ("cli/progress.py",),
-    "torch": ("codecs/", "training/", "run/executor.py", "run/encode_verified.py", "dataset.py"),
+    "torch": ("codecs/", "training/", "run/executor.py", "run/encode_verified.py", "dataset.py", "adapters/torch.py"),
     "numba": ("codecs/", "jpeg/", "images/", "archives/checksums.py", "archives/mending.py"),
-    "PIL": ("images/", "compare/", "training/"),
-    "pyarrow": ("archives/", "stores/", "sources/", "compare/"),
+    "PIL": ("images/", "compare/", "training/", "adapters/"),
+    "pyarrow": ("archives/", "stores/", "sources/", "compare/", "adapters/"),
     "matplotlib": ("compare/charts.py",),
 }
 """Library -> the files, or rooms, that may import it."""

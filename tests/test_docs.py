@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from options import with_tables
+from synthetic_faces import draw_faces
 from typer.testing import CliRunner
 
 from zippy_batch.cli.app import app
@@ -105,6 +107,29 @@ def test_the_python_and_the_sql_of_the_readme_run(
     assert (codec, rows) == ("latent", 40)
     assert source_bytes == sum(path.stat().st_size for path in drawn_faces.iterdir())
     assert worst_db <= psnr_db
+
+
+@pytest.fixture
+def own_ray() -> Iterator[None]:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_every_example_of_how_to_use_an_archive_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_ray: None
+) -> None:
+    for seed, name in enumerate(("glasses", "none")):
+        draw_faces(tmp_path / "faces" / name, 12, seed=seed)
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/use-an-archive.md").read_text(), re.M | re.S)
+    assert len(examples[0].splitlines()) <= 12
+    namespace: dict[str, object] = {"__name__": "examples"}
+    for example in examples:
+        exec(compile(example, "docs/use-an-archive.md", "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -19,7 +19,7 @@ def api_page(root: Path) -> str:
 
 def test_every_public_name_is_in_the_docs_and_the_reverse(root: Path) -> None:
     text = api_page(root)
-    in_tables = {name for name in re.findall(r"^\| `([A-Za-z]+)[(`]", text, re.MULTILINE) if hasattr(zb, name)}
+    in_tables = {name for name in re.findall(r"^\| `([A-Za-z_]+)[(`]", text, re.MULTILINE) if hasattr(zb, name)}
     named = in_tables | {name for name in ("Archive", "Progress", "ArchiveInfo") if f"`{name}`" in text}
     assert named == set(zb.__all__)
 
@@ -32,6 +32,20 @@ def test_every_public_name_is_there_and_described() -> None:
         assert found.__module__.startswith("zippy_batch")
     with pytest.raises(AttributeError, match="no attribute 'archives2'"):
         zb.archives2  # noqa: B018
+
+
+def test_modules_for_other_libraries_are_described(root: Path) -> None:
+    named = set(re.findall(r"^\| `zb\.([a-z]+)` \|", api_page(root), re.MULTILINE))
+    assert named == set(zb._ADAPTERS)
+    assert not named & set(zb.__all__)
+    page = api_page(root) + (root / "docs/use-an-archive.md").read_text()
+    for name in named:
+        module = getattr(zb, name)
+        assert name in dir(zb)
+        assert module.__name__ == f"zippy_batch.adapters.{name}"
+        for one in module.__all__:
+            assert f"`{one}`" in page or f"zb.{name}.{one}" in page
+            assert getattr(module, one).__doc__
 
 
 def test_every_error_is_public() -> None:
@@ -55,7 +69,7 @@ def test_every_example_of_the_docs_runs(root: Path, tmp_path: Path, monkeypatch:
     draw_faces(tmp_path / "faces", 9)
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"^```python\n(.*?)^```", api_page(root), re.MULTILINE | re.DOTALL)
-    assert len(examples) == 6
+    assert len(examples) == 5
     namespace: dict[str, object] = {"__name__": "examples"}
     for example in examples:
         exec(compile(example, "docs/api.md", "exec"), namespace)

@@ -16,6 +16,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zippy_batch.adapters import duckdb as duckdb
+    from zippy_batch.adapters import polars as polars
+    from zippy_batch.adapters import ray as ray
+    from zippy_batch.adapters import torch as torch
+    from zippy_batch.adapters.tables import decode_batch
     from zippy_batch.api import archive, restore, stats, verify
     from zippy_batch.archives.info import ArchiveInfo
     from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
@@ -63,6 +68,7 @@ __all__ = [
     "WriteError",
     "ZippyError",
     "archive",
+    "decode_batch",
     "open",
     "restore",
     "stats",
@@ -70,6 +76,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "zippy_batch.adapters.tables": ("decode_batch",),
     "zippy_batch.api": ("archive", "restore", "stats", "verify"),
     "zippy_batch.archives.info": ("ArchiveInfo",),
     "zippy_batch.config": ("ArchiveOptions", "RestoreOptions", "RunOptions"),
@@ -78,8 +85,13 @@ _MODULES = {
 }
 """Where names are; the others are in zippy_batch.errors."""
 
+_ADAPTERS = ("duckdb", "polars", "ray", "torch")
+"""Modules for other libraries. Not in `__all__`: nobody who imports all wants this torch in place of the real one."""
+
 
 def __getattr__(name: str) -> Any:
+    if name in _ADAPTERS:
+        return importlib.import_module(f"zippy_batch.adapters.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = next((module for module, names in _MODULES.items() if name in names), "zippy_batch.errors")
@@ -89,4 +101,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_ADAPTERS})

@@ -9,9 +9,10 @@ columns of its row group, which are kept for the next one. Every row is checked 
 
 from __future__ import annotations
 
+import functools
 import logging
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -33,19 +34,15 @@ from zippy_batch.stores.object_path import Place, place
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from zippy_batch.run.encode_verified import Coders
+    from zippy_batch.run.row_decoder import RowDecoder
 
 Pixels = NDArray[np.uint8]
 """(H, W, 3) RGB or (H, W) grey."""
 
 _log = logging.getLogger(__name__)
 
-_BATCH = 64
-"""Images per pass through the networks."""
 _READ_AHEAD = MAX_ROWS_PER_GROUP
 """Rows read at a time where batches follow one another."""
-_WHOLE_GROUP = 32
-"""Rows of a shard from which on reading them together is faster than one by one."""
 
 
 def open(path: str | Path | Place, device: str = "auto", keep_going: bool = False) -> Archive:
@@ -75,7 +72,7 @@ class Archive:
         self._lock = Lock()
         self._reader: ArchiveReader | None = None
         self._starts: list[int] = []
-        self._coders: dict[str, Any] = {}
+        self._decodes: RowDecoder | None = None
 
     def __getstate__(self) -> tuple[Place, str, bool]:
         return self._path, self._device, self._keep_going
@@ -191,11 +188,7 @@ class Archive:
         """Raises DamagedRow."""
         reader, found = self._opened(), dict[int, Row]()
         for shard, rows in self._by_shard(numbers).items():
-            if len(rows) >= _WHOLE_GROUP:
-                read = reader.read_rows(shard, rows)
-            else:
-                read = [reader.read_row(shard, row) for row in rows]
-            for row, one in zip(rows, read, strict=True):
+            for row, one in zip(rows, reader.read_few(shard, rows), strict=True):
                 found[self._starts[shard] + row] = self._sound(one)
         return [found[number] for number in numbers]
 
@@ -207,9 +200,34 @@ class Archive:
             return row.rest
         raise DamagedRow(f"{self._path}: {row}")
 
+    def _row_groups(self) -> list[tuple[int, int]]:
+        """First file and bytes in memory of each row group, which are what is read at a time. Opens every part."""
+        reader, found = self._opened(), list[tuple[int, int]]()
+        for shard in reader.shards():
+            start = self._starts[shard]
+            for rows, size_bytes in zip(reader.row_groups(shard), reader.group_bytes(shard), strict=True):
+                found.append((start, size_bytes))
+                start += rows
+        return found
+
+    def _group_tables(self) -> Iterator[tuple[range, Callable[[Sequence[str]], pa.Table]]]:
+        """Files of each row group, and what reads columns of them."""
+        reader = self._opened()
+        for shard in reader.shards():
+            start = self._starts[shard]
+            for group, rows in enumerate(reader.row_groups(shard)):
+                yield range(start, start + rows), functools.partial(reader.group_table, shard, group)
+                start += rows
+
     def _columns(self, numbers: Sequence[int], name: str) -> list[Any]:
         """Values of a column. Raises ArchiveError where it is damaged."""
         reader, found = self._opened(), dict[int, Any]()
+        if isinstance(numbers, range) and numbers == range(len(self)):
+            every = (
+                reader.paths(shard) if name == "path" else reader.read_columns(shard, (name,))[name]
+                for shard in reader.shards()
+            )
+            return [value for values in every for value in values]
         for shard, rows in self._by_shard(numbers).items():
             values = reader.paths(shard) if name == "path" else reader.read_columns(shard, (name,))[name]
             found.update((self._starts[shard] + row, values[row]) for row in rows)
@@ -217,33 +235,19 @@ class Archive:
 
     # ---- decoding ----
 
-    def _coders_for(self, codecs: set[str]) -> Coders:
-        from zippy_batch.codecs.model_file import builtin_model_by_id
-        from zippy_batch.run.encode_verified import Coders, build_codec
-        from zippy_batch.run.executor import settle_device
+    @property
+    def _decoder(self) -> RowDecoder:
+        from zippy_batch.codecs.model_file import Model, builtin_model_by_id
+        from zippy_batch.run.row_decoder import RowDecoder
         from zippy_batch.run.rows import model_of
 
-        reader = self._opened()
+        def model_for(codec: str) -> Model:
+            return model_of(self._opened(), codec, builtin_model_by_id)
+
         with self._lock:
-            for codec in sorted(codecs - self._coders.keys()):
-                model = model_of(reader, codec, builtin_model_by_id)
-                self._coders[codec] = build_codec(model, settle_device(self._device, None))
-            return Coders(**self._coders)
-
-    def _restored(self, rows: Sequence[Row], as_pixels: bool) -> list[Any]:
-        """Pixels, or files as restore writes them. Raises DamagedRow, and ArchiveError for a file without pixels."""
-        from zippy_batch.run.rows import is_verbatim, row_batches
-
-        coders = self._coders_for({row.codec for row in rows if row.codec != "raw"})
-        found: dict[int, Any] = {}
-        keyed = sorted(enumerate(rows), key=lambda one: (one[1].codec, one[1].height or 0, one[1].width or 0))
-        for batch in row_batches(keyed, _BATCH):
-            restore = _files_of if is_verbatim(batch[0][1]) else _pictures_of
-            for (at, row), one in zip(batch, restore(batch, coders, as_pixels), strict=True):
-                if isinstance(one, str):
-                    raise DamagedRow(f"{self._path}: {decoded_path(row.path)}: {one}")
-                found[at] = one
-        return [found[at] for at in range(len(rows))]
+            if self._decodes is None:
+                self._decodes = RowDecoder(str(self._path), model_for, self._device)
+            return self._decodes
 
 
 @dataclass(frozen=True, repr=False)
@@ -270,13 +274,11 @@ class ArchivedFile:
 
         Raises ArchiveError for a file that was kept as it is and is no picture that could be coded.
         """
-        found: list[Pixels] = self.archive._restored([self.row], as_pixels=True)
-        return found[0]
+        return self.archive._decoder.pixels([self.row])[0]
 
     def bytes(self) -> bytes:
         """The file that restore writes: the very same file, or a JPEG of the pixels where it was coded with loss."""
-        found: list[bytes] = self.archive._restored([self.row], as_pixels=False)
-        return found[0]
+        return self.archive._decoder.files([self.row])[0]
 
     @property
     def label(self) -> str | None:
@@ -329,11 +331,19 @@ class ArchivedFiles:
     @property
     def pixels(self) -> list[Pixels]:
         """Pixels of each file, as `ArchivedFile.pixels` has them, decoded together."""
-        return self.archive._restored(self._rows(), as_pixels=True)
+        return self.archive._decoder.pixels(self._rows())
+
+    def rgb(self) -> list[Pixels]:
+        """Pixels of each file, uint8 (H, W, 3), decoded together: grey pictures have three equal channels.
+
+        A file that was kept as it is, for its transparency, its depth or its number of pictures, is converted as
+        Pillow's `convert("RGB")` does it. Raises ArchiveError for one that is no picture.
+        """
+        return self.archive._decoder.rgb(self._rows())
 
     def files(self) -> list[bytes]:
         """Bytes of each file, as `ArchivedFile.bytes` has them, decoded together."""
-        return self.archive._restored(self._rows(), as_pixels=False)
+        return self.archive._decoder.files(self._rows())
 
     @property
     def paths(self) -> list[str]:
@@ -357,6 +367,10 @@ class ArchivedFiles:
             return [as_columns(row)[name] for row in self._read]
         return self.archive._columns(self.numbers, name)
 
+    def read(self) -> ArchivedFiles:
+        """The same files with their rows in memory, so that nothing is read twice. Raises DamagedRow."""
+        return ArchivedFiles(self.archive, self.numbers, self._rows())
+
     def batches(self, size: int) -> Iterator[ArchivedFiles]:
         """Batches of `size` files, the last one maybe smaller."""
         if size < 1:
@@ -370,46 +384,3 @@ class ArchivedFiles:
 
     def _rows(self) -> Sequence[Row]:
         return self.archive._read(self.numbers) if self._read is None else self._read
-
-
-def _pictures_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool) -> list[Any]:
-    """Latent rows -> pixels, or JPEG files of them; text where one is damaged."""
-    from zippy_batch.run.rows import decode_pictures, restored_file
-
-    pictures, damage = decode_pictures(batch, coders.latent)
-    found: list[Any] = []
-    for at, (_, row) in enumerate(batch):
-        picture: Any = damage[at] if at in damage else pictures[at]
-        if not as_pixels and not isinstance(picture, str):
-            picture = restored_file(row, picture)
-        found.append(picture)
-    return found
-
-
-def _files_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool) -> list[Any]:
-    """Exact and raw rows -> files, or their pixels; text where one is damaged."""
-    from zippy_batch.run.rows import stored_files
-
-    files = stored_files(batch, coders)
-    if not as_pixels:
-        return [*files]
-    pairs = zip(batch, files, strict=True)
-    return [file if isinstance(file, str) else _pixels_of(row, file) for (_, row), file in pairs]
-
-
-def _pixels_of(row: Row, file: bytes) -> Pixels | str:
-    """Raises ArchiveError for a raw file that is no picture which could be coded."""
-    from zippy_batch.images.pixels import Picture, decode_written, read_picture
-
-    if row.codec == "exact":
-        try:
-            return decode_written(file, row.grey)
-        except (OSError, ValueError) as error:
-            return f"its file does not decode: {error}"
-    picture = read_picture(file)
-    if isinstance(picture, Picture):
-        return picture.pixels
-    raise ArchiveError(
-        f"{decoded_path(row.path)} was kept as it is ({row.raw_reason}) and has no pixels here; take its bytes(), or "
-        f"leave such files out with where=\"codec != 'raw'\""
-    )

@@ -22,6 +22,7 @@ from zippy_batch.archives.schema import (
     FORMAT_VERSION,
     Row,
     Value,
+    arrow_schema,
     fields_of,
     row_crc,
     row_of,
@@ -35,13 +36,17 @@ from zippy_batch.stores.object_path import Place, exists, size_of, sizes_in
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    Columns = dict[str, pa.ChunkedArray]
+
 _MAX_MANIFEST_BYTES = 1 << 28
 _OPEN_PARTS = 8
 """Whose footers are kept: some MB each, where they are large."""
 LISTED_ROWS = 1 << 16
 _LISTED_PROBLEMS = 100
-_KEPT_GROUPS = 8
-"""Row groups whose columns but for the long ones are kept for reading row by row: some 0.3 MB each."""
+_KEPT_BYTES = 1 << 27
+"""Of row groups whose columns but for the long ones are kept for reading row by row: some 0.4 MB each."""
+_FEW = 12
+"""Rows of a row group from which on reading all of it is faster than page by page."""
 _LONG = ("payload", "raw", "exif")
 """Columns of which one page is read where one row is wanted."""
 _NAMES = tuple(column.name for column in COLUMNS)
@@ -61,8 +66,8 @@ class ArchiveReader:
     repairs: tuple[str, ...]
     """What was damaged of it, apart from rows, and is put right: in memory, the files stay as they are."""
     _store: _SingleFile | _Directory
-    _kept: dict[tuple[int, int], dict[str, pa.ChunkedArray]] = field(default_factory=dict, repr=False, compare=False)
-    """Columns but the long ones, by shard and row group."""
+    _kept: dict[tuple[int, int], tuple[Columns, int]] = field(default_factory=dict, repr=False, compare=False)
+    """Columns but the long ones, and their bytes, by shard and row group; what was used last comes last."""
 
     @classmethod
     def open(cls, path: Place, allow_damage: bool = False) -> ArchiveReader:
@@ -110,6 +115,11 @@ class ArchiveReader:
         file, groups = self._store.locate(shard)
         return tuple(file.groups[group].rows for group in groups)
 
+    def group_bytes(self, shard: int) -> tuple[int, ...]:
+        """Bytes in memory of each row group of a shard, decompressed. Raises ArchiveError as `row_groups` does."""
+        file, groups = self._store.locate(shard)
+        return tuple(file.groups[group].decompressed_bytes for group in groups)
+
     def shard_bytes(self, shard: int) -> int:
         """Bytes on disk that hold this shard alone: of its part, or of its row groups. Raises ArchiveError."""
         return self._store.shard_bytes(shard)
@@ -147,11 +157,8 @@ class ArchiveReader:
         except ArchiveError as error:
             return [] if rows is None and self.lost(shard) else [Damage(shard, row, None, str(error)) for row in wanted]
         starts = [0, *accumulate(file.groups[group].rows for group in groups)]
-        by_group: dict[int, list[int]] = {}
-        for row in wanted:
-            by_group.setdefault(bisect_right(starts, row) - 1, []).append(row)
         found: list[Row | Damage] = []
-        for i, some in by_group.items():
+        for i, some in _by_group(starts, wanted).items():
             try:
                 found += _read_rows(file, groups[i], shard, starts[i], some)
             except ArchiveError as error:
@@ -160,33 +167,62 @@ class ArchiveReader:
             found[0] = Damage(shard, wanted[0], found[0].path, "; ".join(file.repairs), found[0])
         return found
 
-    def read_row(self, shard: int, row: int) -> Row | Damage:
-        """As `read_rows`, of one row: reads the one page of payloads that it is in, and keeps what of its row group is
-        small for the next call. Threads may call it side by side."""
+    def read_few(self, shard: int, rows: Sequence[int]) -> list[Row | Damage]:
+        """As `read_rows`, of rows here and there: reads the pages of payloads that they are in, and keeps what of their
+        row groups is small for the next call. Threads may call it side by side."""
+        found: dict[int, Row | Damage] = {}
         try:
             file, groups = self._store.locate(shard)
-            group, start = _group_of(file, groups, row)
-            fields = self._fields(shard, file, group, row - start)
-            if fields.pop("crc") == row_crc(fields):
-                return row_of(fields)
-        except (ArchiveError, ValueError):
+            starts = [0, *accumulate(file.groups[group].rows for group in groups)]
+            with foreign(str(file.path)), file.opened() as opened:
+                for i, some in _by_group(starts, rows).items():
+                    if len(some) < _FEW:
+                        try:
+                            found |= self._whole_rows(shard, opened, groups[i], starts[i], some)
+                        except (ArchiveError, ValueError):
+                            continue
+        except ArchiveError:
             pass
-        return self.read_rows(shard, [row])[0]
+        rest = [row for row in rows if row not in found]
+        found |= dict(zip(rest, self.read_rows(shard, rest), strict=True))
+        return [found[row] for row in rows]
 
-    def _fields(self, shard: int, file: File, group: int, row: int) -> dict[str, Value]:
-        with foreign(str(file.path)), file.opened() as opened:
-            chunks = file.groups[group].chunks
-            long = [name for name in _LONG if chunks[name].index is not None]
-            small = self._kept.get((shard, group))
-            if small is None:
-                opened.fetch(chunk for name, chunk in chunks.items() if name not in long)
-                small = opened.columns(group, [name for name in _NAMES if name not in long])
-                for other in list(self._kept)[: -_KEPT_GROUPS + 1]:
+    def _whole_rows(
+        self, shard: int, opened: OpenFile, group: int, start: int, rows: Sequence[int]
+    ) -> dict[int, Row | Damage]:
+        """Those of a row group's rows that are what was written. Raises ArchiveError, and ValueError for fields that
+        contradict each other."""
+        chunks = opened.file.groups[group].chunks
+        long = [name for name in _LONG if chunks[name].index is not None]
+        small = self._small_columns(shard, opened, group, long)
+        pages: dict[str, tuple[pa.ChunkedArray, int]] = {}
+        found: dict[int, Row | Damage] = {}
+        for row in rows:
+            at = row - start
+            left = [name for name in long if name not in pages or at - pages[name][1] >= len(pages[name][0])]
+            pages |= {name: (some, at - place) for name, (some, place) in opened.columns_at(group, left, at).items()}
+            places = {name: (small[name], at) if name in small else (pages[name][0], at - pages[name][1])
+                      for name in _NAMES}  # fmt: skip
+            fields = {name: plain_values(values.slice(place, 1))[0] for name, (values, place) in places.items()}
+            if fields.pop("crc") == row_crc(fields):
+                found[row] = row_of(fields)
+        return found
+
+    def _small_columns(self, shard: int, opened: OpenFile, group: int, long: Sequence[str]) -> Columns:
+        """Columns of a row group but for the long ones. Raises ArchiveError."""
+        held = self._kept.pop((shard, group), None)
+        if held is None:
+            chunks = opened.file.groups[group].chunks
+            opened.fetch(chunk for name, chunk in chunks.items() if name not in long)
+            columns = opened.columns(group, [name for name in _NAMES if name not in long])
+            held = columns, sum(column.get_total_buffer_size() for column in columns.values())
+            room = _KEPT_BYTES - held[1]
+            for other, (_, size_bytes) in reversed(list(self._kept.items())):
+                room -= size_bytes
+                if room < 0:
                     self._kept.pop(other, None)
-                self._kept[shard, group] = small
-            found = opened.columns_at(group, long, row)
-            places = {name: found[name] if name in found else (small[name], row) for name in _NAMES}
-            return {name: plain_values(values.slice(at, 1))[0] for name, (values, at) in places.items()}
+        self._kept[shard, group] = held
+        return held[0]
 
     def find(self, path: bytes) -> tuple[int, int] | None:
         """Shard and row of a path; None where there is no such row, or damage hides it. Reads the paths of the row
@@ -254,6 +290,17 @@ class ArchiveReader:
                 for name, values in opened.columns(group, list(found)).items():
                     found[name] += as_text(plain_values(values), name)
         return found
+
+    def group_table(self, shard: int, group: int, names: Sequence[str]) -> pa.Table:
+        """Columns of a row group of a shard, counted from 0. Raises ArchiveError, naming the column."""
+        import pyarrow as pa
+
+        file, groups = self._store.locate(shard)
+        schema = arrow_schema()
+        with foreign(str(file.path)), file.opened() as opened:
+            opened.fetch(_chunks(file, (groups[group],), names))
+            columns = opened.columns(groups[group], names) if names else {}
+            return pa.table({name: columns[name].cast(schema.field(name).type) for name in names})
 
     def paths(self, shard: int) -> list[bytes | None]:
         """The path of each row, None where damage hides it. Reads no other column as long as these are whole."""
@@ -456,14 +503,12 @@ def _open_directory(path: Place) -> _Directory:
     return _Directory(path, head, (repair,) if repaired else ())
 
 
-def _group_of(file: File, groups: range, row: int) -> tuple[int, int]:
-    """The row group that a row of a shard is in, and the row that it starts with."""
-    start = 0
-    for group in groups:
-        if row < start + file.groups[group].rows:
-            return group, start
-        start += file.groups[group].rows
-    raise IndexError(f"row {row} of a shard of {start}")
+def _by_group(starts: Sequence[int], rows: Iterable[int]) -> dict[int, list[int]]:
+    """Rows of a shard by row group, of which these are the first rows."""
+    found: dict[int, list[int]] = {}
+    for row in rows:
+        found.setdefault(bisect_right(starts, row) - 1, []).append(row)
+    return found
 
 
 def _chunks(file: File, groups: Iterable[int], names: Iterable[str]) -> list[Chunk]:

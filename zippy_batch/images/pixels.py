@@ -271,6 +271,24 @@ def read_picture(data: bytes) -> Picture | Unsuitable:
     return Picture(_drop_equal_channels(pixels), facts, header.dropped)
 
 
+def read_in_colour(data: bytes) -> NDArray[np.uint8] | str:
+    """Pixels (H, W, 3) of any file that Pillow reads, converted to RGB, or why there are none. Never raises on bad
+    data. For those who look at pictures: what a codec may take is what `read_picture` says."""
+    found = read_picture(data)
+    if isinstance(found, Picture):
+        return found.pixels if found.pixels.ndim == 3 else np.repeat(found.pixels[..., None], 3, axis=2)
+    try:
+        with _TIFF_LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=tuple(_PILLOW_FORMATS.values())) as image:
+                return np.array(image.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception:
+        # decoders raise almost anything on damaged files
+        return found.reason
+
+
 class _Transparent(Exception):
     pass
 

@@ -1,0 +1,125 @@
+"""Rows of an archive -> pixels, or the files that restore writes, in memory.
+
+Rows come from a reader (`dataset`), or from a table that somebody else read (`adapters`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zippy_batch.archives.schema import Row
+from zippy_batch.codecs.model_file import Model
+from zippy_batch.errors import ArchiveError, DamagedRow
+from zippy_batch.paths import decoded_path
+from zippy_batch.run.encode_verified import Coders, build_codec
+from zippy_batch.run.executor import settle_device
+from zippy_batch.run.rows import decode_pictures, is_verbatim, restored_file, row_batches, stored_files
+
+Pixels = NDArray[np.uint8]
+"""(H, W, 3) RGB or (H, W) grey."""
+
+_BATCH = 128
+"""Images per pass through the networks."""
+
+
+class RowDecoder:
+    """Decodes rows in batches of one codec and size; loads a codec when a row first needs it. Threads may share it."""
+
+    def __init__(self, name: str, model_for: Callable[[str], Model], device: str) -> None:
+        """name: of the archive, for messages. model_for: the model of a codec."""
+        self._name, self._model_for, self._device = name, model_for, device
+        self._lock = Lock()
+        self._coders: dict[str, Any] = {}
+
+    def pixels(self, rows: Sequence[Row]) -> list[Pixels]:
+        """(H, W, 3) RGB or (H, W) grey, as stored. Raises DamagedRow, and ArchiveError for a file without pixels."""
+        return self._restored(rows, as_pixels=True)
+
+    def files(self, rows: Sequence[Row]) -> list[bytes]:
+        """What restore writes. Raises DamagedRow."""
+        return self._restored(rows, as_pixels=False)
+
+    def rgb(self, rows: Sequence[Row]) -> list[Pixels]:
+        """(H, W, 3), grey pictures too, and raw files that only Pillow converts. Raises as `pixels`."""
+        coded = [at for at, row in enumerate(rows) if row.codec != "raw"]
+        found = dict(zip(coded, self.pixels([rows[at] for at in coded]), strict=True))
+        return [_in_colour(found[at]) if at in found else _converted(row) for at, row in enumerate(rows)]
+
+    def _coders_for(self, codecs: set[str]) -> Coders:
+        with self._lock:
+            for codec in sorted(codecs - self._coders.keys()):
+                self._coders[codec] = build_codec(self._model_for(codec), settle_device(self._device, None))
+            return Coders(**self._coders)
+
+    def _restored(self, rows: Sequence[Row], as_pixels: bool) -> list[Any]:
+        coders = self._coders_for({row.codec for row in rows if row.codec != "raw"})
+        found: dict[int, Any] = {}
+        keyed = sorted(enumerate(rows), key=lambda one: (one[1].codec, one[1].height or 0, one[1].width or 0))
+        for batch in row_batches(keyed, _BATCH):
+            restore = _files_of if is_verbatim(batch[0][1]) else _pictures_of
+            for (at, row), one in zip(batch, restore(batch, coders, as_pixels), strict=True):
+                if isinstance(one, str):
+                    raise DamagedRow(f"{self._name}: {decoded_path(row.path)}: {one}")
+                found[at] = one
+        return [found[at] for at in range(len(rows))]
+
+
+def _pictures_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool) -> list[Any]:
+    """Latent rows -> pixels, or JPEG files of them; text where one is damaged."""
+    pictures, damage = decode_pictures(batch, coders.latent)
+    found: list[Any] = []
+    for at, (_, row) in enumerate(batch):
+        picture: Any = damage[at] if at in damage else pictures[at]
+        if not as_pixels and not isinstance(picture, str):
+            picture = restored_file(row, picture)
+        found.append(picture)
+    return found
+
+
+def _files_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool) -> list[Any]:
+    """Exact and raw rows -> files, or their pixels; text where one is damaged."""
+    files = stored_files(batch, coders)
+    if not as_pixels:
+        return [*files]
+    pairs = zip(batch, files, strict=True)
+    return [file if isinstance(file, str) else _pixels_of(row, file) for (_, row), file in pairs]
+
+
+def _in_colour(pixels: Pixels) -> Pixels:
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+
+
+def _converted(row: Row) -> Pixels:
+    """Pixels of a raw row, in colour. Raises ArchiveError for what is no picture."""
+    from zippy_batch.images.pixels import read_in_colour
+
+    found = read_in_colour(row.payload)
+    if isinstance(found, str):
+        raise ArchiveError(
+            f"{decoded_path(row.path)} was kept as it is ({row.raw_reason}) and is no picture: {found}; take its "
+            f"bytes(), or leave such files out with where=\"codec != 'raw'\""
+        )
+    return found
+
+
+def _pixels_of(row: Row, file: bytes) -> Pixels | str:
+    """Raises ArchiveError for a raw file that is no picture which could be coded."""
+    from zippy_batch.images.pixels import Picture, decode_written, read_picture
+
+    if row.codec == "exact":
+        try:
+            return decode_written(file, row.grey)
+        except (OSError, ValueError) as error:
+            return f"its file does not decode: {error}"
+    picture = read_picture(file)
+    if isinstance(picture, Picture):
+        return picture.pixels
+    raise ArchiveError(
+        f"{decoded_path(row.path)} was kept as it is ({row.raw_reason}) and has no pixels here; take its bytes(), or "
+        f"leave such files out with where=\"codec != 'raw'\""
+    )
