@@ -39,6 +39,7 @@ from zippy_batch.codecs.latent import network as lossy
 from zippy_batch.codecs.latent.features import SPATIAL_FEATURES
 from zippy_batch.codecs.latent.network import GroupLayers, LatentArchitecture, LatentNetwork
 from zippy_batch.codecs.latent.order import VISIT_KINDS, Visit
+from zippy_batch.codecs.latent.rounding import round_weights
 from zippy_batch.codecs.model_file import load_model
 from zippy_batch.compare.curves import Point, mean_ratio
 from zippy_batch.sources.directory import list_files
@@ -125,7 +126,8 @@ class WithMixtures(LatentNetwork):
     def __init__(self, a: LatentArchitecture) -> None:
         super().__init__(a)
         self.more = nn.ModuleList()
-        self._second: Tensor | None = None
+        self._second: list[tuple[Tensor, ...]] = []
+        """Of each group in turn: shift, stretch and share of the second Gaussian."""
         for name in VISIT_KINDS:
             for step, size in zip(self.context.kind(name).steps, a.groups, strict=True):
                 assert isinstance(step, GroupLayers)
@@ -136,15 +138,14 @@ class WithMixtures(LatentNetwork):
                 step.second.register_forward_hook(partial(self._keep, layer))
 
     def _keep(self, layer: nn.Linear, module: nn.Module, inputs: Any, hidden: Tensor) -> None:
-        self._second = layer(hidden)
+        self._second.append(tuple(part.flatten(1) for part in layer(hidden).chunk(3, -1)))
 
     @contextmanager
     def _bits_of_two(self) -> Iterator[None]:
         one = lossy.gaussian_bits
 
         def both(residual: Tensor, sigma: Tensor) -> Tensor:
-            assert self._second is not None
-            shift, stretch, logit = self._second.chunk(3, -1)
+            shift, stretch, logit = (torch.cat(parts, 1) for parts in zip(*self._second, strict=True))
             share = torch.sigmoid(logit - 2)
             other = residual - shift * sigma * 10
             wide = sigma * torch.exp((stretch * 10 + 1).clamp(-3, 3))
@@ -152,6 +153,7 @@ class WithMixtures(LatentNetwork):
             return -torch.log2(lossy.lower_bound(p, 1e-9))
 
         lossy.gaussian_bits = both
+        self._second.clear()
         try:
             yield
         finally:
@@ -276,20 +278,16 @@ def products(network: LatentNetwork, size: int) -> dict[str, float]:
 # ---- narrow integers ----
 
 
-@contextmanager
-def narrow(network: LatentNetwork, weight_bits: int, activation_bits: int) -> Iterator[None]:
-    """The network with the context's weights and activations rounded to so many bits."""
-    as_shipped = lossy.WEIGHT_TOP
-    for module in network.context.modules():
-        if isinstance(module, GroupLayers | lossy.KindLayers | lossy.Activation):
-            module.quantised = True
+def narrow(network: LatentNetwork, weight_bits: int, activation_bits: int, faces: Any) -> LatentNetwork:
+    """The network with its context and the blocks of its synthesis rounded to so many bits."""
+    for module in network.modules():
         if isinstance(module, lossy.Activation):
-            module.levels = 2**activation_bits - 1
-    lossy.WEIGHT_TOP = 1 << (weight_bits - 1)
-    try:
-        yield
-    finally:
-        lossy.WEIGHT_TOP = as_shipped
+            module.levels = module.levels * (2**activation_bits - 1) // lossy.UNSIGNED_TOP
+    with torch.no_grad(), network.measuring():
+        scored(network, faces)
+    round_weights(network, lambda: scored(network, faces), (1 << (weight_bits - 1)) - 1)
+    network.quantise_activations()
+    return network
 
 
 def narrow_rows(faces: Any) -> list[tuple[str, float]]:
@@ -298,9 +296,8 @@ def narrow_rows(faces: Any) -> list[tuple[str, float]]:
     before = scored(latent_network(shipped), faces)
     found = []
     for weights, activations in ((7, 8), (6, 8), (5, 8), (7, 6)):
-        network = latent_network(shipped)
-        with narrow(network, weights, activations):
-            ratio = mean_ratio(scored(network, faces), before)
+        network = narrow(latent_network(shipped), weights, activations, faces)
+        ratio = mean_ratio(scored(network, faces), before)
         found.append(
             (f"weights of {weights} bits, activations of {activations}", ratio.ratio if ratio else float("nan"))
         )

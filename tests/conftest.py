@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a shell makes what it starts in the background ignore interruptions, and every process that a test starts would
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if IN_PARALLEL:
         _compile_kernels_once()
 
@@ -95,3 +99,15 @@ def drawn_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("drawn") / "faces"
     draw_faces(directory, 40)
     return directory
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray with two CPUs. It takes seconds to start, so whoever comes first does it for all."""
+    import ray
+    from ray_start import start_ray, tried_again
+
+    if not ray.is_initialized():
+        tried_again(start_ray, ray.shutdown)
+    yield
+    ray.shutdown()

@@ -1,17 +1,15 @@
 """A codec without networks: pixels in coarse steps, compressed by zlib. Fast, exact about damage, and importable by
-Ray's workers, as the one Ray that all tests share needs it."""
+Ray's workers."""
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,8 +19,6 @@ from zippy_batch.codecs.model_file import Model
 from zippy_batch.jpeg.file import Coefficients
 from zippy_batch.jpeg.markers import Frame
 from zippy_batch.run.pipeline import Codecs
-
-T = TypeVar("T")
 
 MODEL = Model("fake", "fa" * 32, b"no weights", builtin=True, card={})
 EXACT_MODEL = Model("fake-exact", "fe" * 32, b"no weights either", builtin=True, card={"codec": "exact"})
@@ -157,37 +153,3 @@ def files_of(directory: Path) -> dict[bytes, bytes]:
             with open(path, "rb") as file:
                 found[os.path.relpath(path, root)] = file.read()
     return found
-
-
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """Ray with two CPUs. It takes seconds to start, so whoever comes first does it for all."""
-    import ray
-
-    def start() -> None:
-        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-        ray.init(
-            address="local",
-            num_cpus=2,
-            num_gpus=0,
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
-        )
-
-    if not ray.is_initialized():
-        tried_again(start, ray.shutdown)
-    yield
-    ray.shutdown()
-
-
-def tried_again(start: Callable[[], T], clean_up: Callable[[], object], attempts: int = 4) -> T:
-    """What starts nodes of Ray: it gives them half a minute each, which they may not have on a busy machine."""
-    for _ in range(attempts - 1):
-        try:
-            return start()
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-            clean_up()
-    return start()

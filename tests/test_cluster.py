@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fakes import ray_session as ray_session
 
 from zippy_batch.config import RunOptions
 from zippy_batch.errors import SourceError, UsageError, WorkerError

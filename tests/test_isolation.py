@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import CODECS, EXACT_MODEL, MODEL, POISON, FakeCodec, FakeExactCodec, fake_codec, pixels
-from fakes import ray_session as ray_session
 from numpy.typing import NDArray
 from PIL import Image
 from tiny import tiny_exact_model, tiny_model

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import CODECS, POISON, fake_codec, files_of, pixels, tried_again
+from fakes import CODECS, POISON, fake_codec, files_of, pixels
 from gated_run import ARCHIVE, PATIENCE_S, RESTORE
 from PIL import Image
+from ray_start import tried_again
 
 from zippy_batch.codecs.model_file import Model
 from zippy_batch.config import RunOptions

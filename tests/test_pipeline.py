@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from fakes import CODECS, MODEL, FakeCodec, files_of, make_faces
-from fakes import ray_session as ray_session
 from PIL import Image
 from tiny import tiny_exact_model, tiny_model
 

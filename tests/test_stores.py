@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from fakes import CODECS, files_of, make_faces
-from fakes import ray_session as ray_session
 from s3 import S3, Proxy, content, upload
 from s3 import proxy as proxy
 from s3 import s3 as s3

@@ -5,10 +5,9 @@ import json
 import os
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageE
 from zippy_batch.images.metrics import ssim
 from zippy_batch.run import pipeline
 from zippy_batch.run.plan import BatchLimit
-from zippy_batch.training import latent, savings
+from zippy_batch.training import latent, savings, train_job
 from zippy_batch.training import pictures as pictures_of_training
 from zippy_batch.training.latent import (
     QUANTISED_FROM,
@@ -137,7 +136,9 @@ def test_batches_fill_their_positions_with_one_size() -> None:
     assert {next(stream).shape for _ in range(20)} == {(10, 24, 24, 3)}
 
 
+@cache
 def pools_of(folder: Path) -> list[Pool]:
+    """Read only."""
     return build_pools(sorted(folder.iterdir()), SPECS, workers=1)
 
 
@@ -148,13 +149,13 @@ def task_on(pools: list[Pool]) -> LatentTask:
 
 def test_training_lowers_the_loss_and_resumes(photographs: Path, tmp_path: Path) -> None:
     pools = pools_of(photographs)
-    fit(task_on(pools), tmp_path, options(0.05), clock=Steps())
+    fit(task_on(pools), tmp_path, options(0.02), clock=Steps())
     first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    fit(task_on(pools), tmp_path, options(0.1), clock=Steps())
+    fit(task_on(pools), tmp_path, options(0.05), clock=Steps())
     second = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert second["step"] > first["step"] > 10
-    assert 3 <= first["seconds"] < second["seconds"]
-    fit(task_on(pools), tmp_path, options(0.1), clock=Steps())
+    assert 1.2 <= first["seconds"] < second["seconds"]
+    fit(task_on(pools), tmp_path, options(0.05), clock=Steps())
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == second["step"]
 
     images = pictures(16, 40, 40, seed=5)
@@ -356,10 +357,21 @@ def start(tmp_path: Path) -> str:
     return str(tmp_path / "tiny.safetensors")
 
 
+STEPS_PER_MINUTE = 200
+
+
+@pytest.fixture
+def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the command take as many steps on any machine, and their models are counted on fewer samples."""
+    monkeypatch.setattr(train_job, "fit", partial(fit, clock=Steps(60 / STEPS_PER_MINUTE)))
+    monkeypatch.setattr(latent, "export", partial(export, batches_of_samples=12))
+
+
 def quick(model: str, **more: object) -> TrainOptions:
     return TrainOptions(**{"start": model, "minutes": 0.02, "device": "cpu", "sizes": "32x24", **more})  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("by_steps")
 def test_a_model_is_adapted_and_archives_with_it_open_anywhere(photographs: Path, tmp_path: Path, start: str) -> None:
     said: list[str] = []
     report = train([photographs], tmp_path / "mine.safetensors", quick(start), watch=said.append)
@@ -384,6 +396,7 @@ def test_a_model_is_adapted_and_archives_with_it_open_anywhere(photographs: Path
     assert restored.total.images == 25
 
 
+@pytest.mark.usefixtures("by_steps")
 def test_a_finished_run_goes_on_with_more_minutes(photographs: Path, tmp_path: Path, start: str) -> None:
     output = tmp_path / "mine.safetensors"
     first = train([photographs], output, quick(start))
@@ -401,32 +414,33 @@ def test_a_finished_run_goes_on_with_more_minutes(photographs: Path, tmp_path: P
     assert load_model(str(output)).card["training"]["sizes"] == "own"
 
 
+@pytest.mark.usefixtures("by_steps")
 def test_the_exact_codec_is_adapted_likewise(tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
     for i, picture in enumerate(pictures(30, 32, 40)):
         Image.fromarray(picture).save(folder / f"{i}.jpg")
     (tmp_path / "tiny.safetensors").write_bytes(tiny_exact_model().data)
-    # on a busy machine the same run goes on until it has had its steps
-    for minutes in (0.2, 1.0, 5.0):
-        options = quick(str(tmp_path / "tiny.safetensors"), codec="exact", minutes=minutes, sizes="own")
-        report = train([folder], tmp_path / "mine.safetensors", options)
-        if report.gain is not None and report.gain.saved_bytes > 0:
-            break
+    options = quick(str(tmp_path / "tiny.safetensors"), codec="exact", minutes=0.4, sizes="own")
+    report = train([folder], tmp_path / "mine.safetensors", options)
     assert report.gain is not None
     assert report.gain.images == report.held_out
     assert report.gain.saved_bytes > 0
     assert load_model(str(tmp_path / "mine.safetensors")).codec == "exact"
 
 
-def test_an_interrupted_run_keeps_the_best_so_far(photographs: Path, tmp_path: Path, start: str) -> None:
-    def interrupt() -> None:
-        while not (tmp_path / "mine.training" / "pools" / "pools.json").exists():
-            time.sleep(0.05)
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.usefixtures("by_steps")
+def test_an_interrupted_run_keeps_the_best_so_far(
+    photographs: Path, tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Steps()
 
-    threading.Thread(target=interrupt, daemon=True).start()
+    def interrupting() -> float:
+        if clock.looks == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return clock()
+
+    monkeypatch.setattr(train_job, "fit", partial(fit, clock=interrupting))
     with pytest.raises(KeyboardInterrupt):
         train([photographs], tmp_path / "mine.safetensors", quick(start, minutes=30))
     assert load_model(str(tmp_path / "mine.safetensors")).card["training"]["steps"] > 0
@@ -449,6 +463,7 @@ def test_what_cannot_be_trained_is_refused(
         train([photographs], tmp_path / output, quick(start, **options))
 
 
+@pytest.mark.usefixtures("by_steps")
 def test_a_run_whose_files_changed_begins_anew_only_when_asked(photographs: Path, tmp_path: Path, start: str) -> None:
     folder, output = tmp_path / "faces", tmp_path / "mine.safetensors"
     shutil.copytree(photographs, folder)
@@ -459,6 +474,7 @@ def test_a_run_whose_files_changed_begins_anew_only_when_asked(photographs: Path
     assert train([folder], output, quick(start), restart=True).images == 25 - HELD_OUT
 
 
+@pytest.mark.usefixtures("by_steps")
 def test_a_run_on_an_archive_can_begin_anew(photographs: Path, tmp_path: Path, start: str) -> None:
     pipeline.archive(photographs, tmp_path / "out.parquet", ArchiveOptions(exact="always", device="cpu"))
     output, run = tmp_path / "mine.safetensors", tmp_path / "mine.training"

@@ -82,9 +82,9 @@ def task_on(pools: list[CoefficientPool], architecture: ExactArchitecture = TINY
 
 def test_training_lowers_the_bits_resumes_and_exports_a_model(photographs: Path, tmp_path: Path) -> None:
     pools = build_pools(sorted(photographs.iterdir()), SPECS, workers=1)
-    fit(task_on(pools), tmp_path, options(0.1), clock=Steps())
+    fit(task_on(pools), tmp_path, options(0.03), clock=Steps())
     first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    fit(task_on(pools), tmp_path, options(0.2), clock=Steps())
+    fit(task_on(pools), tmp_path, options(0.06), clock=Steps())
     second = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert second["step"] > first["step"] > 10
     pool = pools[0]

@@ -80,11 +80,11 @@ def tiny_exact_model() -> Model:
 
 
 class Steps:
-    """A clock by which each look takes a thirtieth of a second: training by it takes as many steps on any machine."""
+    """A clock by which each look takes so many seconds: training by it takes as many steps on any machine."""
 
-    def __init__(self) -> None:
-        self._looks = 0
+    def __init__(self, seconds: float = 1 / 30) -> None:
+        self.seconds, self.looks = seconds, 0
 
     def __call__(self) -> float:
-        self._looks += 1
-        return self._looks / 30
+        self.looks += 1
+        return self.looks * self.seconds

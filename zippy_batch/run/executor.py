@@ -210,6 +210,7 @@ class _ActorPool:
                 try:
                     result = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
+                    _end(worker)
                     raise _cause(error) from error
                 except ray.exceptions.RayError as error:
                     self._replace(worker, task, error)
@@ -218,14 +219,14 @@ class _ActorPool:
                 if upcoming:
                     self._busy[worker.work.remote(upcoming[0])] = (worker, upcoming)
                     upcoming = self._take()
+                else:
+                    _end(worker)
                 if task:
                     yield result
 
     def close(self) -> None:
-        import ray
-
         for worker, _ in self._busy.values():
-            ray.kill(worker, no_restart=True)
+            _end(worker)
 
     def _take(self) -> tuple[Any, int] | None:
         """The next unit and the number of the attempt at it."""
@@ -247,9 +248,7 @@ class _ActorPool:
 
     def _replace(self, worker: Any, task: tuple[Any, int] | None, error: Exception) -> None:
         """A new worker for one that died, and its unit again. Raises WorkerError after the last attempt."""
-        import ray
-
-        ray.kill(worker, no_restart=True)
+        _end(worker)
         reason = _reason(error)
         if task is None:
             self._failed_starts += 1
@@ -272,6 +271,13 @@ class _ActorPool:
             free = {name: count for name, count in ray.available_resources().items() if name in ("CPU", "GPU")}
             wanted = f"{self._layout.threads} CPUs" + (f" and {self._layout.gpus} GPU" if self._layout.gpus else "")
             _log.warning("waiting for the cluster: a worker needs %s on one machine, free are %s", wanted, free)
+
+
+def _end(worker: Any) -> None:
+    """Ray does so when nobody refers to a worker any more, but now and then forgets one, which then keeps its CPUs."""
+    import ray
+
+    ray.kill(worker, no_restart=True)
 
 
 class _Worker:

@@ -40,8 +40,7 @@ POSITIONS = 3456
 ROUNDING_STRENGTH = 0.2
 """How strongly the encoder's rounding trades error for bits (`export.threshold_array`)."""
 QUANTISED_FROM = 0.9
-"""Share of a run after which it rounds weights and activations: while weights still move far, they would hop between
-two integers instead of learning."""
+"""Share of a run after which it rounds activations, whose units are measured then."""
 _MEASURED_BATCHES = 48
 MIN_IMAGES = 8
 """Fewest images that there is anything to train on."""
@@ -189,12 +188,12 @@ class LatentTask:
         return any(part in name for part in ("expand", "project", "hidden", "near.", "far."))
 
     def reach(self, share: float) -> bool:
-        """The last part of a run rounds weights and activations as the integer networks do."""
+        """The last part of a run rounds activations as the integer networks do."""
         if self._is_quantised or share < QUANTISED_FROM:
             return False
         # also where a model file brought units: its weights have moved since
         self._measure()
-        self.network.quantise()
+        self.network.quantise_activations()
         self._is_quantised = True
         return True
 
@@ -265,7 +264,8 @@ def export(
     batches_of_samples: int = 160,
     strength: float = ROUNDING_STRENGTH,
 ) -> bytes:
-    """A network -> the bytes of a model file, integer layers calibrated and tables counted on samples of its pools.
+    """A network -> the bytes of a model file, weights rounded and tables counted on samples of its pools. The network
+    is left with the weights that the file has.
 
     strength: how strongly rounding trades error for bits.
     """

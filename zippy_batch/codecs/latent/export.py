@@ -1,8 +1,8 @@
 """A trained network -> the arrays of a model file: integers wherever decoding depends on them, tables counted from real
 symbols.
 
-Weights are rounded as training after `LatentNetwork.quantise` rounds them, and the units of activations are those that
-training used, or, for a network that never was quantised, what sample images need. The entropy tables are histograms of
+Weights are rounded where sample images lose least (`rounding.py`), and the units of activations are those that training
+used, or, for a network that never was quantised, what the samples need. The entropy tables are histograms of
 the residuals that the integer context model itself meets on the samples, mixed with a smooth prior, so that neither the
 Gaussian of training nor the rounding of the weights costs bits.
 """
@@ -45,6 +45,7 @@ from zippy_batch.codecs.latent.network import (
     unshuffle,
 )
 from zippy_batch.codecs.latent.order import DEPTHS, VISIT_KINDS
+from zippy_batch.codecs.latent.rounding import round_weights
 from zippy_batch.codecs.latent.static import STATIC_BITS
 from zippy_batch.codecs.latent.synthesis import EDGE_MANTISSA_TOP, GATE_BITS, PIXEL_BITS, STREAM_BITS, STREAM_TOP
 from zippy_batch.codecs.rans import TOTAL
@@ -293,9 +294,12 @@ def _largest_input(
 
 
 def export_arrays(network: LatentNetwork, samples: Sequence[Images]) -> Arrays:
-    """All arrays of a model file, with tables from the prior alone; counts refine them."""
+    """All arrays of a model file, with tables from the prior alone; counts refine them. The network is left with the
+    weights that the arrays have.
+    """
     network.eval()
     input_unit = _HEADROOM * measure(network, samples) / STREAM_TOP
+    round_weights(network, lambda: measure(network, samples))
     arrays = _context_arrays(network) | _synthesis_arrays(network, input_unit) | _level_arrays(network, input_unit)
     for name, value in network.analysis.state_dict().items():
         arrays[f"analysis.{name}"] = value.detach().float().numpy()

@@ -7,13 +7,14 @@ All of it works on the grid of 8x8 blocks: an image is unshuffled into 192 value
 product per block or a depthwise 3x3 over blocks. The first and last layers start as an orthonormal DCT in an
 orthonormal colour space, so that training starts from a working transform codec and improves it.
 
-Context and synthesis run in integers (`context.py`, `synthesis.py`). After `LatentNetwork.quantise`, the network rounds
-its weights and activations as those do and passes gradients straight through, so that training learns to live with it.
+Context and synthesis run in integers (`context.py`, `synthesis.py`). After `LatentNetwork.quantise_activations`, the
+network rounds its activations as those do and passes gradients straight through, so that training learns to live with
+it. Weights are rounded when training is over (`rounding.py`).
 
 Letters: N images, h w grid, C channels, M latent channels. Layout is N h w C throughout.
 Sources: Balle et al. 2018 (arXiv:1802.01436) for the loss, Minnen et al. 2018 (arXiv:1809.02736) for contexts,
 Li et al. 2023 (arXiv:2302.14402) for the 2x2 parity order, Jacob et al. 2018 (arXiv:1712.05877) for training with
-rounded weights and activations.
+rounded activations.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zippy_batch.codecs.int8 import WEIGHT_TOP as WEIGHT_TOP
+from zippy_batch.codecs.int8 import WEIGHT_TOP
 from zippy_batch.codecs.latent.features import (
     LEVEL_FEATURES,
     LEVEL_KNOTS,
@@ -51,7 +52,7 @@ SIGNED_TOP = 127
 UNSIGNED_TOP = 255
 """Largest rectified 8-bit activation; it is stored less 128."""
 EDGE_WEIGHT_TOP = 127 * WEIGHT_TOP
-"""Likewise of the first and last layers of the synthesis, whose weights have two 8-bit halves."""
+"""Largest weight of the first and last layers of the synthesis, whose weights have two 8-bit halves."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class LatentArchitecture:
     def starts(self) -> tuple[int, ...]:
         """First channel of each group."""
         return tuple(sum(self.groups[:g]) for g in range(len(self.groups)))
+
+    @property
+    def channels(self) -> tuple[slice, ...]:
+        """Channels of each group."""
+        return tuple(slice(start, start + size) for start, size in zip(self.starts, self.groups, strict=True))
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -157,48 +163,19 @@ def interpolate_knots(table: Tensor, level: Tensor) -> Tensor:
 # ---- rounding that lets gradients through ----
 
 
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, rounded):  # type: ignore[no-untyped-def]
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return grad, None
+
+
 def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
     """The value of `rounded` with the gradient of x."""
-    return x + (rounded - x).detach()
-
-
-_KEPT_STEPS = 8
-"""Steps of training for which what rounding adds to weights is kept: to round costs as much as a product, and weights
-move slowly."""
-
-
-class RoundedRows:
-    """Rounds layers (outputs, inputs) whose sums are added: each row to integers of at most WEIGHT_TOP times a unit."""
-
-    def __init__(self) -> None:
-        self._offsets: list[Tensor] = []
-        self._age = 0
-
-    def __call__(self, weights: Sequence[Tensor], columns: Sequence[Tensor | None]) -> list[Tensor]:
-        """The weights with the values that the integer layers have, and their own gradients.
-
-        columns: what an integer input stands for, (inputs,), which the integer weights are multiplied by beforehand.
-        """
-        offsets = self._offsets
-        if not (torch.is_grad_enabled() and offsets and self._age < _KEPT_STEPS):
-            offsets = _rounding_offsets(weights, columns)
-        # weights that are only looked at may be others than those that are trained
-        if torch.is_grad_enabled():
-            self._age = self._age + 1 if offsets is self._offsets else 1
-            self._offsets = offsets
-        return [weight + offset for weight, offset in zip(weights, offsets, strict=True)]
-
-
-@torch.no_grad()
-def _rounding_offsets(weights: Sequence[Tensor], columns: Sequence[Tensor | None]) -> list[Tensor]:
-    """What rounding adds to each weight."""
-    scaled = [w if c is None else w * c for w, c in zip(weights, columns, strict=True)]
-    largest = torch.cat([w.abs().amax(1, keepdim=True) for w in scaled], 1).amax(1, keepdim=True)
-    unit = (largest / WEIGHT_TOP).clamp_(min=1e-12)
-    out = []
-    for weight, s, column in zip(weights, scaled, columns, strict=True):
-        whole = (s / unit).round_().mul_(unit)
-        out.append((whole if column is None else whole.div_(column)).sub_(weight))
+    out: Tensor = _StraightThrough.apply(x, rounded.detach())
     return out
 
 
@@ -278,8 +255,6 @@ class Block(nn.Module):
         self.project = nn.Linear(width, width)
         self.mixed = Activation(width, SIGNED_TOP, -SIGNED_TOP) if is_integer else nn.Identity()
         self.gated = Activation(width, SIGNED_TOP, -SIGNED_TOP) if is_integer else nn.Identity()
-        self._expand_rows, self._project_rows = RoundedRows(), RoundedRows()
-        self.quantised = False
         with torch.no_grad():
             cast(Tensor, self.depthwise.bias).zero_()
             self.depthwise.weight.mul_(0.3)
@@ -289,12 +264,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.mixed(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        expand, project = self.expand.weight, self.project.weight
-        if self.quantised and isinstance(self.mixed, Activation) and isinstance(self.gated, Activation):
-            (expand,) = self._expand_rows([expand], [self.mixed.unit])
-            (project,) = self._project_rows([project], [self.gated.unit])
-        a, b = F.linear(u, expand, self.expand.bias).clamp(-GATE_LIMIT, GATE_LIMIT).chunk(2, -1)
-        return x + F.linear(self.gated(F.relu(a) * b), project, self.project.bias)
+        a, b = self.expand(u).clamp(-GATE_LIMIT, GATE_LIMIT).chunk(2, -1)
+        return x + self.project(self.gated(F.relu(a) * b))
 
 
 class Analysis(nn.Module):
@@ -367,8 +338,6 @@ class GroupLayers(nn.Module):
         self.out = nn.Linear(width, 2 * size)
         self.first = Activation(width, UNSIGNED_TOP, 0)
         self.second = Activation(width, UNSIGNED_TOP, 0)
-        self._own_rows, self._hidden_rows, self._out_rows = RoundedRows(), RoundedRows(), RoundedRows()
-        self.quantised = False
         nn.init.normal_(self.out.weight, 0, 0.003)
         nn.init.zeros_(self.out.bias)
 
@@ -376,17 +345,12 @@ class GroupLayers(nn.Module):
         """shared (N, h', w', C), own earlier channels (N, h', w', start) -> mean in unit deviations, and scale in
         scale indices.
         """
-        z, hidden, out = shared, self.hidden.weight, self.out.weight
+        z = shared
         if self.own is not None and self.own_sizes is not None and own is not None:
-            weights = [self.own.weight, self.own_sizes.weight]
-            values, sizes = self._own_rows(weights, [None, None]) if self.quantised else weights
-            z = z + F.linear(own, values, self.own.bias) + F.linear(sizes_of(own), sizes)
-        if self.quantised:
-            (hidden,) = self._hidden_rows([hidden], [self.first.unit])
-            (out,) = self._out_rows([out], [self.second.unit])
+            z = z + self.own(own) + self.own_sizes(sizes_of(own))
         a = self.first(F.relu(z))
-        b = self.second(F.relu(F.linear(a, hidden, self.hidden.bias)))
-        mean, scale = F.linear(b, out, self.out.bias).chunk(2, -1)
+        b = self.second(F.relu(self.hidden(a)))
+        mean, scale = self.out(b).chunk(2, -1)
         return mean, scale
 
 
@@ -412,8 +376,6 @@ class KindLayers(nn.Module):
             self.near_sizes = _nothing_yet(a.latents, width)
             self.far = _nothing_yet(len(FAR[self.parity]) * a.far_latents, width)
         self.steps = nn.ModuleList(GroupLayers(s, g, width) for s, g in zip(a.starts, a.groups, strict=True))
-        self._shared_rows = RoundedRows()
-        self.quantised = False
         self._far_latents = a.far_latents
 
     def shared(self, visit: Visit, canvas: Tensor, spatial: Tensor, level: Tensor) -> Tensor:
@@ -431,11 +393,7 @@ class KindLayers(nn.Module):
             sizes = _neighbours(sizes_of(grid), NEAR[self.parity], self.parity)
             size = sizes.unflatten(-1, (len(NEAR[self.parity]), -1)).mean(-2)
             size = straight_through(size, (size * SIGNED_TOP + 0.5).floor() / SIGNED_TOP)
-            weights = [self.near.weight, self.near_sizes.weight, self.far.weight]
-            if self.quantised:
-                weights = self._shared_rows(weights, [None, None, None])
-            for seen, weight in zip((near, size, far), weights, strict=True):
-                z = z + F.linear(seen, weight)
+            z = z + self.near(near) + self.near_sizes(size) + self.far(far)
         return z
 
 
@@ -558,13 +516,8 @@ class LatentNetwork(nn.Module):
         start = (torch.from_numpy(channel_units(a.latents)).float() / SIGMA_MIN).log() / SIGMA_STEP
         self.scale_offset = nn.Parameter(start)
 
-    def quantise(self, on: bool = True) -> None:
-        """Round weights and activations of context and synthesis as the integer networks do, or no more."""
-        for module in self._integer_parts():
-            module.quantised = on
-
     def quantise_activations(self) -> None:
-        """Round activations alone: for weights that are rounded already, as those of a model file."""
+        """Round activations as the integer networks do, and pass gradients straight through."""
         for activation in self._activations():
             activation.quantised = True
 
@@ -587,42 +540,45 @@ class LatentNetwork(nn.Module):
             activation.seen = None
 
     def _activations(self) -> list[Activation]:
-        return [module for module in self._integer_parts() if isinstance(module, Activation)]
-
-    def _integer_parts(self) -> list[Any]:
-        parts = [*self.context.modules(), *self.synthesis.modules()]
-        return [module for module in parts if isinstance(module, GroupLayers | KindLayers | Block | Activation)]
+        return [module for module in self.modules() if isinstance(module, Activation)]
 
     def code(
         self, y: Tensor, gain: Tensor, spatial: Tensor, level: Tensor, rounding: Rounding = nearest
     ) -> tuple[Tensor, Tensor]:
         """y (N, h, w, M) in steps -> y_hat in steps and bits (N,), with residuals rounded as `rounding` does."""
-        n, h, w, _ = y.shape
         context = self.context
         to_canvas = 1 / (gain * context.unit * context.top)
-        rate = _Rate(self, gain, rounding)
+        from_unit = gain * context.unit
         canvas = torch.zeros_like(y)
         y_hat = torch.zeros_like(y)
-        bits = y.new_zeros(n)
-        for visit in visits((h, w)):
+        counted: list[Tensor] = []
+        scales: list[Tensor] = []
+        for visit in visits((y.shape[1], y.shape[2])):
             kind = context.kind(visit.kind)
             shared = kind.shared(visit, canvas, spatial, level)
             target = y[:, visit.rows, visit.columns]
             values: list[Tensor] = []
             own: list[Tensor] = []
-            start = 0
-            for step, size in zip(kind.steps, self.architecture.groups, strict=True):
-                channels = slice(start, start + size)
+            for step, channels in zip(kind.steps, self.architecture.channels, strict=True):
                 mean, scale = step(shared, torch.cat(own, -1) if own else None)
-                value, spent = rate(target[..., channels], mean.float(), scale.float(), channels)
-                bits = bits + spent
-                values.append(value)
+                mean = mean.float() * from_unit[..., channels]
+                rounded, noisy = rounding(target[..., channels] - mean)
+                value = mean + rounded
                 seen = (value * to_canvas[..., channels]).clamp(-1, 1)
                 own.append(straight_through(seen, (seen * SIGNED_TOP).round() / SIGNED_TOP))
-                start += size
+                values.append(value)
+                counted.append(noisy.flatten(1))
+                scales.append(self._scale_index(scale.float(), gain, channels).flatten(1))
             canvas = _filled(canvas, visit, torch.cat(own, -1))
             y_hat = _filled(y_hat, visit, torch.cat(values, -1))
-        return y_hat, bits
+        # all at once: a pass over much takes little longer than one over a group
+        index = lower_bound(torch.cat(scales, 1), 0.0).clamp(max=SCALE_LEVELS - 1.0)
+        sigma = SIGMA_MIN * torch.exp(SIGMA_STEP * index)
+        return y_hat, gaussian_bits(torch.cat(counted, 1), sigma).sum(1)
+
+    def _scale_index(self, scale: Tensor, gain: Tensor, channels: slice) -> Tensor:
+        """Scale in unit deviations -> in quantisation steps, both as scale indices."""
+        return scale + (gain[..., channels].log() / SIGMA_STEP + self.scale_offset[channels])
 
     def forward(self, x: Tensor, spatial: Tensor, level: Tensor, noise: bool = True) -> tuple[Tensor, Tensor]:
         """x (N, 3, 8h, 8w) in 0..1, spatial (1, h, w, F) in 0..1, level (N,) -> x_hat and bits (N,)."""
@@ -632,23 +588,6 @@ class LatentNetwork(nn.Module):
         y = self.analysis(unshuffle(x - 0.5), spatial, hats).float() * gain
         y_hat, bits = self.code(y, gain, spatial, hats, nearest_with_noise if noise else nearest)
         return shuffle(self.synthesis(y_hat * inverse, spatial, hats).float()) + 0.5, bits
-
-
-class _Rate:
-    """Rounds a group of latents around its predicted mean and counts the bits."""
-
-    def __init__(self, network: LatentNetwork, gain: Tensor, rounding: Rounding) -> None:
-        self._from_unit = gain * network.context.unit
-        self._log_gain = gain.log() / SIGMA_STEP + network.scale_offset
-        self._rounding = rounding
-
-    def __call__(self, y: Tensor, mean: Tensor, scale: Tensor, channels: slice) -> tuple[Tensor, Tensor]:
-        """y (N, h', w', G) in steps, mean in unit deviations, scale -> y_hat in steps, bits (N,)."""
-        mean = mean * self._from_unit[..., channels]
-        index = lower_bound(scale + self._log_gain[..., channels], 0.0).clamp(max=SCALE_LEVELS - 1.0)
-        sigma = SIGMA_MIN * torch.exp(SIGMA_STEP * index)
-        rounded, coded = self._rounding(y - mean)
-        return mean + rounded, gaussian_bits(coded, sigma).sum((1, 2, 3))
 
 
 def _filled(whole: Tensor, visit: Visit, part: Tensor) -> Tensor:
