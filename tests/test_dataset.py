@@ -155,10 +155,10 @@ def test_rows_that_were_read_are_not_read_again(golden: Archive) -> None:
 
 def test_decoding_takes_one_thread_and_gives_the_others_back(golden: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
-    from zippy_batch.run import row_decoder
+    from zippy_batch.run import row_decoder, rows
 
     before, seen = torch.get_num_threads(), []
-    decode = row_decoder.decode_pictures
+    decode = rows.decode_pictures
 
     def noting(*arguments: Any) -> Any:
         seen.append(torch.get_num_threads())
