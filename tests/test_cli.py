@@ -80,7 +80,7 @@ def failing(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-COMMANDS = ("archive", "restore", "stats", "verify", "compare", "train", "models", "submit")
+COMMANDS = ("archive", "restore", "stats", "verify", "export", "compare", "train", "models", "submit")
 
 
 # help

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,3 +151,24 @@ def test_rows_that_were_read_are_not_read_again(golden: Archive) -> None:
     golden.close()
     assert isinstance(batch[2].row, Row)
     assert batch.column("codec")[2] == batch[2].codec
+
+
+def test_decoding_takes_one_thread_and_gives_the_others_back(golden: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from zippy_batch.run import row_decoder, rows
+
+    before, seen = torch.get_num_threads(), []
+    decode = rows.decode_pictures
+
+    def noting(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return decode(*arguments)
+
+    monkeypatch.setattr(row_decoder, "decode_pictures", noting)
+    torch.set_num_threads(2)
+    try:
+        golden["tall.png"].pixels  # noqa: B018
+        assert seen == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

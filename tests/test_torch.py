@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from s3 import S3, upload
+from s3 import s3 as s3
+from s3 import s3_server as s3_server
 from synthetic_faces import draw_faces
 from torch.utils.data import DataLoader
 
@@ -105,7 +108,7 @@ def test_workers_give_what_one_process_gives(labelled: Path, method: str) -> Non
     assert len(pickle.dumps(data)) < 5000
 
 
-def stream(path: Path, **options: Any) -> adapter.StreamingArchive:
+def stream(path: Path | str, **options: Any) -> adapter.StreamingArchive:
     return zb.torch.StreamingArchive(path, **{"transform": Checksum(), "batch_size": 4, **options})
 
 
@@ -248,6 +251,14 @@ def test_damage_is_told_when_its_turn_comes(labelled: Path, tmp_path: Path) -> N
     assert data[6][1] == -1
     with pytest.raises(zb.DamagedRow, match="row 7"):
         data[7]
+
+
+def test_an_archive_in_a_store_is_streamed(labelled: Path, s3: S3) -> None:
+    upload(labelled, s3.at("parts"))
+    here, there = stream(labelled, shuffle=True), stream(s3.uri("parts"), shuffle=True)
+    assert taken(there) == taken(here)
+    data = zb.torch.ArchiveDataset(s3.uri("parts"))
+    assert (data[7][0] == zb.torch.ArchiveDataset(labelled)[7][0]).all()
 
 
 def test_the_benchmark_of_loaders_runs(capsys: pytest.CaptureFixture[str]) -> None:

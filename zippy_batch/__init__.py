@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zippy_batch.adapters import duckdb as duckdb
+    from zippy_batch.adapters import filesystem as filesystem
+    from zippy_batch.adapters import hf as hf
     from zippy_batch.adapters import polars as polars
     from zippy_batch.adapters import ray as ray
     from zippy_batch.adapters import torch as torch
@@ -85,7 +87,7 @@ _MODULES = {
 }
 """Where names are; the others are in zippy_batch.errors."""
 
-_ADAPTERS = ("duckdb", "polars", "ray", "torch")
+_ADAPTERS = ("duckdb", "filesystem", "hf", "polars", "ray", "torch")
 """Modules for other libraries. Not in `__all__`: nobody who imports all wants this torch in place of the real one."""
 
 

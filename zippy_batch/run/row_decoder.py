@@ -5,7 +5,8 @@ Rows come from a reader (`dataset`), or from a table that somebody else read (`a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
@@ -57,6 +58,12 @@ class RowDecoder:
             return Coders(**self._coders)
 
     def _restored(self, rows: Sequence[Row], as_pixels: bool) -> list[Any]:
+        if all(row.codec == "raw" for row in rows):
+            return self._decoded(rows, as_pixels)
+        with _one_thread():
+            return self._decoded(rows, as_pixels)
+
+    def _decoded(self, rows: Sequence[Row], as_pixels: bool) -> list[Any]:
         coders = self._coders_for({row.codec for row in rows if row.codec != "raw"})
         found: dict[int, Any] = {}
         keyed = sorted(enumerate(rows), key=lambda one: (one[1].codec, one[1].height or 0, one[1].width or 0))
@@ -67,6 +74,22 @@ class RowDecoder:
                     raise DamagedRow(f"{self._name}: {decoded_path(row.path)}: {one}")
                 found[at] = one
         return [found[at] for at in range(len(rows))]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The networks run on one thread: more of them take as many more processors, and no less time."""
+    import torch
+
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _pictures_of(batch: Sequence[tuple[int, Row]], coders: Coders, as_pixels: bool) -> list[Any]:
