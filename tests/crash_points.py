@@ -1,6 +1,6 @@
 """Kills an archive run before each thing it does to the file system, and each time lets the next run finish.
 
-A program of its own, because it forks: `python crash_points.py SOURCE`. Writes a file and a directory beside the source,
+A program of its own, because it forks: `python crash_points.py SOURCE`. Writes a file and a directory beside it,
 and a directory over another one. Prints how many points each had, or what went wrong at one.
 """
 
