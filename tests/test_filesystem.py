@@ -10,10 +10,13 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic_faces import draw_faces
+from typer.testing import CliRunner
 
 import zippy_batch as zb
+from zippy_batch.cli.app import app
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -138,3 +141,44 @@ def test_a_stream_gives_the_same_in_shards(labelled: Path, datasets: Any) -> Non
     assert rows[0]["image"].size == (42, 42)
     assert len(list(found.shard(2, 0))) == 5
     assert "label" not in zb.hf.load(GOLDEN / "v3").features
+
+
+def test_an_export_holds_plain_files(labelled: Path, tmp_path: Path) -> None:
+    assert zb.hf.export(labelled, tmp_path / "out", where="label == 'b'", parts=3) == 10
+    parts = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in parts] == [f"train-0000{i}-of-00003.parquet" for i in range(3)]
+    rows = [row for path in parts for row in pq.read_table(path).to_pylist()]
+    with zb.open(labelled, device="cpu") as archive:
+        assert {row["path"]: row["image"]["bytes"] for row in rows} == {
+            file.path: file.bytes() for file in archive.rows(where="label == 'b'")
+        }
+    assert {row["label"] for row in rows} == {1}
+    assert rows[-1]["image"]["path"] == "what?.jpg"
+    with pytest.raises(zb.OutputExists, match="is there already"):
+        zb.hf.export(labelled, tmp_path / "out")
+    with pytest.raises(zb.ArchiveError, match="no picture to export"):
+        zb.hf.export(labelled, tmp_path / "none", where="psnr > 1000")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_datasets_reads_an_export(labelled: Path, datasets: Any, tmp_path: Path) -> None:
+    zb.hf.export(labelled, tmp_path / "out")
+    found = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(found) == 20
+    assert found.features["label"].names == ["a", "b"]
+    assert found[0]["image"].size == (42, 42)
+
+
+def test_the_command_exports(labelled: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    found = CliRunner().invoke(app, ["export", "hf", str(labelled), out, "--where", "label == 'a'"])
+    assert (found.exit_code, found.stdout) == (0, f"10 pictures in {out}\n")
+    for wrong, said in (
+        (["zip", str(labelled), out], "no form 'zip'"),
+        (["hf", str(labelled), out], "is there already"),
+        (["hf", str(labelled), out + "2", "--parts", "0"], "--parts is 1 or more"),
+        (["hf", str(tmp_path / "none"), out + "2"], "no archive"),
+    ):
+        refused = CliRunner().invoke(app, ["export", *wrong])
+        assert refused.exit_code == 2
+        assert said in refused.stderr

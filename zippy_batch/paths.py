@@ -98,3 +98,8 @@ def safe_relative_path(path: bytes) -> None:
     problem = path_problem(path)
     if problem is not None:
         raise ArchiveError(f"{display_path(path)!r}: refused to restore this path: {problem}")
+
+
+def shown_path(path: str) -> str:
+    """A path of `decoded_path` as text for everybody, with bytes that are not UTF-8 as escapes."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")

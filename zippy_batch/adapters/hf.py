@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from zippy_batch.adapters.extras import needed
+from zippy_batch.adapters.hf_export import export
 from zippy_batch.adapters.pictures import classes_of, pictures_of
 from zippy_batch.dataset import Archive
 from zippy_batch.dataset import open as open_archive
 from zippy_batch.errors import UsageError
+from zippy_batch.paths import shown_path
 
-__all__ = ["load"]
+__all__ = ["export", "load"]
 
 _MAGIC = ("::", "*", "?", "[")
 """What a path in a URL of fsspec must not have: such files are decoded at once."""
@@ -55,7 +57,7 @@ def _examples(archive: Archive, classes: tuple[str, ...], parts: list[list[int]]
     for numbers in parts:
         for files in archive[numbers].batches(_READ_TOGETHER):
             for path, label, data in zip(files.paths, files.labels, files.files(), strict=True):
-                shown = _shown(path)
+                shown = shown_path(path)
                 example: dict[str, Any] = {"image": {"bytes": data, "path": Path(shown).name}, "path": shown}
                 if classes:
                     example["label"] = label
@@ -73,7 +75,7 @@ def _dataset(archive: Archive, numbers: np.ndarray, features: Any) -> Any:
         raise UsageError(f"{archive._path} is in an object store: load it with streaming=True")
     files = archive[numbers.tolist()]
     paths = files.paths
-    at_once = [at for at, path in enumerate(paths) if _shown(path) != path or any(one in path for one in _MAGIC)]
+    at_once = [at for at, path in enumerate(paths) if shown_path(path) != path or any(one in path for one in _MAGIC)]
     data = dict(zip(at_once, archive[numbers[at_once].tolist()].files(), strict=True))
     # not file:///: datasets takes one slash of three away
     urls = [None if at in data else f"zippy://{path}::{archive._path}" for at, path in enumerate(paths)]
@@ -82,7 +84,7 @@ def _dataset(archive: Archive, numbers: np.ndarray, features: Any) -> Any:
             [pa.array([data.get(at) for at in range(len(paths))], pa.binary()), pa.array(urls, pa.string())],
             ["bytes", "path"],
         ),
-        "path": pa.array(map(_shown, paths), pa.string()),
+        "path": pa.array(map(shown_path, paths), pa.string()),
     }
     if "label" in features:
         classes = {label: number for number, label in enumerate(features["label"].names)}
@@ -90,8 +92,3 @@ def _dataset(archive: Archive, numbers: np.ndarray, features: Any) -> Any:
         columns["label"] = pa.array(labels, pa.int64())
     table = datasets.table.InMemoryTable(pa.table(columns))
     return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
-
-
-def _shown(path: str) -> str:
-    """A path as text, with bytes that are not UTF-8 as escapes."""
-    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -1,18 +1,20 @@
 """Conditions on an archive's columns: "psnr < 30 and codec == 'latent'" -> which rows.
 
-The notation is Python's, read by its parser and by nothing that could run it. Null is unknown, as in SQL: a comparison
-with it holds for no row, nor does its opposite; `psnr is None` asks for it.
+The notation is Python's, read by its parser and by nothing that could run it, or SQL's (`sql`). Null is unknown, as in
+SQL: a comparison with it holds for no row, nor does its opposite; `psnr is None` or `psnr IS NULL` asks for it.
 """
 
 from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zippy_batch.archives.schema import COLUMNS
+from zippy_batch.archives.sql import SEARCHES, as_python
 from zippy_batch.errors import UsageError
 
 _TYPES = {"text": str, "int32": int, "int64": int, "float32": float, "bool": bool}
@@ -52,7 +54,7 @@ class Condition:
 def parse_condition(text: str) -> Condition:
     """Raises UsageError, saying what is not understood."""
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = ast.parse(as_python(text), mode="eval")
         parser = _ConditionParser()
         holds = parser.truth(tree.body)
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -83,6 +85,8 @@ class _ConditionParser:
             case ast.Compare(left, operators, right):
                 sides = [left, *right]
                 return _all([self._comparison(*three) for three in zip(sides, operators, right, strict=False)])
+            case ast.Call(ast.Name(name), [value, ast.Constant(str() as pattern)]) if name in SEARCHES.values():
+                return self._search(value, pattern, 0 if name == SEARCHES["like"] else re.IGNORECASE)
             case ast.Name(name) if TYPES.get(name) is bool:
                 return self._value(node)[0]
         raise ValueError(f"{ast.unparse(node)!r} is neither true nor false")
@@ -100,6 +104,14 @@ class _ConditionParser:
         other, other_kind = self._value(right)
         _match(kind, other_kind, right)
         return _known(_ORDER[type(sign)], value, other)
+
+    def _search(self, node: ast.expr, pattern: str, flags: int) -> _Truth:
+        value, kind = self._value(node)
+        if kind is not str:
+            raise ValueError(f"{ast.unparse(node)!r} is {_NAMES[kind]}, and LIKE is of texts")
+        parts = {"%": ".*", "_": "."}
+        regex = re.compile("".join(parts.get(one) or re.escape(one) for one in pattern), flags | re.DOTALL)
+        return _known(lambda a, b: b.fullmatch(a) is not None, value, lambda row: regex)
 
     def _listed(self, node: ast.expr, kind: type) -> tuple[Any, ...]:
         if not isinstance(node, ast.List | ast.Tuple | ast.Set):
