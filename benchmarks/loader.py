@@ -24,6 +24,7 @@ which give each file whole blocks, so its blocks are shown too.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import io
 import json
@@ -236,22 +237,30 @@ def bytes_of(path: Path) -> tuple[int, int]:
     return sum(one.st_size for one in found), sum(one.st_blocks * 512 for one in found)
 
 
+def missing(library: str) -> str | None:
+    """Why a library cannot be had; None where it can."""
+    if importlib.util.find_spec(library) is None:
+        return f"{library} is not installed"
+    try:
+        importlib.import_module(library)
+    except Exception as error:
+        # what a library wants at import, and in which version, is its own affair
+        return f"{library} does not load: {type(error).__name__}: {error}"
+    return None
+
+
 def measure(size: str, faces: Path, images: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for name, (make, library) in CASES.items():
         if options.only and name not in options.only.split(";"):
             continue
-        if library is not None and importlib.util.find_spec(library) is None:
-            print(f"{name}: left out, {library} is not installed")
+        if library is not None and (why := missing(library)):
+            print(f"{name}: left out, {why}")
             continue
         work = faces.parent / f"{faces.name}-files"
         work.mkdir(exist_ok=True)
-        try:
-            path, loader = make(faces, work)
-            rates = {workers: rate(loader(workers), images, name) for workers in options.workers}
-        except ImportError as error:
-            print(f"{name}: left out, {library} does not load: {error}")
-            continue
+        path, loader = make(faces, work)
+        rates = {workers: rate(loader(workers), images, name) for workers in options.workers}
         size_bytes, blocks = bytes_of(path)
         found.append(
             {"size": size, "name": name, "images": images, "bytes": size_bytes, "blocks": blocks, "rates": rates}
