@@ -1,7 +1,7 @@
 """What tests share: real pictures where there are any, drawn faces everywhere; and how they run side by side.
 
 `make test` runs them in several processes (pytest-xdist). Tests of a file stay together, because they share what its
-fixtures make. Files that take longest come first.
+fixtures make; those that need Ray share one, whatever their file. Groups that take longest come first.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+ON_RAY = "on_ray"
+"""Part of the names of tests that share one Ray."""
+ALONE = ("test_nodes.py::test_a_machine", "test_nodes.py::test_a_file", "test_nodes.py::test_a_run_whose_head",
+         "test_resume.py::test_a_run_killed", "test_submit.py")  # fmt: skip
+"""Tests that take long, and that share nothing with the others of their file."""
 LONGEST = (
-    "test_nodes", "test_stores", "test_resume", "test_pipeline", "test_submit", "test_cluster", "test_faulty_store",
-    "test_cli", "test_restore_folder", "test_failing_calls", "test_damaged_archives", "test_train",
-    "test_train_workers",
+    "test_nodes", ON_RAY, "test_nodes.py::", "test_submit", "test_stores", "test_resume", "test_faulty_store",
+    "test_codec", "test_train", "test_isolation", "test_failing_calls", "test_damaged_archives", "test_cli",
 )  # fmt: skip
-"""Files, by the seconds that they take."""
+"""Groups, by the seconds that they take."""
 MOST_PROCESSES = 8
 """The longest file takes as long as all others in so many."""
 
@@ -49,7 +53,29 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if IN_PARALLEL:
-        items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+        items.sort(key=lambda item: _rank(_group_of(item.nodeid)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group_of(nodeid)
+
+    return Groups(config, log)
+
+
+def _group_of(nodeid: str) -> str:
+    """What tests of this name are run together with, in one process and one after another."""
+    if any(one in nodeid for one in ALONE):
+        return nodeid
+    return ON_RAY if ON_RAY in nodeid or "test_cluster" in nodeid else nodeid.split("::")[0]
+
+
+def _rank(group: str) -> int:
+    return next((i for i, one in enumerate(LONGEST) if one in group), len(LONGEST))
 
 
 def _compile_kernels_once() -> None:

@@ -1,7 +1,7 @@
 """Kills an archive run before each thing it does to the file system, and each time lets the next run finish.
 
-A program of its own, because it forks: `python crash_points.py SOURCE OUTPUT [--overwrite]`. Prints how many points
-there were, or what went wrong at one.
+A program of its own, because it forks: `python crash_points.py SOURCE`. Writes a file and a directory beside it,
+and a directory over another one. Prints how many points each had, or what went wrong at one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from zippy_batch.run.encode_verified import compare
 from zippy_batch.run.pipeline import archive
 from zippy_batch.run.staging_local import is_publishing, staging_path
 
-OPTIONS = ArchiveOptions(device="cpu", shard_size=5, batch_size=3)
+OPTIONS = ArchiveOptions(device="cpu", shard_size=6, batch_size=3)
+"""Two shards."""
 
 
 def run(source: Path, output: Path, overwrite: bool) -> None:
@@ -53,26 +54,34 @@ def finish(source: Path, output: Path, overwrite: bool, point: str) -> None:
     assert not staging_path(output).exists(), f"{point}: the staging was left"
 
 
-def main() -> None:
-    compare(pixels(0), pixels(1))  # compiled once, for all children
-    source, output = Path(sys.argv[1]), Path(sys.argv[2])
-    overwrite = "--overwrite" in sys.argv
+SAME_FOR_ALL = 10
+"""Points at which parts are written, in the same way for every kind of output."""
+
+
+def points(source: Path, output: Path, overwrite: bool) -> int:
     if overwrite:
         assert in_child(lambda: run(source / "sub", output.with_name("old"), False)) == 0
     prepare(output, overwrite)
     assert in_child(lambda: run(source, output, overwrite)) == 0
     expected = content(output)
-    point = 0
+    point = 0 if output.suffix else SAME_FOR_ALL
     while True:
         prepare(output, overwrite)
         status = in_child(killing_before(point, lambda: run(source, output, overwrite)))
         if status == 0:
-            break
-        assert status == KILLED, f"point {point}: ended with {status}"
-        finish(source, output, overwrite, f"point {point}")
-        assert content(output) == expected, f"point {point}: another archive"
+            return point
+        where = f"{output.name}{' over another' if overwrite else ''}, point {point}"
+        assert status == KILLED, f"{where}: ended with {status}"
+        finish(source, output, overwrite, where)
+        assert content(output) == expected, f"{where}: another archive"
         point += 1
-    print(point)
+
+
+def main() -> None:
+    compare(pixels(0), pixels(1))  # compiled once, for all children
+    source = Path(sys.argv[1])
+    cases = (("out.parquet", False), ("out", False), ("out", True))
+    print(*(points(source, source.with_name(name), overwrite) for name, overwrite in cases))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ Run = Callable[..., Result]
 def run() -> Run:
     runner = CliRunner()
 
-    def call(*args: str) -> Result:
+    def call(*args: object) -> Result:
         return runner.invoke(app, [str(a) for a in args])
 
     return call
@@ -79,7 +80,19 @@ def failing(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-COMMANDS = ("archive", "restore", "stats", "verify", "export", "compare", "train", "models", "submit")
+COMMANDS = (
+    "archive",
+    "restore",
+    "stats",
+    "verify",
+    "merge",
+    "select",
+    "export",
+    "compare",
+    "train",
+    "models",
+    "submit",
+)
 
 
 # help
@@ -523,7 +536,9 @@ def test_quiet_leaves_errors_and_what_was_asked_for_as_json(
     assert run("archive", "in", "out.parquet", "--progress", "xml").exit_code == 2
 
 
-@pytest.mark.parametrize("command", ["archive", "restore", "stats", "verify", "compare", "train", "models", "submit"])
+@pytest.mark.parametrize(
+    "command", ["archive", "restore", "stats", "verify", "merge", "select", "compare", "train", "models", "submit"]
+)
 def test_help_speaks_no_python(run: Run, command: str) -> None:
     text = run(command, "--help").stdout
     assert not re.search(r"<\w+|list\[|\bNone\b|\{[A-Z]", text)
@@ -547,39 +562,34 @@ def test_what_is_no_path_of_this_machine_is_refused(run: Run, args: list[str], s
 # the whole thing
 
 
-def test_a_directory_goes_in_and_comes_back(drawn_faces: Path, tmp_path: Path) -> None:
-    def command(*args: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "zippy_batch", *map(str, args)], capture_output=True, text=True, check=False
-        )
-
+def test_a_directory_goes_in_and_comes_back(run: Run, drawn_faces: Path, tmp_path: Path) -> None:
     out, back = tmp_path / "out.parquet", tmp_path / "back"
-    archived = command("archive", drawn_faces, out, "--workers", 1, "--json")
+    command = [sys.executable, "-m", "zippy_batch", "archive", str(drawn_faces), str(out), "--workers", "1", "--json"]
+    archived = subprocess.run(command, capture_output=True, text=True, check=False)
     assert archived.returncode == 0, archived.stderr
     assert json.loads(archived.stdout)["total"]["images"] == 40
-    again = command("archive", drawn_faces, out, "--workers", 1)
-    assert again.returncode == 2
+    # what follows is the same in this process
+    again = run("archive", drawn_faces, out, "--workers", 1)
+    assert again.exit_code == 2
     assert "--overwrite" in again.stderr
-    assert command("verify", out, "--against", drawn_faces).returncode == 0
-    assert "total" in command("stats", out).stdout
-    restored = command("restore", out, back, "--reference", drawn_faces)
-    assert restored.returncode == 0, restored.stderr
+    assert run("verify", out, "--against", drawn_faces).exit_code == 0
+    assert "total" in run("stats", out).stdout
+    restored = run("restore", out, back, "--reference", drawn_faces)
+    assert restored.exit_code == 0, restored.stderr
     assert sorted(p.name for p in back.iterdir()) == sorted(p.name for p in drawn_faces.iterdir())
 
 
-def test_a_job_takes_the_flags_of_its_command(drawn_faces: Path, tmp_path: Path, root: Path) -> None:
-    """Also over those of the preset: this Ray is started here, where the preset looks for a cluster."""
-    flags = ["--address", "local", "--workers", "1", "--quality", "5", "--json"]
-    done = subprocess.run(
-        [sys.executable, root / "jobs" / "archive.py", drawn_faces, tmp_path / "out", *flags],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["options"]["quality"] == 5
-    assert (tmp_path / "out" / "_manifest.json").exists()
+def test_a_job_takes_the_flags_of_its_command(
+    calls: list[dict[str, Any]], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also over those of its preset, which looks for a cluster."""
+    for given, address in (([], "auto"), (["--address", "local", "--workers", "1", "--quality", "5"], "local")):
+        monkeypatch.setattr(sys, "argv", ["archive.py", "faces", "out", *given])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(root / "jobs" / "archive.py"), run_name="__main__")
+        assert ended.value.code == 0
+        assert (calls[-1]["run"].address, calls[-1]["options"].shard_size) == (address, 16384)
+    assert (calls[-1]["run"].workers, calls[-1]["options"].quality) == (1, 5)
 
 
 @pytest.mark.parametrize("job", ["archive", "restore"])

@@ -75,48 +75,6 @@ def test_every_example_of_the_docs_runs(root: Path, tmp_path: Path, monkeypatch:
         exec(compile(example, "docs/api.md", "exec"), namespace)
 
 
-SCRIPT = """
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
-
-import zippy_batch as zb
-
-
-def show(progress: zb.Progress) -> None:
-    print(progress.images, progress.seconds_left)
-
-
-report: zb.ArchiveReport = zb.archive("faces", Path("out.parquet"), quality=80, progress=show)
-ratio: float | None = report.total.ratio
-zb.restore("out.parquet", "back", zb.RestoreOptions(format="png"), where="psnr < 30")
-checked: zb.VerifyReport = zb.verify("out.parquet", against="faces", deep=True)
-with zb.open("out.parquet") as archive:
-    file: zb.ArchivedFile = archive["a.jpg"]
-    pixels: NDArray[np.uint8] = file.pixels
-    some: zb.ArchivedFiles = archive[[1, 2]]
-    paths: list[str] = archive[1:3].paths
-    data: bytes = archive[0].bytes()
-    for batch in archive.batches(64, where="codec != 'raw'"):
-        stacked = np.stack(batch.pixels)
-        labels: list[str | None] = batch.labels
-try:
-    zb.stats("missing.parquet")
-except zb.UsageError as error:
-    raise SystemExit(error.exit_code) from error
-"""
-
-
-def test_a_strictly_typed_script_is_sound(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--follow-imports=silent", "script.py"]
-    found = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={"MYPYPATH": str(root), "PATH": "/usr/bin:/bin"}
-    )
-    assert found.stdout.startswith("Success"), found.stdout + found.stderr
-
-
 def test_an_unknown_option_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(zb.UsageError, match="no option qualty; did you mean quality"):
         zb.archive(tmp_path, tmp_path / "out.parquet", qualty=80)

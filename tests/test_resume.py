@@ -108,14 +108,13 @@ def test_a_place_that_takes_no_directory_is_refused_and_not_tried_for_ever(
         pass
 
 
-@pytest.mark.parametrize("case", [["out.parquet"], ["out"], ["out", "--overwrite"]], ids=" ".join)
-def test_a_run_killed_at_any_point_is_finished_by_the_next(case: list[str], faces: Path) -> None:
-    name, *flags = case
+def test_a_run_killed_at_any_point_is_finished_by_the_next(faces: Path) -> None:
     script = Path(__file__).with_name("crash_points.py")
-    command = [sys.executable, str(script), str(faces), str(faces.with_name(name)), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), str(faces)], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 12
+    assert min(map(int, done.stdout.split())) >= 12
 
 
 SLOW_RUN = """

@@ -127,6 +127,7 @@ def test_a_file_uri_is_a_path(faces: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("s3_server", "ray_session")
+@pytest.mark.parametrize("name", ["out"])
 def test_workers_on_ray_connect_anew(faces: Path, name: str, s3: S3, tmp_path: Path) -> None:
     """From the URI alone: credentials are in its first part."""
     uri = s3.uri(name).replace("s3://", "s3://worker:pass@")
