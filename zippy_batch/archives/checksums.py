@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # every archive is read and written by way of this module, so no kernel is run without the compiler
 if numba.config.DISABLE_JIT:
     raise UsageError(
-        "NUMBA_DISABLE_JIT is set, and the codecs are right only where numba compiles them: in Python integers overflow "
-        "otherwise; unset it, and start again"
+        "NUMBA_DISABLE_JIT is set, and the codecs are right only where numba compiles them: plain Python has other "
+        "integers; unset it, and start again"
     )
 
 _BYTES, _FLOAT, _INTEGER = range(3)

@@ -458,7 +458,7 @@ class VerifyReport:
     unpromised: int = 0
     """Rows compared that promise no quality, because they were archived with --no-verify."""
     labels_compared: bool = True
-    """False where `against` has no labels, and the archive has those of a table, a pattern or another kind of source."""
+    """False where the archive has labels and `against` has none, as with those of a table or a pattern."""
     run: RunFacts | None = None
 
     @property
