@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # every archive is read and written by way of this module, so no kernel is run without the compiler
-if numba.config.DISABLE_JIT:
+if getattr(numba.config, "DISABLE_JIT", False):
     raise UsageError(
         "NUMBA_DISABLE_JIT is set, and the codecs are right only where numba compiles them: plain Python has other "
         "integers; unset it, and start again"
