@@ -18,7 +18,19 @@ from zippy_batch.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
-COMMANDS = ("archive", "restore", "stats", "verify", "export", "compare", "train", "models", "submit")
+COMMANDS = (
+    "archive",
+    "restore",
+    "stats",
+    "verify",
+    "merge",
+    "select",
+    "export",
+    "compare",
+    "train",
+    "models",
+    "submit",
+)
 SHELL_BLOCK = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.M | re.S)
 TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
 

@@ -1,16 +1,18 @@
-"""archive, restore, verify and stats for Python: the package's functions, with options as keywords."""
+"""archive, restore, verify, stats, merge and select for Python: the package's functions, with options as keywords."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import UsageError
+from zippy_batch.run import merge as merging
 from zippy_batch.run import pipeline
+from zippy_batch.run.copy_rows import CopyReport
 from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
 
 Options = TypeVar("Options", ArchiveOptions, RestoreOptions, RunOptions)
@@ -79,6 +81,52 @@ def verify(
 def stats(archive: str | Path) -> ArchiveReport:
     """Sizes and quality as the archive tells them; no payload is read."""
     return pipeline.stats(archive)
+
+
+def merge(
+    archives: Sequence[str | Path], output: str | Path, prefix: bool = False, overwrite: bool = False
+) -> CopyReport:
+    """Make one archive of the rows of several. Nothing is decoded: restore writes what it writes of the sources.
+
+    `prefix` puts the name of its archive and a slash before each path; without it, a path that two archives have is
+    refused. An interrupted merge goes on when it is called again, and equal archives give equal bytes.
+
+    Raises UsageError before anything is written, OutputExists where `output` is there and `overwrite` is not given,
+    ModelError for archives that need two models of one codec, and DamagedRow for a row that is not what was written.
+    """
+    return merging.merge(archives, output, prefix, overwrite)
+
+
+def select(
+    archive: str | Path,
+    output: str | Path,
+    where: str | None = None,
+    select: str | Sequence[str] = (),
+    overwrite: bool = False,
+) -> CopyReport:
+    """Make an archive of the rows of another that a condition holds for and whose path matches any of the globs.
+
+    Nothing is decoded. Raises what `merge` raises, and UsageError where no row is chosen.
+    """
+    return merging.select(archive, output, merging.Wish(where, merging.globs_of(select)), overwrite=overwrite)[0]
+
+
+def split(
+    archive: str | Path,
+    output: str | Path,
+    shares: int | Mapping[str, int],
+    by: str = "path",
+    overwrite: bool = False,
+) -> dict[str, CopyReport]:
+    """Divide the rows of an archive over several: `shares` is their number, or names and shares, as in
+    {"train": 90, "validation": 10}. With "train" for a name, faces.parquet becomes faces-train.parquet.
+
+    A hash of the path decides, or with `by="label"` one of the label, so that files of a label stay together; a file
+    goes to the same part whatever else is in the archive. Raises what `select` raises.
+    """
+    parts = merging.Split.of(shares, by)
+    reports = merging.select(archive, output, split=parts, overwrite=overwrite)
+    return dict(zip(parts.shares, reports, strict=True))
 
 
 def _combined(options: Options, run: RunOptions, keywords: Mapping[str, Any]) -> tuple[Options, RunOptions]:

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from zippy_batch.archives.parquet_layout import Chunk
 from zippy_batch.archives.part_file import File, OpenFile, as_text, foreign, open_file, open_part, plain_values
 from zippy_batch.archives.schema import (
     BY_NAME,
+    CODED,
     COLUMNS,
     FORMAT_VERSION,
     Row,
@@ -29,8 +31,8 @@ from zippy_batch.archives.schema import (
     stored_path,
 )
 from zippy_batch.archives.where import Condition
-from zippy_batch.archives.writer import part_name, sha256_of
-from zippy_batch.errors import ArchiveError, StorageError, UsageError
+from zippy_batch.archives.writer import copy_part, part_name, sha256_of
+from zippy_batch.errors import ArchiveError, DamagedRow, StorageError, UsageError
 from zippy_batch.stores.object_path import Place, exists, size_of, sizes_in
 
 if TYPE_CHECKING:
@@ -166,6 +168,39 @@ class ArchiveReader:
         if file.path != self.path and file.repairs and found and isinstance(found[0], Row):
             found[0] = Damage(shard, wanted[0], found[0].path, "; ".join(file.repairs), found[0])
         return found
+
+    def copy_shard(self, shard: int, path: Path, info: ArchiveInfo) -> None:
+        """Write a shard as a part of another archive, without decoding it: its row groups as they are.
+
+        Raises DamagedRow, naming the row, where a page is not what was written, and ArchiveError where it is no row.
+        """
+        file, groups = self._store.locate(shard)
+        head = Head(
+            models={
+                codec: info.models[codec]
+                for codec in sorted({*self.read_columns(shard, ("codec",))["codec"]})
+                if codec in CODED
+            },
+            options={},
+            shards=(self.info.shards[shard],),
+            payload_bytes=(self.payload_bytes(shard),),
+            exact_bytes=(self.exact_bytes(shard),),
+            stored_models={},
+            parts=(),
+        )
+        try:
+            copy_part(path, file, groups, head, info)
+        except ArchiveError:
+            self.sound_rows(shard)
+            raise
+
+    def sound_rows(self, shard: int, rows: Sequence[int] | None = None) -> list[Row]:
+        """As `read_rows`, and raises DamagedRow for the first that is not what was written, or was put right."""
+        found = self.read_rows(shard, rows)
+        for row in found:
+            if not isinstance(row, Row):
+                raise DamagedRow(f"{self.path}: {row}")
+        return [row for row in found if isinstance(row, Row)]
 
     def read_few(self, shard: int, rows: Sequence[int]) -> list[Row | Damage]:
         """As `read_rows`, of rows here and there: reads the pages of payloads that they are in, and keeps what of their

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zippy_batch.archives.description import Head, seal
 from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, model_name
-from zippy_batch.archives.part_file import PartWriter, foreign, open_file, open_part, require_one_shard
+from zippy_batch.archives.part_file import File, PartWriter, foreign, open_file, open_part, require_one_shard
 from zippy_batch.archives.schema import (
     BY_NAME,
     CODED,
@@ -29,7 +29,7 @@ from zippy_batch.archives.schema import (
 )
 from zippy_batch.errors import ArchiveError, UsageError
 from zippy_batch.stores.atomic_file import replacing
-from zippy_batch.stores.object_path import Place
+from zippy_batch.stores.object_path import Place, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,14 +96,30 @@ def merge_parts(parts: Sequence[Path], output: Path, info: ArchiveInfo) -> None:
         writer.finish(seal(head))
 
 
+def copy_part(path: Path, file: File, groups: range, head: Head, info: ArchiveInfo) -> None:
+    """Write one shard of another file as a part: its row groups as they are, with a new footer.
+
+    `head` says what the shard has: its rows, payload bytes and models. `path` appears whole or not at all. Raises
+    ArchiveError where a page is not what was written.
+    """
+    here = replace(info, models=head.models)
+    with _new_file(path) as sink:
+        writer = PartWriter(sink)
+        _append_groups(writer, file, groups)
+        writer.finish(seal(_head(here, head.shards, head.payload_bytes, head.exact_bytes)))
+
+
 def _append_part(writer: PartWriter, part: Path, rows: int) -> None:
     """Raises ArchiveError where a page is not what was written."""
     file = open_part(part, rows)
-    with part.open("rb") as source:
-        for group in file.groups:
+    _append_groups(writer, file, range(len(file.groups)))
+
+
+def _append_groups(writer: PartWriter, file: File, groups: range) -> None:
+    with foreign(f"{file.path} is damaged"), reading(file.path, file.size_bytes, file.tail) as source:
+        for group in map(file.groups.__getitem__, groups):
             source.seek(group.start)
-            with foreign(f"{part} is damaged"):
-                writer.add_group(group, memoryview(source.read(group.stored_bytes)))
+            writer.add_group(group, memoryview(source.read(group.stored_bytes)))
 
 
 def _model_facts(model: bytes) -> dict[str, int]:

@@ -18,6 +18,7 @@ import typer
 from zippy_batch.cli.archive import archive
 from zippy_batch.cli.compare import compare
 from zippy_batch.cli.export import export
+from zippy_batch.cli.merge import merge, select
 from zippy_batch.cli.options import PlainCommand
 from zippy_batch.cli.restore import restore
 from zippy_batch.cli.submit import submit
@@ -31,7 +32,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (archive, restore, stats, verify, export, compare, train, models, submit):
+for command in (
+    archive,
+    restore,
+    stats,
+    verify,
+    merge,
+    select,
+    export,
+    compare,
+    train,
+    models,
+    submit,
+):
     app.command(cls=PlainCommand)(command)
 
 

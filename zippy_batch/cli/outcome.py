@@ -8,20 +8,24 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import typer
 
 from zippy_batch.errors import OptionError, WriteError, ZippyError
 
-if TYPE_CHECKING:
-    from zippy_batch.run.estimate import Estimate
-    from zippy_batch.run.report import Report
-    from zippy_batch.training.session import TrainReport
-
 INTERRUPTED = 130
+
+
+class Printable(Protocol):
+    """A report: of a run, of training, of anything else that a command does."""
+
+    @property
+    def exit_code(self) -> int: ...
+    def to_dict(self) -> dict[str, Any]: ...
+    def lines(self, columns: int | None = None) -> list[str]: ...
 
 
 @contextmanager
@@ -71,13 +75,23 @@ def reserved_stdout() -> Iterator[None]:
         yield
 
 
-def print_report(report: Report | TrainReport | Estimate, as_json: bool, quiet: bool = False) -> None:
+def print_report(report: Printable, as_json: bool, quiet: bool = False) -> None:
     if as_json:
         print_text(json_text(report.to_dict()))
     elif not quiet or report.exit_code:
         print_text("\n".join(report.lines(terminal_columns())))
     if report.exit_code:
         raise typer.Exit(report.exit_code)
+
+
+def print_reports(reports: Sequence[Printable], as_json: bool, quiet: bool = False) -> None:
+    """As `print_report`, of one report or several: then JSON is a list."""
+    if len(reports) == 1:
+        print_report(reports[0], as_json, quiet)
+    elif as_json:
+        print_text(json_text([report.to_dict() for report in reports]))
+    elif not quiet:
+        print_text("\n".join(line for report in reports for line in report.lines(terminal_columns())))
 
 
 def terminal_columns() -> int | None:

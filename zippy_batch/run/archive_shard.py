@@ -12,10 +12,7 @@ A file that kills its workers is raw in any case: see `isolation`.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,10 +44,11 @@ from zippy_batch.run.quarantine import (
 )
 from zippy_batch.run.report import FLOOR_REASON, Done, Tick
 from zippy_batch.run.rows import EXACT_BATCH, sizes
+from zippy_batch.run.staging import committing
 from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.sources import Source
 from zippy_batch.sources.directory import SourceFile
-from zippy_batch.stores.object_path import Place, put
+from zippy_batch.stores.object_path import Place
 
 if TYPE_CHECKING:
     from zippy_batch.jpeg.file import JpegImage
@@ -140,15 +138,8 @@ class ArchiveJob:
 
 def commit_part(part: Place, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:
     """Write a part and, if `verify`, read its rows back before it gets its name. Raises WorkerError, StorageError."""
-    if isinstance(part, Path):
-        new = part.with_name(f"{part.name}.new-{uuid.uuid4().hex}")
+    with committing(part) as new:
         _write_checked(new, part, rows, info, verify)
-        os.replace(new, part)
-        return
-    with tempfile.TemporaryDirectory(prefix="zippy-") as folder:
-        new = Path(folder) / part.name
-        _write_checked(new, part, rows, info, verify)
-        put(new, part.parent.parent / "attempts", part)
 
 
 def _write_checked(new: Path, part: Place, rows: Sequence[Row], info: ArchiveInfo, verify: bool) -> None:

@@ -12,7 +12,6 @@ Each is the same in process and on a cluster. `executor` decides who works; `arc
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from collections import Counter
@@ -38,6 +37,7 @@ from zippy_batch.config import LABELS, ArchiveOptions, RestoreOptions, RunOption
 from zippy_batch.errors import ArchiveError, ModelError, UsageError, ZippyError
 from zippy_batch.paths import display_path
 from zippy_batch.run.archive_shard import ArchiveJob, commit_part
+from zippy_batch.run.copy_rows import shown_place
 from zippy_batch.run.encode_verified import MakeCodec, make_codec
 from zippy_batch.run.estimate import (
     SAMPLE_FILES,
@@ -159,8 +159,8 @@ def estimate(
     embedded = sum(map(len, job.info.model_files.values()))
     power = real.workers * max(1, real.threads) / layout.threads
     return Estimate(
-        source=_shown(source),
-        output=_shown(output),
+        source=shown_place(source),
+        output=shown_place(output),
         files=len(files),
         source_bytes=files.size_bytes,
         shards=len(plan),
@@ -399,10 +399,10 @@ def restore(
                 clock.shard_done()
     lines.sort(key=lambda line: line.shard or 0)
     facts = clock.facts(options.device)
-    repairs = tuple(Finding(_shown(archive_path), repair) for repair in opened.repairs)
+    repairs = tuple(Finding(shown_place(archive_path), repair) for repair in opened.repairs)
     return RestoreReport(
-        path=_shown(archive_path),
-        destination=_shown(destination),
+        path=shown_place(archive_path),
+        destination=shown_place(destination),
         shards=tuple(lines),
         total=replace(sum(lines, start=RestoreLine(None, damaged=repairs)), seconds=facts.seconds),
         selected=planned.rows,
@@ -442,16 +442,17 @@ def verify(
         problems, bad_paths = opened.check_files(), find_bad_paths(opened)
     results.sort(key=lambda result: result.index)
     return VerifyReport(
-        path=_shown(archive_path),
+        path=shown_place(archive_path),
         rows=opened.row_count,
         decoded=sum(result.decoded for result in results),
         damaged=(*(finding for result in results for finding in result.damaged), *bad_paths),
         problems=tuple(problems),
-        against=_shown(against) if against else None,
+        against=shown_place(against) if against else None,
         missing=tuple(matched.missing),
         extra=tuple(matched.extra),
         differing=tuple(finding for result in results for finding in result.differing),
         unpromised=sum(result.unpromised for result in results),
+        labels_compared=against is None or matched.with_labels or "labels" not in opened.info.options,
         run=clock.facts(device),
     )
 
@@ -503,7 +504,7 @@ def stats(archive_path: str | Place) -> ArchiveReport:
         lines = tuple(_line(opened, shard) for shard in opened.shards())
         floor = opened.info.options.get("min_psnr")
         return ArchiveReport(
-            path=_shown(archive_path),
+            path=shown_place(archive_path),
             shards=lines,
             total=total_of(lines, opened.size_bytes),
             models=opened.info.models,
@@ -540,11 +541,6 @@ def _line(opened: ArchiveReader, shard: int) -> Line:
 def _is_quality(psnr: float | None, ssim: float | None) -> bool:
     """Whether a row has both, and they are what an image can have."""
     return psnr is not None and ssim is not None and 0 <= psnr <= PSNR_CAP_DB and -1 <= ssim <= 1
-
-
-def _shown(path: Place) -> str:
-    """The path as text that any stream and JSON take, also where the name is not UTF-8."""
-    return display_path(os.fsencode(path)) if isinstance(path, Path) else str(path)
 
 
 def _models_of(opened: ArchiveReader, wanted: Iterable[str], keep_going: bool, codecs: Codecs) -> dict[str, Model]:

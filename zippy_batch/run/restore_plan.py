@@ -56,7 +56,7 @@ def plan_restore(archive: ArchiveReader, options: RestoreOptions) -> RestorePlan
     `options.keep_going` such rows, and those whose path is lost, get a name made of shard and row. Raises UsageError
     where the pattern matches nothing.
     """
-    wanted = _wanted(archive, options)
+    wanted = chosen_rows(archive, options.select, options.where)
     plan = RestorePlan()
     for shard in archive.shards():
         rows = None if wanted is None else wanted.get(shard, [])
@@ -76,13 +76,13 @@ def plan_restore(archive: ArchiveReader, options: RestoreOptions) -> RestorePlan
     return plan
 
 
-def _wanted(archive: ArchiveReader, options: RestoreOptions) -> dict[int, list[int]] | None:
-    """Rows by shard; None for all."""
+def chosen_rows(archive: ArchiveReader, select: Sequence[str], where: str | None) -> dict[int, list[int]] | None:
+    """Rows by shard that match any of the globs and fulfil the condition; None for all, where neither is given."""
     found = []
-    if options.select:
-        found.append(_union(map(archive.select, options.select)))
-    if options.where is not None:
-        found.append(archive.where(parse_condition(options.where)))
+    if select:
+        found.append(_union(map(archive.select, select)))
+    if where is not None:
+        found.append(archive.where(parse_condition(where)))
     if len(found) < 2:
         return found[0] if found else None
     return {shard: sorted({*rows} & {*found[1][shard]}) for shard, rows in found[0].items() if shard in found[1]}

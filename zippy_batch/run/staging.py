@@ -9,14 +9,18 @@ One protocol has two implementations: a directory of this machine, whose renames
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from zippy_batch.run.staging_local import open_local_staging, refuse_existing, refuse_unsuitable
 from zippy_batch.run.staging_object import open_object_staging, refuse_existing_object, refuse_unsuitable_object
 from zippy_batch.run.staging_plan import Describe
-from zippy_batch.stores.object_path import ObjectPath, Place
+from zippy_batch.stores.object_path import ObjectPath, Place, put
 
 
 class Staging(Protocol):
@@ -69,6 +73,20 @@ class Staging(Protocol):
         """Make the archive of the first `shards` parts, and put it in its place. Raises ArchiveError for a part that is
         damaged, and then the output is as it was."""
         ...
+
+
+@contextmanager
+def committing(part: Place) -> Iterator[Path]:
+    """A new file of this machine that becomes `part`, of a staging, when it is written. Raises StorageError."""
+    if isinstance(part, Path):
+        new = part.with_name(f"{part.name}.new-{uuid.uuid4().hex}")
+        yield new
+        os.replace(new, part)
+        return
+    with tempfile.TemporaryDirectory(prefix="zippy-") as folder:
+        new = Path(folder) / part.name
+        yield new
+        put(new, part.parent.parent / "attempts", part)
 
 
 def refuse_output(source: Place, output: Place, overwrite: bool) -> None:
