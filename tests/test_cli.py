@@ -88,6 +88,8 @@ COMMANDS = (
     "merge",
     "select",
     "export",
+    "ls",
+    "cat",
     "compare",
     "train",
     "models",

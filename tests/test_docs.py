@@ -26,6 +26,8 @@ COMMANDS = (
     "merge",
     "select",
     "export",
+    "ls",
+    "cat",
     "compare",
     "train",
     "models",

@@ -97,6 +97,11 @@ class Archive:
     # ---- what is in it ----
 
     @property
+    def path(self) -> Place:
+        """Where the archive is, absolute."""
+        return self._path
+
+    @property
     def info(self) -> ArchiveInfo:
         """Format version, models, the options it was made with, rows of each shard."""
         return self._opened().info
@@ -278,6 +283,8 @@ class ArchivedFile:
 
     def bytes(self) -> bytes:
         """The file that restore writes: the very same file, or a JPEG of the pixels where it was coded with loss."""
+        if self.row.codec == "raw":
+            return self.row.payload
         return self.archive._decoder.files([self.row])[0]
 
     @property

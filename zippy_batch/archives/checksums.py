@@ -165,3 +165,28 @@ def _over(crc: np.uint32, data: NDArray[np.uint8], at: int, stop: int, tables: N
         crc = tables[0, (crc ^ np.uint32(data[at])) & low] ^ (crc >> np.uint32(8))
         at += 1
     return crc
+
+
+_MAX_FOUND = 16
+_BY_TOP_BYTE: NDArray[np.uint8] = np.argsort(CRC_TABLES[0] >> 24).astype(np.uint8)
+"""The byte whose table entry has this top byte."""
+
+
+def trap(difference: int, length: int) -> list[tuple[int, int]]:
+    """Distance from the end and change of each byte that would explain a difference of CRC-32, `_MAX_FOUND` at most."""
+    found = _trap(np.uint32(difference), length, _BY_TOP_BYTE, CRC_TABLES[0])
+    return [(int(distance), int(change)) for distance, change in found]
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _trap(
+    difference: np.uint32, length: int, by_top_byte: NDArray[np.uint8], table: NDArray[np.uint32]
+) -> list[tuple[np.int64, np.int64]]:
+    found = [(np.int64(0), np.int64(0)) for _ in range(0)]
+    state = np.uint32(difference)
+    for distance in range(length):
+        low = by_top_byte[state >> np.uint32(24)]
+        state = np.uint32((state ^ table[low]) << np.uint32(8)) | np.uint32(low)
+        if state < 256 and len(found) < _MAX_FOUND:
+            found.append((np.int64(distance), np.int64(state)))
+    return found

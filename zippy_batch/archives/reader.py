@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -275,10 +276,11 @@ class ArchiveReader:
                 if chunk.least is None or chunk.most is None or chunk.least <= shown <= chunk.most:
                     with foreign(str(file.path)), file.opened() as opened:
                         columns = opened.columns(group, ("path", "path_bytes"))
-                        at = pc.index(columns["path"], shown.decode()).as_py()
+                        wanted = _text_scalar(shown)
+                        at = pc.index(columns["path"], wanted).as_py()
                         # text may be shown alike that is not the same
                         while at >= 0 and columns["path_bytes"][at].as_py() != exact:
-                            found = pc.index(columns["path"].slice(at + 1), shown.decode()).as_py()
+                            found = pc.index(columns["path"].slice(at + 1), wanted).as_py()
                             at = at + 1 + found if found >= 0 else -1
                     if at >= 0:
                         return shard, start + at
@@ -674,6 +676,14 @@ def _may_hold(condition: Condition, row: Row | Damage) -> bool:
 def as_columns(row: Row) -> dict[str, Any]:
     """What `ArchiveReader.read_columns` gives of a row, one value per column."""
     return {name: as_text([value], name)[0] for name, value in fields_of(row).items()}
+
+
+def _text_scalar(text: bytes) -> pa.StringScalar:
+    """As `pa.scalar`, which would import pandas where that is installed: most of a second."""
+    import pyarrow as pa
+
+    offsets = struct.pack("<ii", 0, len(text))
+    return pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(text)])[0]
 
 
 def _path(value: Value) -> bytes | None:

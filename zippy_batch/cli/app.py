@@ -18,6 +18,7 @@ import typer
 from zippy_batch.cli.archive import archive
 from zippy_batch.cli.compare import compare
 from zippy_batch.cli.export import export
+from zippy_batch.cli.look import cat, ls
 from zippy_batch.cli.merge import merge, select
 from zippy_batch.cli.options import PlainCommand
 from zippy_batch.cli.restore import restore
@@ -40,6 +41,8 @@ for command in (
     merge,
     select,
     export,
+    ls,
+    cat,
     compare,
     train,
     models,

@@ -1,0 +1,111 @@
+"""What is in an archive can be seen without restoring it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import zippy_batch as zb
+from zippy_batch.cli.app import app
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(params=["v3.parquet", "v3"])
+def golden(request: pytest.FixtureRequest) -> str:
+    return str(GOLDEN / request.param)
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def test_ls_lists_the_paths_in_order_on_a_line_each(golden: str) -> None:
+    lines = run("ls", golden).stdout.splitlines()
+    assert len(lines) == 20
+    assert "notes.txt" in lines
+    assert lines[0] == "caf\\xe9.jpg"
+
+
+def test_ls_filters_sorts_and_limits(golden: str) -> None:
+    found = json.loads(run("ls", golden, "--json", "--sort", "psnr", "--limit", "3", "--where", "psnr > 0").stdout)
+    quality = [row["psnr"] for row in found]
+    assert len(quality) == 3
+    assert quality == sorted(zb.open(golden).rows("psnr > 0").column("psnr"))[:3]
+    last = json.loads(run("ls", golden, "--json", "--sort", "-psnr").stdout)
+    assert last[0]["psnr"] == max(row["psnr"] for row in last if row["psnr"] is not None)
+    assert last[-1]["psnr"] is None
+    both = run("ls", golden, "--select", "tail-0.jpg", "--select", "notes.txt").stdout.splitlines()
+    assert both == ["notes.txt", "tail-0.jpg"]
+
+
+def test_ls_in_long_has_sizes_codec_and_quality(golden: str) -> None:
+    (line,) = run("ls", golden, "-l", "--select", "notes.txt").stdout.splitlines()
+    assert line.split() == ["13", "-", "raw", "-", "-", "notes.txt"]
+
+
+def test_ls_of_nothing_prints_nothing(golden: str) -> None:
+    for flags in ([], ["-l"]):
+        found = run("ls", golden, "--where", "psnr > 98.5", *flags)
+        assert (found.exit_code, found.stdout) == (0, "")
+
+
+def test_a_wrong_column_or_limit_is_one_line(golden: str) -> None:
+    for flags, said in ((["--sort", "beauty"], "no column 'beauty'"), (["--limit", "-1"], "--limit is 0 or more")):
+        found = run("ls", golden, *flags)
+        assert found.exit_code == 2
+        assert said in found.stderr
+        assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["notes.txt", "grey.jpg", "exact-grey.jpg", "caf\\xe9.jpg", "caf\udce9.jpg"])
+def test_cat_writes_what_restore_writes(golden: str, path: str) -> None:
+    with zb.open(golden, device="cpu") as archive:
+        wanted = archive[path.replace("\\xe9", "\udce9")].bytes()
+    assert run("cat", golden, path).stdout_bytes == wanted
+
+
+def test_cat_names_what_is_near_an_unknown_path(golden: str) -> None:
+    for path in ("nots.txt", "folder/notes.txt"):
+        found = run("cat", golden, path)
+        assert found.exit_code == 2
+        assert "did you mean notes.txt" in found.stderr
+        assert not found.stdout_bytes
+    assert "zippy-batch ls" in run("cat", golden, "0" * 30).stderr
+
+
+def test_raw_rows_and_lists_need_no_network(golden: str) -> None:
+    script = (
+        "import sys; from zippy_batch.cli.app import app\n"
+        "try: app()\n"
+        "finally: sys.stderr.write(str([m for m in ('torch', 'numba', 'ray', 'pandas', 'PIL') if m in sys.modules]))"
+    )
+    for words in (["cat", golden, "notes.txt"], ["ls", golden, "-l", "--where", "psnr > 20"]):
+        found = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, check=True)
+        assert found.stderr == b"[]"
+
+
+def test_cat_into_a_pipe_that_nobody_reads_is_quiet(golden: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "zippy_batch", "cat", golden, "notes.txt"]
+    with os.fdopen(writing, "wb") as pipe:
+        found = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (found.returncode, found.stderr) == (0, b"")
+
+
+def test_cat_refuses_a_terminal(golden: str) -> None:
+    reading, terminal = os.openpty()
+    command = [sys.executable, "-m", "zippy_batch", "cat", golden, "notes.txt"]
+    with os.fdopen(terminal, "wb", buffering=0) as stdout, os.fdopen(reading, "rb", buffering=0) as screen:
+        refused = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False)
+        assert refused.returncode == 2
+        assert b"--force" in refused.stderr
+        assert subprocess.run([*command, "--force"], stdout=stdout, check=False).returncode == 0
+        assert screen.read(100).startswith(b"not an image")
