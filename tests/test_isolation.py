@@ -230,10 +230,9 @@ def test_a_culprit_keeps_its_place_in_its_batch(doing: str, place: int, faces: P
     assert shapes_of_batches(careful, faces) == shapes_of_batches(shard, faces)
 
 
-@pytest.mark.parametrize("exact", ["auto", "never"])
-def test_with_real_networks_too(exact: str, faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_real_networks_too(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their floats depend on the shape of their batch."""
-    options = ArchiveOptions(device="cpu", batch_size=4, exact=exact)
+    options = ArchiveOptions(device="cpu", batch_size=4)
     models = {"latent": tiny_model(), "exact": tiny_exact_model()}
     undisturbed = work_off(make_job(faces, make_codec, options, models))
     monkeypatch.setattr("zippy_batch.run.archive_shard.read_picture", dying_of(faces / "3.png", faces / "7.jpg"))

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 import zippy_batch as zb
 from zippy_batch.adapters import torch as adapter
 from zippy_batch.adapters.epoch_order import WINDOW_BYTES, EpochOrder, Places, Turn
+from zippy_batch.dataset import ArchivedFiles
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -106,6 +107,34 @@ def test_workers_give_what_one_process_gives(labelled: Path, method: str) -> Non
     loader = DataLoader(data, batch_size=16, num_workers=2, multiprocessing_context=method)
     assert order_of(loader) == alone
     assert len(pickle.dumps(data)) < 5000
+
+
+def test_a_cache_decodes_each_picture_once(labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = order_of(DataLoader(zb.torch.ArchiveDataset(labelled, transform=Checksum()), batch_size=8))
+    data = zb.torch.ArchiveDataset(labelled, transform=Checksum(), cache=tmp_path)
+    loader = DataLoader(data, batch_size=8, num_workers=2)
+    assert order_of(loader) == plain
+
+    def decode_nothing(*arguments: Any) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(ArchivedFiles, "rgb", decode_nothing)
+    assert order_of(loader) == order_of(DataLoader(data, batch_size=7)) == plain
+    copy = pickle.loads(pickle.dumps(data))
+    assert copy.__getitems__([-1, 3, 3]) == [(plain[50], 1), (plain[3], 0), (plain[3], 0)]
+    assert len([*tmp_path.iterdir()]) == 1
+    del data, loader, copy
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_cache_keeps_what_is_of_one_size(golden: Path, tmp_path: Path) -> None:
+    data = zb.torch.ArchiveDataset(golden, labels=None, cache=tmp_path)
+    plain = zb.torch.ArchiveDataset(golden, labels=None).__getitems__(range(17))
+    for _ in range(2):
+        for one, same in zip(data.__getitems__(range(17)), plain, strict=True):
+            assert (one == same).all()
+    with pytest.raises(OSError, match="No such file"):
+        zb.torch.ArchiveDataset(golden, cache=tmp_path / "nowhere")
 
 
 def stream(path: Path | str, **options: Any) -> adapter.StreamingArchive:

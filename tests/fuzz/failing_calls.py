@@ -144,7 +144,7 @@ def main() -> None:
         assert files_of(runs.faces) == before, f"{what}: the source has changed"
         shutil.rmtree(folder)
 
-    run_trials(trial, 200)
+    run_trials(trial, 120)
     print(sum(counts.values()))
 
 

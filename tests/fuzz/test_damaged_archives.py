@@ -123,7 +123,7 @@ def test_a_selection_passes_over_no_row_in_silence(made: Made, tmp_path: Path) -
             assert files_of(folder / "back") == made.restored[options]
         shutil.rmtree(folder)
 
-    run_trials(trial, 120)
+    run_trials(trial, 80)
 
 
 def test_keep_going_brings_back_what_is_whole_and_names_the_rest(made: Made, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_keep_going_brings_back_what_is_whole_and_names_the_rest(made: Made, tmp
             assert not missing or report.total.damaged, sorted(missing)
         shutil.rmtree(folder)
 
-    run_trials(trial, 120)
+    run_trials(trial, 80)
 
 
 def test_a_bit_of_any_column_takes_no_file_with_it(made: Made, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_bit_of_any_column_takes_no_file_with_it(made: Made, tmp_path: Path) -
         assert not contents, f"a bit of the column {name} loses {contents.total()} files"
         shutil.rmtree(folder)
 
-    run_trials(trial, 120)
+    run_trials(trial, 80)
 
 
 ODD_VALUES: tuple[Any, ...] = (
@@ -209,4 +209,4 @@ def test_a_manifest_that_says_anything_is_refused_or_changes_nothing(made: Made,
             assert files_of(folder / "back") == made.restored[ALL]
         shutil.rmtree(folder)
 
-    run_trials(trial, 240)
+    run_trials(trial, 160)

@@ -10,6 +10,7 @@ file has them: an EXIF orientation is not applied. Files that are no pictures ar
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from zippy_batch.adapters.epoch_order import EpochOrder, Turn
+from zippy_batch.adapters.picture_cache import PictureCache
 from zippy_batch.adapters.pictures import classes_of, pictures_of
 from zippy_batch.dataset import Archive, ArchivedFiles, Pixels
 from zippy_batch.dataset import open as open_archive
@@ -77,11 +79,11 @@ class _Samples:
         """Files by their places among those chosen, read."""
         return _for_worker(self._opened)[self._numbers[np.asarray(places, np.int64)].tolist()].read()
 
-    def _items(self, files: ArchivedFiles) -> list[Any]:
-        pictures = [self._picture(pixels) for pixels in files.rgb()]
+    def _items(self, pictures: Sequence[Pixels], labels: Sequence[str | None]) -> list[Any]:
+        shown = [self._picture(pixels) for pixels in pictures]
         if self.labels is None:
-            return pictures
-        return [(picture, self._label(label)) for picture, label in zip(pictures, files.column("label"), strict=True)]
+            return shown
+        return [(picture, self._label(label)) for picture, label in zip(shown, labels, strict=True)]
 
     def _picture(self, pixels: Pixels) -> Any:
         picture: Any
@@ -112,6 +114,23 @@ class ArchiveDataset(_Samples, Dataset[Any]):
     and DamagedRow when a damaged file is asked for.
     """
 
+    _: KW_ONLY
+    cache: str | Path | None = None
+    """A directory, such as /tmp or /dev/shm, for a file of decoded pictures: those of the most frequent size are
+    decoded once, and the next epochs read them there, 3 bytes a pixel, from any worker. The file is gone with the data
+    set, and WriteError is raised at once where there is no room for it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._decoded: PictureCache | None = None
+        self._labels: list[str | None] = []
+        if self.cache is not None and len(self):
+            rows = self._opened[self._numbers.tolist()]
+            sizes = Counter(zip(rows.column("height"), rows.column("width"), strict=True))
+            height, width = max(sizes, key=lambda size: (None not in size, sizes[size]))
+            self._decoded = PictureCache(self.cache, len(self), (height or 1, width or 1, 3))
+            self._labels = rows.labels
+
     def __len__(self) -> int:
         return len(self._numbers)
 
@@ -123,7 +142,16 @@ class ArchiveDataset(_Samples, Dataset[Any]):
 
     def __getitems__(self, places: Sequence[int]) -> list[Any]:
         """Several at once, decoded together: what a loader calls."""
-        return self._items(self._read(places))
+        if self._decoded is None:
+            files = self._read(places)
+            return self._items(files.rgb(), files.column("label"))
+        wanted = [int(place) % len(self) for place in places]
+        found = self._decoded.get(wanted)
+        left = [place for place in dict.fromkeys(wanted) if place not in found]
+        for place, pixels in zip(left, self._read(left).rgb() if left else [], strict=True):
+            self._decoded.put(place, pixels)
+            found[place] = pixels
+        return self._items([found[place] for place in wanted], [self._labels[place] for place in wanted])
 
     @property
     def targets(self) -> list[int]:
@@ -214,7 +242,7 @@ class StreamingArchive(_Samples, IterableDataset[Any]):
             files = self._read(places)
             at = 0
             for some in files.batches(together):
-                for item in self._items(some):
+                for item in self._items(some.rgb(), some.column("label")):
                     self._given = int(positions[at]) + 1
                     at += 1
                     yield item
