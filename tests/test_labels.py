@@ -238,7 +238,12 @@ def test_labels_of_a_table_are_archived_and_the_archive_is_verified(tmp_path: Pa
     found = pq.read_table(tmp_path / "out.parquet", columns=["path", "label"]).to_pylist()
     assert {row["path"]: row["label"] for row in found if row["label"]} == {"0.jpg": "ann", "sub/1.png": "bob"}
     assert str(tmp_path) not in str(pq.read_metadata(tmp_path / "out.parquet").metadata)
-    assert verify(tmp_path / "out.parquet", source, codecs=CODECS).exit_code == 0
+    report = verify(tmp_path / "out.parquet", source, codecs=CODECS)
+    assert (report.exit_code, report.labels_compared) == (0, False)
+    assert f"labels are not compared: {source} has none" in report.lines()
+    assert verify(tmp_path / "out.parquet", codecs=CODECS).labels_compared
+    archive(source, tmp_path / "folders.parquet", ArchiveOptions(device="cpu", labels="folders"), codecs=CODECS)
+    assert verify(tmp_path / "folders.parquet", source, codecs=CODECS).labels_compared
 
 
 def test_the_command_line_takes_labels(tmp_path: Path) -> None:

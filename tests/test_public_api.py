@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -63,6 +64,17 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         "print(sorted(sys.modules.keys() & {'torch', 'ray', 'pyarrow', 'PIL', 'numpy', 'numba', 'typer'}))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("call", ["archive('.', 'out.parquet')", "open('out.parquet')", "stats('out.parquet')"])
+def test_without_numbas_compiler_nothing_is_done_and_it_is_said_why(call: str, tmp_path: Path) -> None:
+    code = f"import zippy_batch as zb\ntry:\n    zb.{call}\nexcept zb.UsageError as error:\n    print(error)"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("NUMBA_DISABLE_JIT is set, and the codecs are right only where numba compiles them")
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_example_of_the_docs_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,30 @@ def test_records_are_archived_verified_and_restored(faces: dict[str, bytes], tmp
     assert list(column(tmp_path / "out.parquet", "label").values()) == [str(i // 3) for i in kept]
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar", "parquet"])
+def test_a_member_without_a_name_is_refused_or_numbered(kind: str, tmp_path: Path) -> None:
+    source = tmp_path / f"faces.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(source, "w") as made:
+            made.writestr(zipfile.ZipInfo("x", (2023, 11, 14, 22, 13, 20)), b"data")
+        data = source.read_bytes()
+        # both headers without the name, and the directory where it then begins
+        at = data.index(b"PK\1\2")
+        local = data[:26] + bytes(2) + data[28:30] + data[31:at]
+        entry = data[at : at + 28] + bytes(2) + data[at + 30 : at + 46]
+        end = data[data.index(b"PK\5\6") :]
+        source.write_bytes(local + entry + end[:12] + struct.pack("<II", len(entry), len(local)) + end[20:])
+    elif kind == "tar":
+        write_tar(source, {"": b"data"})
+    else:
+        write_parquet(source, {"image": images_column([("", b"data")])})
+    if kind == "parquet":
+        assert [file.path for file in list_source(source, Wanted())[1].files] == [b"00000000.bin"]
+        return
+    with pytest.raises(UsageError, match=r"one entry cannot be archived; remove or rename:\n  .*: empty path"):
+        list_source(source, Wanted())
+
+
 def test_without_exact_the_pictures_come_back_as_pictures(faces: dict[str, bytes], tmp_path: Path) -> None:
     source = write_tar(tmp_path / "faces.tar", {f"id_1/{name}": data for name, data in faces.items()})
     options = replace(OPTIONS, exact="never", labels="folders")

@@ -13,9 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippy_batch.archives.schema import COLUMNS
+from zippy_batch.errors import UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+# every archive is read and written by way of this module, so no kernel is run without the compiler
+if getattr(numba.config, "DISABLE_JIT", False):
+    raise UsageError(
+        "NUMBA_DISABLE_JIT is set, and the codecs are right only where numba compiles them: plain Python has other "
+        "integers; unset it, and start again"
+    )
 
 _BYTES, _FLOAT, _INTEGER = range(3)
 _KINDS = {"bytes": _BYTES, "text": _BYTES, "float32": _FLOAT}

@@ -452,6 +452,7 @@ def verify(
         extra=tuple(matched.extra),
         differing=tuple(finding for result in results for finding in result.differing),
         unpromised=sum(result.unpromised for result in results),
+        labels_compared=against is None or matched.with_labels or "labels" not in opened.info.options,
         run=clock.facts(device),
     )
 

@@ -457,6 +457,8 @@ class VerifyReport:
     """Rows that are not what they promise of the file in `against`."""
     unpromised: int = 0
     """Rows compared that promise no quality, because they were archived with --no-verify."""
+    labels_compared: bool = True
+    """False where the archive has labels and `against` has none, as with those of a table or a pattern."""
     run: RunFacts | None = None
 
     @property
@@ -480,6 +482,7 @@ class VerifyReport:
             "extra": [finding.to_dict() for finding in self.extra],
             "differing": [finding.to_dict() for finding in self.differing],
             "unpromised": self.unpromised,
+            "labels_compared": self.labels_compared,
             "run": self.run.to_dict() if self.run else None,
         }
 
@@ -493,6 +496,8 @@ class VerifyReport:
             out += _findings("not what the archive promises:", self.differing)
             if self.unpromised:
                 out.append(f"{self.unpromised} rows promise no quality (archived with --no-verify)")
+            if not self.labels_compared:
+                out.append(f"labels are not compared: {self.against} has none")
         out.append(self._verdict())
         return out
 
