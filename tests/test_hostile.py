@@ -122,7 +122,7 @@ def test_a_model_may_lie_elsewhere_as_long_as_it_is_that_model(tmp_path: Path) -
     with ArchiveReader.open(model.parent) as archive:
         assert archive.info.model_files["latent"] == MODEL
     (tmp_path / "shared").write_bytes(MODEL[::-1])
-    with pytest.raises(ArchiveError, match="the model in .* is damaged: its SHA-256 is not"):
+    with pytest.raises(ArchiveError, match=r"the model in .* is damaged: its SHA-256 is not"):
         ArchiveReader.open(model.parent)
 
 
