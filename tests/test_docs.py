@@ -25,6 +25,7 @@ COMMANDS = (
     "verify",
     "merge",
     "select",
+    "erase",
     "export",
     "compare",
     "train",

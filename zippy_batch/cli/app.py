@@ -17,6 +17,7 @@ import typer
 
 from zippy_batch.cli.archive import archive
 from zippy_batch.cli.compare import compare
+from zippy_batch.cli.erase import erase
 from zippy_batch.cli.export import export
 from zippy_batch.cli.merge import merge, select
 from zippy_batch.cli.options import PlainCommand
@@ -39,6 +40,7 @@ for command in (
     verify,
     merge,
     select,
+    erase,
     export,
     compare,
     train,
