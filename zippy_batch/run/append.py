@@ -82,7 +82,7 @@ class AppendReport:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _NewFiles:
     """What of a source an archive does not have."""
 
     origin: Source
@@ -143,7 +143,7 @@ def _options(opened: ArchiveReader, wish: Addition, device: str) -> ArchiveOptio
     return ArchiveOptions(**given, labels=labels, device=device, input=wish.input)
 
 
-def _find(source: Place, opened: ArchiveReader, options: ArchiveOptions, update: bool) -> _Found:
+def _find(source: Place, opened: ArchiveReader, options: ArchiveOptions, update: bool) -> _NewFiles:
     origin, listing = list_source(source, Wanted.of(options))
     there = _rows_by_path(opened)
     fresh: list[SourceFile] = []
@@ -157,7 +157,7 @@ def _find(source: Place, opened: ArchiveReader, options: ArchiveOptions, update:
             replaced.setdefault(known[2], set()).add(known[3])
     if fresh and options.exact != "always":
         refuse_restored_clashes(source, listing.files, lambda file: origin.reader((file,))(file))
-    return _Found(origin, listing, fresh, replaced)
+    return _NewFiles(origin, listing, fresh, replaced)
 
 
 def _rows_by_path(opened: ArchiveReader) -> dict[bytes, tuple[int, int, int, int]]:
@@ -174,7 +174,7 @@ def _rows_by_path(opened: ArchiveReader) -> dict[bytes, tuple[int, int, int, int
 
 
 def _add(
-    opened: ArchiveReader, found: _Found, options: ArchiveOptions, run: RunOptions, clock: Clock, codecs: Codecs
+    opened: ArchiveReader, found: _NewFiles, options: ArchiveOptions, run: RunOptions, clock: Clock, codecs: Codecs
 ) -> None:
     models = _models(opened, options, codecs)
     listing = replace(found.listing, files=Files(found.fresh))
