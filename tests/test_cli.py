@@ -89,6 +89,8 @@ COMMANDS = (
     "merge",
     "select",
     "erase",
+    "diff",
+    "dedupe",
     "export",
     "compare",
     "train",
