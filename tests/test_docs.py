@@ -26,6 +26,7 @@ COMMANDS = (
     "merge",
     "select",
     "export",
+    "report",
     "compare",
     "train",
     "models",

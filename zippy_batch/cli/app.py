@@ -20,6 +20,7 @@ from zippy_batch.cli.compare import compare
 from zippy_batch.cli.export import export
 from zippy_batch.cli.merge import merge, select
 from zippy_batch.cli.options import PlainCommand
+from zippy_batch.cli.page import report
 from zippy_batch.cli.restore import restore
 from zippy_batch.cli.submit import submit
 from zippy_batch.cli.train import models, train
@@ -40,6 +41,7 @@ for command in (
     merge,
     select,
     export,
+    report,
     compare,
     train,
     models,
