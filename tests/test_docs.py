@@ -23,6 +23,7 @@ COMMANDS = (
     "restore",
     "stats",
     "verify",
+    "append",
     "merge",
     "select",
     "erase",

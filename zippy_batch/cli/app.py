@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from zippy_batch.cli.append import append
 from zippy_batch.cli.archive import archive
 from zippy_batch.cli.compare import compare
 from zippy_batch.cli.erase import erase
@@ -38,6 +39,7 @@ for command in (
     restore,
     stats,
     verify,
+    append,
     merge,
     select,
     erase,
