@@ -85,8 +85,10 @@ COMMANDS = (
     "restore",
     "stats",
     "verify",
+    "append",
     "merge",
     "select",
+    "erase",
     "export",
     "compare",
     "train",
@@ -536,9 +538,7 @@ def test_quiet_leaves_errors_and_what_was_asked_for_as_json(
     assert run("archive", "in", "out.parquet", "--progress", "xml").exit_code == 2
 
 
-@pytest.mark.parametrize(
-    "command", ["archive", "restore", "stats", "verify", "merge", "select", "compare", "train", "models", "submit"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_speaks_no_python(run: Run, command: str) -> None:
     text = run(command, "--help").stdout
     assert not re.search(r"<\w+|list\[|\bNone\b|\{[A-Z]", text)

@@ -15,8 +15,10 @@ from typing import Annotated
 
 import typer
 
+from zippy_batch.cli.append import append
 from zippy_batch.cli.archive import archive
 from zippy_batch.cli.compare import compare
+from zippy_batch.cli.erase import erase
 from zippy_batch.cli.export import export
 from zippy_batch.cli.merge import merge, select
 from zippy_batch.cli.options import PlainCommand
@@ -38,8 +40,10 @@ for command in (
     restore,
     stats,
     verify,
+    append,
     merge,
     select,
+    erase,
     export,
     report,
     compare,
