@@ -30,6 +30,7 @@ COMMANDS = (
     "diff",
     "dedupe",
     "export",
+    "report",
     "compare",
     "train",
     "models",

@@ -23,6 +23,7 @@ from zippy_batch.cli.erase import erase
 from zippy_batch.cli.export import export
 from zippy_batch.cli.merge import merge, select
 from zippy_batch.cli.options import PlainCommand
+from zippy_batch.cli.page import report
 from zippy_batch.cli.restore import restore
 from zippy_batch.cli.submit import submit
 from zippy_batch.cli.train import models, train
@@ -47,6 +48,7 @@ for command in (
     diff,
     dedupe,
     export,
+    report,
     compare,
     train,
     models,
