@@ -92,6 +92,7 @@ COMMANDS = (
     "diff",
     "dedupe",
     "export",
+    "report",
     "compare",
     "train",
     "models",
