@@ -85,6 +85,7 @@ COMMANDS = (
     "restore",
     "stats",
     "verify",
+    "append",
     "merge",
     "select",
     "erase",

@@ -1,4 +1,4 @@
-"""What goes wrong around merge, select and erase: what stands under a name is old or new, and the next run finishes."""
+"""What goes wrong around merge, erase and append: what stands under a name is old or new, and the next run finishes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("command", ["merge", "erase"])
+@pytest.mark.parametrize("command", ["merge", "erase", "append"])
 @pytest.mark.parametrize("name", ["out.parquet", "out"])
 def test_a_command_killed_at_any_point_leaves_old_or_new_and_the_next_finishes(
     command: str, name: str, root: Path, tmp_path: Path

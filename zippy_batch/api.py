@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import UsageError
+from zippy_batch.run import append as appending
 from zippy_batch.run import erase as erasing
 from zippy_batch.run import merge as merging
 from zippy_batch.run import pipeline
+from zippy_batch.run.append import AppendReport
 from zippy_batch.run.copy_rows import CopyReport
 from zippy_batch.run.erase import EraseReport
 from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
@@ -129,6 +131,24 @@ def split(
     parts = merging.Split.of(shares, by)
     reports = merging.select(archive, output, split=parts, overwrite=overwrite)
     return dict(zip(parts.shares, reports, strict=True))
+
+
+def append(
+    source: str | Path,
+    archive: str | Path,
+    update: bool = False,
+    labels: str | None = None,
+    run: RunOptions | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> AppendReport:
+    """Archive those files of `source` that `archive` does not have, by path, with the archive's options and models.
+
+    `update` also takes files whose size or modification time is not that of their row. Where nothing is new, nothing is
+    written. An interrupted call goes on when it is called again, and the archive is the old or the new one meanwhile.
+
+    Raises what `archive` raises, and UsageError while another run works on the archive.
+    """
+    return appending.append(source, archive, appending.Addition(update, labels=labels), run, progress)
 
 
 def erase(

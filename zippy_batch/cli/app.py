@@ -15,12 +15,14 @@ from typing import Annotated
 
 import typer
 
+from zippy_batch.cli.append import append
 from zippy_batch.cli.archive import archive
 from zippy_batch.cli.compare import compare
 from zippy_batch.cli.erase import erase
 from zippy_batch.cli.export import export
 from zippy_batch.cli.merge import merge, select
 from zippy_batch.cli.options import PlainCommand
+from zippy_batch.cli.page import report
 from zippy_batch.cli.restore import restore
 from zippy_batch.cli.submit import submit
 from zippy_batch.cli.train import models, train
@@ -38,10 +40,12 @@ for command in (
     restore,
     stats,
     verify,
+    append,
     merge,
     select,
     erase,
     export,
+    report,
     compare,
     train,
     models,

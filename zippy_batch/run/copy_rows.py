@@ -248,10 +248,10 @@ def info_of(info: ArchiveInfo, used: Iterable[str]) -> ArchiveInfo:
 
 def taken_over(plan: CopyPlan, staging: Staging) -> set[int]:
     """Shards that an earlier run copied; what is not as it was written is copied again."""
-    return {s for s in staging.committed() if s < len(plan.shards) and _holds(staging.part(s), plan.info.shards[s])}
+    return {s for s in staging.committed() if s < len(plan.shards) and holds(staging.part(s), plan.info.shards[s])}
 
 
-def _holds(part: Place, rows: int) -> bool:
+def holds(part: Place, rows: int) -> bool:
     try:
         with ArchiveReader.open(part) as opened:
             return opened.info.shards == (rows,) and opened.whole_sizes(0) is not None

@@ -115,13 +115,13 @@ def archive(
     interrupted or fails.
     """
     options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
-    clock, source, output = _Clock(progress), place(source), place(output)
+    clock, source, output = Clock(progress), place(source), place(output)
     refuse_output(source, output, run.overwrite)
-    models = _models_for_archive(options, codecs)
+    models = models_for_archive(options, codecs)
     origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
     with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
-        make, info = _codec_maker(codecs, plan), _info(plan, models)
+        make, info = codec_maker(codecs, plan), _info(plan, models)
         job = ArchiveJob(origin, staging.parts.absolute(), plan.options, models, make, info)
         facts, seconds = _archive_shards(job, plan, staging, run, clock)
         if not staging.is_published():
@@ -143,9 +143,9 @@ def estimate(
     """What `archive` would make of `source`, from a sample that is coded in this process. Nothing is written but to the
     directory for temporary files. Raises what `archive` raises before it writes anything."""
     options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
-    clock, source, output = _Clock(progress), place(source), place(output)
+    clock, source, output = Clock(progress), place(source), place(output)
     refuse_output(source, output, run.overwrite)
-    models = _models_for_archive(options, codecs)
+    models = models_for_archive(options, codecs)
     origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
     files = plan.listing.files
@@ -153,7 +153,7 @@ def estimate(
     work = Done(len(chosen), sum(file.size_bytes for file in chosen))
     layout = clock.expect(work, 1, plan.options.device, RunOptions(workers=1))
     with tempfile.TemporaryDirectory(prefix="zippy-") as folder:
-        job = ArchiveJob(origin, Path(folder), plan.options, models, _codec_maker(codecs, plan), _info(plan, models))
+        job = ArchiveJob(origin, Path(folder), plan.options, models, codec_maker(codecs, plan), _info(plan, models))
         sample = _sample(job, chosen, layout.threads, clock.tick, _is_single_file(output))
     real = choose_layout(len(plan), len(files), files.size_bytes, plan.options.device, run)
     embedded = sum(map(len, job.info.model_files.values()))
@@ -204,12 +204,12 @@ def _published_bytes(part: Place, job: ArchiveJob, is_single_file: bool) -> int:
     return part.stat().st_size
 
 
-def _codec_maker(codecs: Codecs, plan: ArchivePlan) -> MakeCodec:
+def codec_maker(codecs: Codecs, plan: ArchivePlan) -> MakeCodec:
     effort = plan.options.effort
     return partial(make_codec, effort=effort) if effort and codecs.make is make_codec else codecs.make
 
 
-def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Model]:
+def models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Model]:
     """The models that may be needed, by codec. Raises UsageError for one of the other codec."""
     names = {"latent": ("--model", options.model), "exact": ("--exact-model", options.exact_model)}
     models = {}
@@ -250,7 +250,7 @@ def _is_single_file(output: Place) -> bool:
 
 
 def _archive_shards(
-    job: ArchiveJob, plan: ArchivePlan, staging: Staging, run: RunOptions, clock: _Clock
+    job: ArchiveJob, plan: ArchivePlan, staging: Staging, run: RunOptions, clock: Clock
 ) -> tuple[RunFacts, dict[int | None, float]]:
     """Archive the shards that are not committed; returns the seconds of work on each."""
     done = _taken_over(staging, plan, clock)
@@ -276,7 +276,7 @@ def _archive_shards(
     return facts, seconds
 
 
-def _taken_over(staging: Staging, plan: ArchivePlan, clock: _Clock) -> set[int]:
+def _taken_over(staging: Staging, plan: ArchivePlan, clock: Clock) -> set[int]:
     """Shards that an earlier run did. What is not as it wrote it is named, and done again."""
     if staging.is_published():
         return set(range(len(plan)))
@@ -305,7 +305,7 @@ def _taken_over(staging: Staging, plan: ArchivePlan, clock: _Clock) -> set[int]:
     return found
 
 
-def _check_parts(shards: Sequence[int], plan: ArchivePlan, staging: Staging, clock: _Clock) -> Iterator[bool]:
+def _check_parts(shards: Sequence[int], plan: ArchivePlan, staging: Staging, clock: Clock) -> Iterator[bool]:
     """Whether the parts of an earlier run hold these shards, in order, several at a time."""
     total, checked = sum(plan.rows[shard] for shard in shards), 0
     threads = OrderedThreadPool(min(usable_cpus(), THREADS_PER_WORKER))
@@ -381,7 +381,7 @@ def restore(
         raise UsageError(f"cannot restore into {destination}: files are restored to a directory of this machine")
     if options.reference is not None and not options.reference.is_dir():
         raise UsageError(f"--reference {options.reference}: not a directory")
-    clock = _Clock(progress)
+    clock = Clock(progress)
     lines: list[RestoreLine] = []
     with ArchiveReader.open(archive_path, allow_damage=options.keep_going) as opened:
         planned = plan_restore(opened, options)
@@ -426,7 +426,7 @@ def verify(
     Damage is reported, not raised. Raises ArchiveError where there is nothing to read rows from.
     """
     run, codecs = run or RunOptions(), codecs or Codecs()
-    clock, archive_path = _Clock(progress), place(archive_path)
+    clock, archive_path = Clock(progress), place(archive_path)
     against = None if against is None else place(against)
     results: list[ShardVerified] = []
     with ArchiveReader.open(archive_path, allow_damage=True) as opened:
@@ -556,7 +556,7 @@ def _models_of(opened: ArchiveReader, wanted: Iterable[str], keep_going: bool, c
     return models
 
 
-class _Clock:
+class Clock:
     """Time and progress of one run."""
 
     def __init__(self, watch: Watch | None) -> None:

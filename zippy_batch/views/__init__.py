@@ -1,0 +1,1 @@
+"""Archives to look at: pages for a browser, lists for a terminal, contact sheets."""
