@@ -3,8 +3,9 @@
     python benchmarks/living.py [--rows 100000]
 
 Rows are made up: 200 bytes of payload each, 100 to a label, whose folder they are in. New files are no pictures, so
-that append is measured and not the codec; the first one includes loading the codec. Each is done to a single file and to a directory of
-parts of 4,096 rows, in a temporary directory. Bytes are those that pass through read and write calls, cached or not.
+that append is measured and not the codec; the first one includes loading the codec. Each is done to a single file and
+to a directory of parts of 4,096 rows, in a temporary directory. Bytes are those that pass through read and write calls,
+cached or not.
 """
 
 from __future__ import annotations
