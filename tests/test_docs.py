@@ -29,6 +29,7 @@ COMMANDS = (
     "erase",
     "export",
     "report",
+    "serve",
     "compare",
     "train",
     "models",
