@@ -27,6 +27,8 @@ COMMANDS = (
     "merge",
     "select",
     "erase",
+    "diff",
+    "dedupe",
     "export",
     "report",
     "serve",

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import UsageError
 from zippy_batch.run import append as appending
+from zippy_batch.run import diff as differ
 from zippy_batch.run import erase as erasing
 from zippy_batch.run import merge as merging
 from zippy_batch.run import pipeline
 from zippy_batch.run.append import AppendReport
 from zippy_batch.run.copy_rows import CopyReport
+from zippy_batch.run.diff import DedupeReport, DiffReport
 from zippy_batch.run.erase import EraseReport
 from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
 
@@ -149,6 +151,22 @@ def append(
     Raises what `archive` raises, and UsageError while another run works on the archive.
     """
     return appending.append(source, archive, appending.Addition(update, labels=labels), run, progress)
+
+
+def diff(a: str | Path, b: str | Path) -> DiffReport:
+    """Compare two archives, without decoding: what only one of them has, and what changed in content, quality or label.
+
+    The report's `exit_code` is 1 where they differ. Raises ArchiveError for damage.
+    """
+    return differ.diff(a, b)
+
+
+def dedupe(archive: str | Path) -> DedupeReport:
+    """Find files that an archive has under several paths, by what is stored of them: those whose labels disagree first.
+
+    Changes nothing. Raises ArchiveError for damage.
+    """
+    return differ.dedupe(archive)
 
 
 def erase(

@@ -18,6 +18,7 @@ import typer
 from zippy_batch.cli.append import append
 from zippy_batch.cli.archive import archive
 from zippy_batch.cli.compare import compare
+from zippy_batch.cli.diff import dedupe, diff
 from zippy_batch.cli.erase import erase
 from zippy_batch.cli.export import export
 from zippy_batch.cli.merge import merge, select
@@ -44,6 +45,8 @@ for command in (
     merge,
     select,
     erase,
+    diff,
+    dedupe,
     export,
     report,
     serve,
