@@ -31,6 +31,7 @@ COMMANDS = (
     "dedupe",
     "export",
     "report",
+    "serve",
     "compare",
     "train",
     "models",

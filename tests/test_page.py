@@ -6,30 +6,24 @@ import html
 import io
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import EVIL, chromium, run
 from PIL import Image
 from rows import info_for, labelled, mixed_rows, raw_row
 from synthetic_faces import draw_faces
-from typer.testing import CliRunner
 
 import zippy_batch as zb
 from zippy_batch.archives.schema import Row
 from zippy_batch.archives.writer import write_part
-from zippy_batch.cli.app import app
 from zippy_batch.errors import UsageError
 from zippy_batch.views.markup import histogram, text_of
 from zippy_batch.views.report_page import PageOptions, hash_of, report_page
 from zippy_batch.views.web_image import WebImage, web_image
-
-EVIL = '"\'><img src=x onerror="window.hacked=1"><script>window.hacked=1</script>&lt;'
-"""As a label; a path has it without the slash."""
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +58,6 @@ class Tags(HTMLParser):
 
     def named(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
-
-
-def run(*args: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(one) for one in args])
-    return result.exit_code, result.output
 
 
 def test_the_page_says_what_is_in_the_archive(archive: Path, tmp_path: Path) -> None:
@@ -238,16 +227,6 @@ def test_a_page_is_replaced_when_asked(archive: Path, tmp_path: Path) -> None:
 
 
 # ---- in a browser ----
-
-
-def chromium(*args: object) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("no chromium on the PATH")
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-             "--enable-logging=stderr", "--v=0")  # fmt: skip
-    return subprocess.run([program, *flags, *map(str, args)], capture_output=True, text=True, timeout=90, check=True)
 
 
 PROBE = """addEventListener("load", () => { const images = [...document.images];

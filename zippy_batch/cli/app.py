@@ -23,7 +23,7 @@ from zippy_batch.cli.erase import erase
 from zippy_batch.cli.export import export
 from zippy_batch.cli.merge import merge, select
 from zippy_batch.cli.options import PlainCommand
-from zippy_batch.cli.page import report
+from zippy_batch.cli.page import report, serve
 from zippy_batch.cli.restore import restore
 from zippy_batch.cli.submit import submit
 from zippy_batch.cli.train import models, train
@@ -49,6 +49,7 @@ for command in (
     dedupe,
     export,
     report,
+    serve,
     compare,
     train,
     models,

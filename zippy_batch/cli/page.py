@@ -1,4 +1,4 @@
-"""`zippy-batch report`: an archive as a page to look at."""
+"""`zippy-batch report` and `zippy-batch serve`: an archive to look at in a browser."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from zippy_batch.cli.options import ArchivePath, as_command, declared, flag
+from zippy_batch.cli.outcome import print_text
 from zippy_batch.config import ArchiveOptions, RunOptions
 from zippy_batch.errors import OutputExists, UsageError
 
@@ -65,3 +66,35 @@ def _refuse_output(output: Path, overwrite: bool) -> None:
         raise UsageError(f"{output}: {'is a directory' if output.is_dir() else 'its directory cannot be written to'}")
     if output.exists() and not overwrite:
         raise OutputExists(f"{output} exists; choose another name, or replace it with --overwrite")
+
+
+@as_command("nothing was changed")
+def serve(
+    ctx: typer.Context,
+    archive: ArchivePath,
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", help="Port of this machine to listen on; 0 takes a free one.")
+    ] = 8765,
+    device: Annotated[str | None, declared(ArchiveOptions, "device")] = None,
+) -> None:
+    """Show an archive in the browser of this machine: page through it, filter, sort by quality.
+
+    Listens on 127.0.0.1 alone, writes nothing, and runs until Ctrl-C.
+
+    Examples:
+
+    \b
+      zippy-batch serve out.parquet
+      zippy-batch serve out.parquet --port 9000
+    """
+    from zippy_batch.run.copy_rows import shown_place
+    from zippy_batch.run.report import count_text
+    from zippy_batch.stores.object_path import place
+    from zippy_batch.views.server import serve_gallery
+
+    where = place(archive)
+
+    def say(url: str, files: int) -> None:
+        print_text(f"{url} shows the {count_text(files, 'file')} of {shown_place(where)}; Ctrl-C ends it")
+
+    serve_gallery(where, port, device or ArchiveOptions.device, say)

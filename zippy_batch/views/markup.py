@@ -21,13 +21,18 @@ _LOG_SPAN = 40
 """Sizes whose largest is so many times the smallest are drawn over a logarithmic axis."""
 
 
-def text_of(value: str) -> str:
-    """Text from an archive, for HTML and its attributes: escaped, on one line, with control characters and those that
-    turn text around as codes, and no longer than anybody reads."""
+def plain_text(value: str) -> str:
+    """Text from an archive on one line, with control characters and those that turn text around as codes, and no longer
+    than anybody reads."""
     shown = display_path(value.encode("utf-8", "surrogateescape"))
     if len(shown) > _MOST_TEXT:
         shown = f"{shown[: _MOST_TEXT // 2]} … {shown[-_MOST_TEXT // 2 :]}"
-    return html.escape(shown)
+    return shown
+
+
+def text_of(value: str) -> str:
+    """The same for HTML and its attributes: escaped."""
+    return html.escape(plain_text(value))
 
 
 def table_of(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
