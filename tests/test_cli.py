@@ -56,12 +56,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return ArchiveReport(str(archive), (line,), line, {}, {})
 
     def verify(
-        archive: Path, against: Any = None, deep: bool = False, run: Any = None, progress: Any = None, input: str = ""
+        archive: Path, against: Any = None, deep: bool = False, run: Any = None, progress: Any = None, **more: Any
     ) -> Any:
         print("as Ray does when a worker dies")
-        seen.append(
-            {"verb": "verify", "archive": archive, "against": against, "deep": deep, "run": run, "input": input}
-        )
+        seen.append({"verb": "verify", "archive": archive, "against": against, "deep": deep, "run": run, **more})
         return VerifyReport(str(archive), rows=3, decoded=3 if deep else 0)
 
     def stats(archive: Path) -> Any:
@@ -248,6 +246,8 @@ def test_restore_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]],
 def test_verify_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
     run("verify", "a.parquet", "--against", "in", "--deep", "--workers", "1")
     assert (calls[0]["against"], calls[0]["deep"], calls[0]["run"]) == (Path("in"), True, RunOptions(workers=1))
+    run("verify", "a.parquet", "--sample", "7")
+    assert (calls[0]["sample"], calls[1]["sample"]) == (0, 7)
 
 
 @pytest.mark.parametrize(
