@@ -226,6 +226,47 @@ def test_a_page_is_replaced_when_asked(archive: Path, tmp_path: Path) -> None:
     assert "14 files" in page.read_text()
 
 
+FIGURES = {
+    "images": 40,
+    "rows": [
+        {"contender": name, "stored_bytes_per_image": size, "psnr_db": psnr, "ssim": ssim, "ssimulacra2": None,
+         "exact": psnr is None, "better_by_psnr": True}
+        for name, size, psnr, ssim in (
+            ("source", 900.0, None, None), ("jpeg", 300.0, 28.0, 0.8), ("jpeg", 500.0, 31.0, 0.9),
+            ("zippy-batch", 100.0, 28.0, 0.8), (EVIL, 400.0, 27.0, 0.7),
+        )
+    ],
+}  # fmt: skip
+
+
+def test_curves_of_a_comparison_are_drawn_where_they_were_measured(archive: Path, tmp_path: Path) -> None:
+    figures, page = tmp_path / "figures.json", tmp_path / "page.html"
+    figures.write_text(json.dumps(FIGURES))
+    code, said = run("report", archive, "-o", page, "--images", 2, "--compare", figures)
+    assert code == 0, said
+    tags = Tags(page.read_text())
+    assert len(tags.named("polyline")) == 6
+    assert "PSNR, dB over bytes of zippy-batch, jpeg" in page.read_text()
+    assert EVIL not in page.read_text()
+    assert html.escape(EVIL) in page.read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"rows": [], "images": 1}', '{"rows": [1], "images": 1}', '{"rows": 7, "images": 1}',
+        json.dumps(FIGURES | {"images": "<b>"}), json.dumps(FIGURES).replace("300.0", "NaN"),
+        json.dumps(FIGURES).replace("300.0", "-1"), json.dumps(FIGURES).replace("28.0", '"x"'), "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_what_is_no_comparison_is_refused_in_a_line(archive: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "figures.json").write_text(text)
+    code, said = run("report", archive, "-o", tmp_path / "page.html", "--compare", tmp_path / "figures.json")
+    assert code == 2
+    assert "expected the figures that zippy-batch compare --json writes" in said
+    assert not (tmp_path / "page.html").exists()
+
+
 # ---- in a browser ----
 
 

@@ -23,6 +23,10 @@ def report(
         str | None,
         flag("--against", metavar="DIR", help="The originals, to show beside the worst pictures."),
     ] = None,
+    compare: Annotated[
+        Path | None,
+        flag("--compare", metavar="FIGURES.json", help="What compare --json wrote, to draw as curves."),
+    ] = None,
     images: Annotated[
         int, typer.Option("--images", metavar="N", help="How many of the worst pictures, and of random ones.")
     ] = 24,
@@ -49,7 +53,8 @@ def report(
 
     _refuse_output(output, bool(overwrite))
     originals = None if against is None else local_path(against, "report")
-    page = report_page(place(archive), PageOptions(images, seed, originals, max_mb), device or ArchiveOptions.device)
+    options = PageOptions(images, seed, originals, compare, max_mb)
+    page = report_page(place(archive), options, device or ArchiveOptions.device)
     data = page.encode()
     with replacing(output) as new:
         new.write_bytes(data)

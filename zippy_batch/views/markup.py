@@ -80,6 +80,7 @@ def histogram(title: str, values: NDArray[np.float64], shown: Callable[[float], 
     bars = _bars(counts, edges, shown)
     ends = _axis(edges, shown)
     more = f" {note}" if note else ""
+    more += " The axis is logarithmic." if _is_logarithmic(low, high) else ""
     return (
         f'<figure class="chart"><h3>{html.escape(title)}</h3>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img" aria-label="{html.escape(said)}">{bars}{ends}</svg>'
@@ -87,10 +88,14 @@ def histogram(title: str, values: NDArray[np.float64], shown: Callable[[float], 
     )
 
 
+def _is_logarithmic(low: float, high: float) -> bool:
+    return low > 0 and high / low > _LOG_SPAN
+
+
 def _edges(low: float, high: float) -> NDArray[np.float64]:
     if low == high:
         return np.array([low - 0.5, low + 0.5])
-    if low > 0 and high / low > _LOG_SPAN:
+    if _is_logarithmic(low, high):
         edges = np.geomspace(low, high, _BINS + 1)
         edges[0], edges[-1] = low, high
         return edges

@@ -31,6 +31,7 @@ from zippy_batch.paths import encoded_path, path_problem
 from zippy_batch.run import pipeline
 from zippy_batch.run.report import ArchiveReport, Line, count_text, size_text
 from zippy_batch.stores.object_path import Place
+from zippy_batch.views.curves import curves, read_figures
 from zippy_batch.views.markup import counts_of, histogram, number_text, share, table_of, text_of
 from zippy_batch.views.web_image import WebImage, web_image
 
@@ -54,6 +55,8 @@ class PageOptions:
     """Chooses the random ones."""
     against: Path | None = None
     """Directory of the originals, shown beside the worst pictures."""
+    compare: Path | None = None
+    """Figures that `compare --json` wrote, drawn as curves."""
     megabytes: float = 5.0
     """Most millions of bytes of the page. Pictures are left out, and said to be, where there would be more."""
 
@@ -69,6 +72,7 @@ class PageOptions:
 def report_page(archive: Place, options: PageOptions, device: str = "auto") -> str:
     """The page, as text. Raises what `open` raises, and ArchiveError where a column is damaged; a picture that cannot
     be had back is replaced by what is wrong with it."""
+    figures = read_figures(options.compare) if options.compare else None
     report = pipeline.stats(archive)
     with open_archive(archive, device) as opened:
         columns = _Spread.of(opened)
@@ -76,6 +80,7 @@ def report_page(archive: Place, options: PageOptions, device: str = "auto") -> s
             ("overview", "Overview", _overview(report)),
             ("spread", "How values are spread", _charts(columns)),
             ("codecs", "How files are stored", _codecs(report.total)),
+            ("compare", "Beside other codecs", curves(figures) if figures else ""),
             ("labels", "Labels", _labels(columns)),
             ("shards", "Shards", _shards(report)),
             ("made", "How it was made", _made(opened, report)),
