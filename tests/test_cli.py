@@ -91,6 +91,7 @@ COMMANDS = (
     "dedupe",
     "export",
     "report",
+    "serve",
     "compare",
     "train",
     "models",
