@@ -20,14 +20,17 @@ ROOT = Path(__file__).resolve().parents[1]
 IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 ON_RAY = "on_ray"
 """Part of the names of tests that share one Ray."""
-ALONE = ("test_nodes.py::test_a_machine", "test_nodes.py::test_a_file", "test_nodes.py::test_a_run_whose_head",
-         "test_resume.py::test_a_run_killed", "test_submit.py")  # fmt: skip
+ALONE = (
+    "test_nodes.py::test_a_machine", "test_nodes.py::test_a_file", "test_nodes.py::test_a_run_whose_head",
+    "test_resume.py::test_a_run_killed",
+)  # fmt: skip
 """Tests that take long, and that share nothing with the others of their file."""
 LONGEST = (
-    "test_nodes", ON_RAY, "test_nodes.py::", "test_submit", "test_stores", "test_resume", "test_faulty_store",
-    "test_codec", "test_train", "test_isolation", "test_failing_calls", "test_damaged_archives", "test_cli",
+    "test_nodes.py$", ON_RAY, "test_failing_calls", "test_submit", "test_nodes.py::", "test_stores",
+    "test_damaged_archives", "test_train.py", "test_codec", "test_faulty_store", "test_resume", "test_make",
+    "test_isolation", "test_living", "test_cli",
 )  # fmt: skip
-"""Groups, by the seconds that they take."""
+"""Parts of the names of groups, which end in $, by the seconds that they take: not all of those with a Ray at once."""
 MOST_PROCESSES = 8
 """The longest file takes as long as all others in so many."""
 
@@ -75,7 +78,7 @@ def _group_of(nodeid: str) -> str:
 
 
 def _rank(group: str) -> int:
-    return next((i for i, one in enumerate(LONGEST) if one in group), len(LONGEST))
+    return next((i for i, one in enumerate(LONGEST) if one in f"{group}$"), len(LONGEST))
 
 
 def _compile_kernels_once() -> None:

@@ -6,9 +6,13 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from zippy_batch.archives.info import ArchiveInfo
+from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION, Row, stored_psnr, stored_ssim
+from zippy_batch.archives.writer import merge_parts, part_name, write_manifest, write_part
+from zippy_batch.stores.object_path import Place
 
 MODEL = b"a model file, as far as an archive is concerned"
 OPTIONS = {
@@ -120,3 +124,30 @@ def info_for(*shards: int, model_files: Mapping[str, bytes] | None = None) -> Ar
     files = model_files or {}
     models = MODELS | {codec: hashlib.sha256(model).hexdigest() for codec, model in files.items()}
     return ArchiveInfo(FORMAT_VERSION, models, OPTIONS, shards, files)
+
+
+def write_archive(path: Path, rows: Sequence[Row], shard_rows: int = 600, info: ArchiveInfo | None = None) -> Path:
+    """An archive of these rows, in shards of so many."""
+    shards = [rows[at : at + shard_rows] for at in range(0, len(rows), shard_rows)]
+    info = replace(info or info_for(), shards=tuple(map(len, shards)))
+    folder = path if path.suffix != ".parquet" else path.with_suffix(".parts")
+    folder.mkdir()
+    parts = [folder / part_name(i) for i in range(len(shards))]
+    for part, some in zip(parts, shards, strict=True):
+        write_part(part, some, info)
+    if folder == path:
+        write_manifest(folder, info)
+    else:
+        merge_parts(parts, path, info)
+    return path
+
+
+def rows_of(path: Place) -> list[Row]:
+    with ArchiveReader.open(path) as opened:
+        found = [row for shard in opened.shards() for row in opened.read_rows(shard)]
+    assert all(isinstance(row, Row) for row in found)
+    return [row for row in found if isinstance(row, Row)]
+
+
+def below(folder: str, rows: Sequence[Row]) -> list[Row]:
+    return [replace(row, path=folder.encode() + b"/" + row.path) for row in rows]

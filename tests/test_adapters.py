@@ -66,8 +66,12 @@ def test_a_row_that_is_not_what_was_written_is_named() -> None:
         zb.decode_batch(wrong, ONE)
     with pytest.raises(zb.DamagedRow, match="contradict each other"):
         zb.decode_batch(wrong.drop_columns(["crc"]), ONE)
-    with pytest.raises(zb.DamagedRow, match="not this model"):
+    with pytest.raises(zb.ModelError, match=r"not built in: say archive="):
         zb.decode_batch(table)
+    with pytest.raises(zb.DamagedRow, match=r"where it has others, say archive=.*not this model"):
+        zb.decode_batch(table.replace_schema_metadata(None))
+    with pytest.raises(zb.DamagedRow, match="not this model"):
+        zb.decode_batch(table.replace_schema_metadata({"zippy_batch": "[]"}))
 
 
 def test_duckdb_shows_pictures_and_files(known: Any) -> None:

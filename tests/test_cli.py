@@ -56,12 +56,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return ArchiveReport(str(archive), (line,), line, {}, {})
 
     def verify(
-        archive: Path, against: Any = None, deep: bool = False, run: Any = None, progress: Any = None, input: str = ""
+        archive: Path, against: Any = None, deep: bool = False, run: Any = None, progress: Any = None, **more: Any
     ) -> Any:
         print("as Ray does when a worker dies")
-        seen.append(
-            {"verb": "verify", "archive": archive, "against": against, "deep": deep, "run": run, "input": input}
-        )
+        seen.append({"verb": "verify", "archive": archive, "against": against, "deep": deep, "run": run, **more})
         return VerifyReport(str(archive), rows=3, decoded=3 if deep else 0)
 
     def stats(archive: Path) -> Any:
@@ -85,11 +83,17 @@ COMMANDS = (
     "restore",
     "stats",
     "verify",
+    "append",
     "merge",
     "select",
+    "erase",
+    "diff",
+    "dedupe",
     "export",
     "ls",
     "cat",
+    "report",
+    "serve",
     "compare",
     "train",
     "models",
@@ -245,6 +249,8 @@ def test_restore_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]],
 def test_verify_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
     run("verify", "a.parquet", "--against", "in", "--deep", "--workers", "1")
     assert (calls[0]["against"], calls[0]["deep"], calls[0]["run"]) == (Path("in"), True, RunOptions(workers=1))
+    run("verify", "a.parquet", "--sample", "7")
+    assert (calls[0]["sample"], calls[1]["sample"]) == (0, 7)
 
 
 @pytest.mark.parametrize(
@@ -538,9 +544,7 @@ def test_quiet_leaves_errors_and_what_was_asked_for_as_json(
     assert run("archive", "in", "out.parquet", "--progress", "xml").exit_code == 2
 
 
-@pytest.mark.parametrize(
-    "command", ["archive", "restore", "stats", "verify", "merge", "select", "compare", "train", "models", "submit"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_speaks_no_python(run: Run, command: str) -> None:
     text = run(command, "--help").stdout
     assert not re.search(r"<\w+|list\[|\bNone\b|\{[A-Z]", text)

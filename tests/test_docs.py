@@ -23,11 +23,17 @@ COMMANDS = (
     "restore",
     "stats",
     "verify",
+    "append",
     "merge",
     "select",
+    "erase",
+    "diff",
+    "dedupe",
     "export",
     "ls",
     "cat",
+    "report",
+    "serve",
     "compare",
     "train",
     "models",
@@ -129,6 +135,8 @@ def test_the_python_and_the_sql_of_the_readme_run(
 def own_ray() -> Iterator[None]:
     import ray
 
+    if ray.is_initialized():
+        ray.shutdown()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

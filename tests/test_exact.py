@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -293,6 +294,16 @@ def test_a_damaged_model_is_refused(name: str, change: Callable[[NDArray[Any]], 
     arrays[name] = change(arrays[name])
     with pytest.raises(ModelError, match=message):
         ExactCodec(_model(arrays))
+
+
+def test_no_array_of_a_model_may_hold_floats() -> None:
+    """So none can be NaN or infinite."""
+    whole = tiny_exact_model().arrays
+    kinds = {name.rpartition(".")[2]: name for name in whole}
+    for name in kinds.values():
+        array = whole[name]
+        with pytest.raises(ModelError, match=rf"{re.escape(name)}.*expected int"):
+            ExactCodec(_model({**whole, name: np.full(array.shape, np.nan, np.float32)}))
 
 
 @pytest.mark.parametrize(

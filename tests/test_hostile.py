@@ -113,6 +113,19 @@ def test_a_model_that_is_no_file_of_its_size_is_not_read(tmp_path: Path, kind: s
         ArchiveReader.open(model.parent)
 
 
+def test_a_model_may_lie_elsewhere_as_long_as_it_is_that_model(tmp_path: Path) -> None:
+    """Archives of one model may share the file by links; its SHA-256 says that it is the one."""
+    info = info_for(2, model_files={"latent": MODEL})
+    model = directory_of_parts(tmp_path, face_rows(2), info=info) / model_name("latent")
+    model.rename(tmp_path / "shared")
+    model.symlink_to(tmp_path / "shared")
+    with ArchiveReader.open(model.parent) as archive:
+        assert archive.info.model_files["latent"] == MODEL
+    (tmp_path / "shared").write_bytes(MODEL[::-1])
+    with pytest.raises(ArchiveError, match=r"the model in .* is damaged: its SHA-256 is not"):
+        ArchiveReader.open(model.parent)
+
+
 def golden_rows() -> tuple[list[Row], ArchiveInfo]:
     with ArchiveReader.open(GOLDEN) as archive:
         rows = [row for shard in archive.shards() for row in archive.read_rows(shard) if isinstance(row, Row)]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fakes import CODECS, files_of, make_faces
-from rows import MODEL, face_rows, info_for, labelled, mixed_rows
+from rows import MODEL, below, face_rows, info_for, labelled, mixed_rows, rows_of, write_archive
 from s3 import S3
 from s3 import s3 as s3
 from s3 import s3_server as s3_server
 from typer.testing import CliRunner
 
 import zippy_batch as zb
-from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import ArchiveReader
-from zippy_batch.archives.schema import Row
-from zippy_batch.archives.writer import merge_parts, part_name, write_manifest, write_part
 from zippy_batch.cli.app import app
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import DamagedRow, ModelError, OutputExists, UsageError
@@ -30,33 +26,6 @@ from zippy_batch.run.staging_local import staging_path
 from zippy_batch.stores.object_path import Place
 
 
-def write(path: Path, rows: Sequence[Row], shard_rows: int = 600, info: ArchiveInfo | None = None) -> Path:
-    """An archive of these rows, in shards of so many."""
-    shards = [rows[at : at + shard_rows] for at in range(0, len(rows), shard_rows)]
-    info = replace(info or info_for(), shards=tuple(map(len, shards)))
-    folder = path if path.suffix != ".parquet" else path.with_suffix(".parts")
-    folder.mkdir()
-    parts = [folder / part_name(i) for i in range(len(shards))]
-    for part, some in zip(parts, shards, strict=True):
-        write_part(part, some, info)
-    if folder == path:
-        write_manifest(folder, info)
-    else:
-        merge_parts(parts, path, info)
-    return path
-
-
-def rows_of(path: Place) -> list[Row]:
-    with ArchiveReader.open(path) as opened:
-        found = [row for shard in opened.shards() for row in opened.read_rows(shard)]
-    assert all(isinstance(row, Row) for row in found)
-    return [row for row in found if isinstance(row, Row)]
-
-
-def below(folder: str, rows: Sequence[Row]) -> list[Row]:
-    return [replace(row, path=folder.encode() + b"/" + row.path) for row in rows]
-
-
 def content(path: Path) -> dict[bytes, bytes]:
     return files_of(path) if path.is_dir() else {b"": path.read_bytes()}
 
@@ -64,8 +33,8 @@ def content(path: Path) -> dict[bytes, bytes]:
 @pytest.mark.parametrize("output", ["c.parquet", "c"])
 def test_a_merged_archive_has_the_rows_of_its_sources(output: str, tmp_path: Path) -> None:
     a, b = below("a", mixed_rows(1300)), below("b", labelled(face_rows(700, seed=1)))
-    write(tmp_path / "a.parquet", a)
-    write(tmp_path / "b", b)
+    write_archive(tmp_path / "a.parquet", a)
+    write_archive(tmp_path / "b", b)
     report = merge([tmp_path / "a.parquet", tmp_path / "b"], tmp_path / output)
     assert sorted(rows_of(tmp_path / output), key=lambda row: row.path) == sorted([*a, *b], key=lambda row: row.path)
     assert (report.rows, report.shards, report.verbatim) == (2000, 5, 5)
@@ -99,7 +68,7 @@ def test_restored_files_are_those_of_the_sources(tmp_path: Path) -> None:
 
 def test_a_path_that_two_archives_have_is_refused_and_prefixes_keep_them_apart(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write(tmp_path / f"{name}.parquet", face_rows(20))
+        write_archive(tmp_path / f"{name}.parquet", face_rows(20))
     sources = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     with pytest.raises(UsageError, match=r"000001.jpg is in .*a.parquet and in .*b.parquet \(and 19 more\)"):
         merge(sources, tmp_path / "c")
@@ -114,9 +83,9 @@ def test_a_path_that_two_archives_have_is_refused_and_prefixes_keep_them_apart(t
 
 def test_models_are_carried_and_two_of_one_codec_refused(tmp_path: Path) -> None:
     own = info_for(model_files={"latent": MODEL})
-    write(tmp_path / "a.parquet", below("a", face_rows(5)), info=own)
-    write(tmp_path / "b.parquet", below("b", face_rows(5)), info=own)
-    write(tmp_path / "c.parquet", below("c", face_rows(5)))
+    write_archive(tmp_path / "a.parquet", below("a", face_rows(5)), info=own)
+    write_archive(tmp_path / "b.parquet", below("b", face_rows(5)), info=own)
+    write_archive(tmp_path / "c.parquet", below("c", face_rows(5)))
     merge([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "out")
     with ArchiveReader.open(tmp_path / "out") as opened:
         assert opened.info.model_files == {"latent": MODEL}
@@ -128,8 +97,10 @@ def test_models_are_carried_and_two_of_one_codec_refused(tmp_path: Path) -> None
 
 def test_options_that_differ_are_not_recorded(tmp_path: Path) -> None:
     info = info_for()
-    write(tmp_path / "a.parquet", below("a", face_rows(5)), info=info)
-    write(tmp_path / "b.parquet", below("b", face_rows(5)), info=replace(info, options={**info.options, "quality": 60}))
+    write_archive(tmp_path / "a.parquet", below("a", face_rows(5)), info=info)
+    write_archive(
+        tmp_path / "b.parquet", below("b", face_rows(5)), info=replace(info, options={**info.options, "quality": 60})
+    )
     merge([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "out")
     assert zb.open(tmp_path / "out").info.options == {k: v for k, v in info.options.items() if k != "quality"}
     assert zb.stats(tmp_path / "out").total.images == 10
@@ -138,7 +109,7 @@ def test_options_that_differ_are_not_recorded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chosen", [None, "psnr > 28"])
 def test_a_damaged_row_is_refused_by_archive_and_row(chosen: str | None, tmp_path: Path) -> None:
     rows = face_rows(700)
-    write(tmp_path / "a.parquet", rows)
+    write_archive(tmp_path / "a.parquet", rows)
     data = bytearray((tmp_path / "a.parquet").read_bytes())
     at = data.index(rows[3].payload)
     data[at : at + 2] = bytes(byte ^ 255 for byte in data[at : at + 2])
@@ -150,7 +121,7 @@ def test_a_damaged_row_is_refused_by_archive_and_row(chosen: str | None, tmp_pat
 
 def test_select_takes_rows_by_condition_and_by_glob(tmp_path: Path) -> None:
     rows = labelled(mixed_rows(1500))
-    write(tmp_path / "a", rows)
+    write_archive(tmp_path / "a", rows)
     report = zb.select(tmp_path / "a", tmp_path / "out.parquet", where="label == 'id_3'", select="**")
     expected = [row for row in rows if row.label == "id_3"]
     assert sorted(rows_of(tmp_path / "out.parquet"), key=lambda row: row.path) == sorted(expected, key=lambda r: r.path)
@@ -165,8 +136,8 @@ def test_select_takes_rows_by_condition_and_by_glob(tmp_path: Path) -> None:
 
 def test_a_split_holds_every_row_once_and_a_row_stays_where_it_is(tmp_path: Path) -> None:
     rows = labelled(face_rows(900))
-    write(tmp_path / "all.parquet", rows)
-    write(tmp_path / "some.parquet", rows[:500])
+    write_archive(tmp_path / "all.parquet", rows)
+    write_archive(tmp_path / "some.parquet", rows[:500])
     shares = {"train": 80, "test": 20}
     of_all = zb.split(tmp_path / "all.parquet", tmp_path / "x.parquet", shares)
     zb.split(tmp_path / "some.parquet", tmp_path / "y.parquet", shares)
@@ -179,7 +150,7 @@ def test_a_split_holds_every_row_once_and_a_row_stays_where_it_is(tmp_path: Path
 
 
 def test_a_split_by_label_keeps_a_label_together(tmp_path: Path) -> None:
-    write(tmp_path / "a.parquet", [row for row in labelled(face_rows(300)) if row.label])
+    write_archive(tmp_path / "a.parquet", [row for row in labelled(face_rows(300)) if row.label])
     reports = zb.split(tmp_path / "a.parquet", tmp_path / "parts", 2, by="label")
     one, other = ({row.label for row in rows_of(tmp_path / f"parts-{i}")} for i in range(2))
     assert not one & other
@@ -193,7 +164,7 @@ def test_a_split_that_makes_no_sense_is_refused(text: str) -> None:
 
 
 def test_an_interrupted_merge_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "a", below("a", face_rows(1900)))
+    write_archive(tmp_path / "a", below("a", face_rows(1900)))
     merge([tmp_path / "a"], tmp_path / "undisturbed")
     copied: list[int] = []
     copy = copy_rows._copy
@@ -218,8 +189,8 @@ def test_an_interrupted_merge_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["c.parquet", "c"])
 def test_from_and_to_an_object_store(name: str, s3: S3, tmp_path: Path) -> None:
     a, b = below("a", face_rows(700)), below("b", face_rows(20, seed=1))
-    write(tmp_path / "a", a)
-    write(tmp_path / "b.parquet", b)
+    write_archive(tmp_path / "a", a)
+    write_archive(tmp_path / "b.parquet", b)
     merge([tmp_path / "a", tmp_path / "b.parquet"], s3.uri(name))
     assert rows_of(s3.at(name)) == [*a, *b]
     merge([s3.uri(name)], tmp_path / name)
@@ -227,8 +198,8 @@ def test_from_and_to_an_object_store(name: str, s3: S3, tmp_path: Path) -> None:
 
 
 def test_the_command_line(tmp_path: Path) -> None:
-    write(tmp_path / "a.parquet", face_rows(20))
-    write(tmp_path / "b.parquet", face_rows(20))
+    write_archive(tmp_path / "a.parquet", face_rows(20))
+    write_archive(tmp_path / "b.parquet", face_rows(20))
     a, b, c = (str(tmp_path / f"{name}.parquet") for name in "abc")
     found = CliRunner().invoke(app, ["merge", a, b, "-o", c])
     assert found.exit_code == 2

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zippy_batch.adapters import ray as ray
     from zippy_batch.adapters import torch as torch
     from zippy_batch.adapters.tables import decode_batch
-    from zippy_batch.api import archive, merge, restore, select, split, stats, verify
+    from zippy_batch.api import append, archive, dedupe, diff, erase, merge, restore, select, split, stats, verify
     from zippy_batch.archives.info import ArchiveInfo
     from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
     from zippy_batch.dataset import Archive, ArchivedFile, ArchivedFiles, open
@@ -41,12 +41,16 @@ if TYPE_CHECKING:
         WriteError,
         ZippyError,
     )
+    from zippy_batch.run.append import AppendReport
     from zippy_batch.run.copy_rows import CopyReport
+    from zippy_batch.run.diff import DedupeReport, DiffReport
+    from zippy_batch.run.erase import EraseReport
     from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AppendReport",
     "Archive",
     "ArchiveError",
     "ArchiveInfo",
@@ -56,6 +60,9 @@ __all__ = [
     "ArchivedFiles",
     "CopyReport",
     "DamagedRow",
+    "DedupeReport",
+    "DiffReport",
+    "EraseReport",
     "ModelError",
     "OptionError",
     "OutputExists",
@@ -71,8 +78,12 @@ __all__ = [
     "WorkerError",
     "WriteError",
     "ZippyError",
+    "append",
     "archive",
     "decode_batch",
+    "dedupe",
+    "diff",
+    "erase",
     "merge",
     "open",
     "restore",
@@ -84,11 +95,26 @@ __all__ = [
 
 _MODULES = {
     "zippy_batch.adapters.tables": ("decode_batch",),
-    "zippy_batch.api": ("archive", "merge", "restore", "select", "split", "stats", "verify"),
+    "zippy_batch.api": (
+        "append",
+        "archive",
+        "dedupe",
+        "diff",
+        "erase",
+        "merge",
+        "restore",
+        "select",
+        "split",
+        "stats",
+        "verify",
+    ),
     "zippy_batch.archives.info": ("ArchiveInfo",),
     "zippy_batch.config": ("ArchiveOptions", "RestoreOptions", "RunOptions"),
     "zippy_batch.dataset": ("Archive", "ArchivedFile", "ArchivedFiles", "open"),
+    "zippy_batch.run.append": ("AppendReport",),
     "zippy_batch.run.copy_rows": ("CopyReport",),
+    "zippy_batch.run.diff": ("DedupeReport", "DiffReport"),
+    "zippy_batch.run.erase": ("EraseReport",),
     "zippy_batch.run.report": ("ArchiveReport", "Progress", "RestoreReport", "VerifyReport"),
 }
 """Where names are; the others are in zippy_batch.errors."""

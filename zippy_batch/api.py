@@ -1,18 +1,24 @@
-"""archive, restore, verify, stats, merge and select for Python: the package's functions, with options as keywords."""
+"""The package's functions for Python, with options as keywords."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import UsageError
+from zippy_batch.run import append as appending
+from zippy_batch.run import diff as differ
+from zippy_batch.run import erase as erasing
 from zippy_batch.run import merge as merging
 from zippy_batch.run import pipeline
+from zippy_batch.run.append import AppendReport
 from zippy_batch.run.copy_rows import CopyReport
+from zippy_batch.run.diff import DedupeReport, DiffReport
+from zippy_batch.run.erase import EraseReport
 from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
 
 Options = TypeVar("Options", ArchiveOptions, RestoreOptions, RunOptions)
@@ -127,6 +133,62 @@ def split(
     parts = merging.Split.of(shares, by)
     reports = merging.select(archive, output, split=parts, overwrite=overwrite)
     return dict(zip(parts.shares, reports, strict=True))
+
+
+def append(
+    source: str | Path,
+    archive: str | Path,
+    update: bool = False,
+    labels: str | None = None,
+    run: RunOptions | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> AppendReport:
+    """Archive those files of `source` that `archive` does not have, by path, with the archive's options and models.
+
+    `update` also takes files whose size or modification time is not that of their row. Where nothing is new, nothing is
+    written. An interrupted call goes on when it is called again, and the archive is the old or the new one meanwhile.
+
+    Raises what `archive` raises, and UsageError while another run works on the archive.
+    """
+    return appending.append(source, archive, appending.Addition(update, labels=labels), run, progress)
+
+
+def diff(a: str | Path, b: str | Path) -> DiffReport:
+    """Compare two archives, without decoding: what only one of them has, and what changed in content, quality or label.
+
+    The report's `exit_code` is 1 where they differ. Raises ArchiveError for damage.
+    """
+    return differ.diff(a, b)
+
+
+def dedupe(archive: str | Path) -> DedupeReport:
+    """Find files that an archive has under several paths, by what is stored of them: those whose labels disagree first.
+
+    Changes nothing. Raises ArchiveError for damage.
+    """
+    return differ.dedupe(archive)
+
+
+def erase(
+    archive: str | Path,
+    where: str | None = None,
+    paths: Iterable[str | bytes] | None = None,
+    receipt: str | Path | None = None,
+    sign: str | Path | None = None,
+    dry_run: bool = False,
+) -> EraseReport:
+    """Take the rows that a condition holds for, or those of `paths`, out of an archive for good.
+
+    What held them is written anew without them, everything else is checked, and a receipt is written: a JSON file that
+    says when, why and how many, names paths by salted SHA-256 and each file by SHA-256 before and after. `sign` is the
+    PEM file of an Ed25519 key (extra `sign`). `dry_run` changes nothing and lists the paths. Copies of the archive are
+    not reached.
+
+    Raises UsageError where no row or every row is chosen, and ArchiveError where anything is damaged; then nothing has
+    changed.
+    """
+    key, target = None if sign is None else Path(sign), None if receipt is None else Path(receipt)
+    return erasing.erase(archive, erasing.Erasure(where, erasing.as_paths(paths), target, key), dry_run)
 
 
 def _combined(options: Options, run: RunOptions, keywords: Mapping[str, Any]) -> tuple[Options, RunOptions]:

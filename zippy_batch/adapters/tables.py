@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from zippy_batch.adapters.pictures import NO_PICTURE
 from zippy_batch.archives.part_file import plain_values
-from zippy_batch.archives.schema import BY_NAME, Row, Value, arrow_schema, row_crc, row_of
-from zippy_batch.codecs.model_file import Model, builtin_names, load_model
+from zippy_batch.archives.schema import BY_NAME, METADATA_KEY, Row, Value, arrow_schema, row_crc, row_of
+from zippy_batch.codecs.model_file import Model, builtin_model_by_id, builtin_names, load_model
 from zippy_batch.dataset import open as open_archive
 from zippy_batch.errors import DamagedRow, ModelError, UsageError
 from zippy_batch.run.row_decoder import RowDecoder
@@ -39,7 +40,10 @@ def decode_batch(table: pa.Table, archive: str | Path | None = None, device: str
     """
     import pyarrow as pa
 
-    pictures = image_structs(rows_of(table), decoder_of(archive, device))
+    rows = rows_of(table)
+    if archive is None:
+        _require_builtin(table)
+    pictures = image_structs(rows, decoder_of(archive, device))
     kept = [name for name in table.column_names if name not in (*STORED, IMAGE)]
     return table.select(kept).append_column(IMAGE, pa.array(pictures, image_type()))
 
@@ -71,7 +75,22 @@ def decoder_of(archive: str | Path | None, device: str) -> RowDecoder:
     """With the models of an archive, or the built-in ones."""
     if archive is not None:
         return open_archive(archive, device)._decoder
-    return RowDecoder("the table", _builtin_model, device)
+    return RowDecoder("with the built-in models (where it has others, say archive=)", _builtin_model, device)
+
+
+def _require_builtin(table: pa.Table) -> None:
+    """Raises ModelError where the table says that it needs other models than the built-in ones; not all tools keep what
+    an archive says of itself."""
+    try:
+        needed = json.loads((table.schema.metadata or {})[METADATA_KEY.encode()])["models"].items()
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return
+    for codec, model in needed:
+        if builtin_model_by_id(model) is None:
+            raise ModelError(
+                f"the table needs the model {model} for its {codec} rows, which is not built in: say archive=, the "
+                f"archive that the rows are of"
+            )
 
 
 def _builtin_model(codec: str) -> Model:

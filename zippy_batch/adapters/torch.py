@@ -26,13 +26,12 @@ from zippy_batch.adapters.pictures import classes_of, pictures_of
 from zippy_batch.dataset import Archive, ArchivedFiles, Pixels
 from zippy_batch.dataset import open as open_archive
 from zippy_batch.errors import UsageError
+from zippy_batch.run.row_decoder import images_together
 
 __all__ = ["ArchiveDataset", "StreamingArchive"]
 
 NO_LABEL = -1
 """Class number of a file without label."""
-_DECODED = 128
-"""Least images that are decoded together, where there are so many."""
 
 
 @dataclass(eq=False, repr=False)
@@ -180,7 +179,8 @@ class StreamingArchive(_Samples, IterableDataset[Any]):
     order depends on seed, epoch and number of ranks alone. Call `set_epoch` before each epoch.
 
     In memory are the encoded rows of one window, at most `buffer` rows and 256 MB for all workers of a rank, and for
-    each worker a row group while it is read, at most 64 MB, and 128 decoded pictures or a batch.
+    each worker a row group while it is read, at most 64 MB, and 128 decoded pictures (on a
+    GPU 512) or a batch.
 
     Raises what ArchiveDataset raises, a damaged file's error when its turn comes.
     """
@@ -237,7 +237,8 @@ class StreamingArchive(_Samples, IterableDataset[Any]):
         if saved_by not in (0, workers):
             raise UsageError(f"this state was saved by one of {saved_by} workers: go on with as many, not {workers}")
         self._given = start
-        together = -(-_DECODED // self.batch_size) * self.batch_size
+        least = images_together("cpu" if info else self._opened._device)
+        together = -(-least // self.batch_size) * self.batch_size
         for positions, places in self._order.turns(epoch, Turn(worker, workers, start, origin), self.batch_size):
             files = self._read(places)
             at = 0

@@ -6,7 +6,7 @@ import hashlib
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,7 @@ from zippy_batch.archives.schema import (
     stored_path,
 )
 from zippy_batch.archives.where import Condition
-from zippy_batch.archives.writer import copy_part, part_name, sha256_of
+from zippy_batch.archives.writer import PartFacts, copy_part, part_name, sha256_of
 from zippy_batch.errors import ArchiveError, DamagedRow, StorageError, UsageError
 from zippy_batch.stores.object_path import Place, exists, size_of, sizes_in
 
@@ -194,6 +194,21 @@ class ArchiveReader:
         except ArchiveError:
             self.sound_rows(shard)
             raise
+
+    def part_facts(self, shard: int) -> PartFacts:
+        """What the manifest of a directory says of a part, which is not read. Raises ArchiveError for a single file."""
+        head = self._store.head
+        if not head.parts:
+            raise ArchiveError(f"{self.path} is a single file and has no parts")
+        part = head.parts[shard]
+        bounds = None if part.least is None or part.most is None else (part.least, part.most)
+        alone = replace(
+            head,
+            shards=(head.shards[shard],),
+            payload_bytes=(head.payload_bytes[shard],),
+            exact_bytes=(head.exact_bytes[shard],),
+        )
+        return PartFacts(part.name, alone, part.size_bytes, part.sha256, bounds)
 
     def sound_rows(self, shard: int, rows: Sequence[int] | None = None) -> list[Row]:
         """As `read_rows`, and raises DamagedRow for the first that is not what was written, or was put right."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,12 +126,13 @@ def _model_facts(model: bytes) -> dict[str, int]:
     return {"bytes": len(model), "crc": zlib.crc32(model)}
 
 
-def write_manifest(directory: Path, info: ArchiveInfo) -> None:
+def write_manifest(directory: Path, info: ArchiveInfo, known: Mapping[int, PartFacts] | None = None) -> None:
     """Complete a directory that holds the parts 0 to n-1 under their `part_name`: the models, then the manifest.
 
-    Raises ArchiveError when a part is missing or not what `info` says.
+    Parts that are `known` are not read. Raises ArchiveError when a part is missing or not what `info` says.
     """
-    facts = [part_facts(directory / part_name(shard)) for shard in range(len(info.shards))]
+    known = known or {}
+    facts = [known.get(shard) or part_facts(directory / part_name(shard)) for shard in range(len(info.shards))]
     text = manifest_text(info, facts)
     for codec, model in sorted(info.model_files.items()):
         with _new_file(directory / model_name(codec)) as sink:

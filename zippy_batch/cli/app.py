@@ -15,12 +15,16 @@ from typing import Annotated
 
 import typer
 
+from zippy_batch.cli.append import append
 from zippy_batch.cli.archive import archive
 from zippy_batch.cli.compare import compare
+from zippy_batch.cli.diff import dedupe, diff
+from zippy_batch.cli.erase import erase
 from zippy_batch.cli.export import export
 from zippy_batch.cli.look import cat, ls
 from zippy_batch.cli.merge import merge, select
 from zippy_batch.cli.options import PlainCommand
+from zippy_batch.cli.page import report, serve
 from zippy_batch.cli.restore import restore
 from zippy_batch.cli.submit import submit
 from zippy_batch.cli.train import models, train
@@ -38,11 +42,17 @@ for command in (
     restore,
     stats,
     verify,
+    append,
     merge,
     select,
+    erase,
+    diff,
+    dedupe,
     export,
     ls,
     cat,
+    report,
+    serve,
     compare,
     train,
     models,

@@ -9,6 +9,7 @@ import typer
 from zippy_batch.cli.options import ArchivePath, Json, ProgressFlag, Quiet, as_command, declared, flag
 from zippy_batch.cli.outcome import print_report, reserved_stdout
 from zippy_batch.config import ArchiveOptions, RunOptions
+from zippy_batch.errors import UsageError
 
 
 @as_command("nothing was changed")
@@ -43,6 +44,10 @@ def verify(
     ] = None,
     input: Annotated[str | None, declared(ArchiveOptions, "input", help="What the originals are.")] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image, beyond the checksums.")] = False,
+    sample: Annotated[
+        int | None,
+        flag("--sample", metavar="N", help="Look at N rows, chosen at random, and at no file as a whole."),
+    ] = None,
     *,
     run: RunOptions,
     progress: ProgressFlag = None,
@@ -57,13 +62,17 @@ def verify(
       zippy-batch verify out.parquet
       zippy-batch verify out.parquet --deep
       zippy-batch verify out.parquet --against ./faces
+      zippy-batch verify s3://bucket/out.parquet --sample 1000
     """
     from zippy_batch.cli.progress import Shown, showing
     from zippy_batch.run import pipeline
     from zippy_batch.stores.object_path import place
 
+    if sample is not None and sample < 1:
+        raise UsageError(f"--sample {sample}: a sample has 1 row or more")
+    kind = input or ArchiveOptions.input
     originals = None if against is None else place(against)
     shown = Shown.of(progress, quiet)
     with reserved_stdout(), showing("verify", shown) as watch:
-        report = pipeline.verify(place(archive), originals, deep, run, watch, input=input or ArchiveOptions.input)
+        report = pipeline.verify(place(archive), originals, deep, run, watch, input=kind, sample=sample or 0)
     print_report(report, as_json, quiet)

@@ -68,7 +68,7 @@ class CopyPlan:
         """What tells this plan from another."""
         text = json.dumps([[(p.source, p.shard, p.rows) for p in shard] for shard in self.shards])
         return {
-            "sources": [_state(source) for source in self.sources],
+            "sources": [state_of(source) for source in self.sources],
             "folders": [display_path(folder) for folder in self.folders],
             "rows": hashlib.sha256(text.encode()).hexdigest(),
         }
@@ -114,7 +114,7 @@ def shown_place(path: Place) -> str:
     return display_path(os.fsencode(path)) if isinstance(path, Path) else str(path)
 
 
-def _state(source: ArchiveReader) -> str:
+def state_of(source: ArchiveReader) -> str:
     """Digest of what a copy of the archive has in common with it."""
     payloads = [source.payload_bytes(shard) for shard in source.shards()]
     facts = [source.size_bytes, source.info.shards, payloads, dict(source.info.models), dict(source.info.options)]
@@ -139,7 +139,7 @@ def cut_pieces(pieces: Iterable[Piece], sources: Sequence[ArchiveReader]) -> tup
     held: list[Piece] = []
     rows = size_bytes = 0
     for piece in pieces:
-        count = _rows_of(piece, sources)
+        count = rows_of_shard((piece,), sources)
         size = sources[piece.source].shard_bytes(piece.shard) * count // sources[piece.source].info.shards[piece.shard]
         is_whole = piece.rows is None and count >= _WHOLE_ROWS
         if held and (is_whole or rows + count > IMAGES_PER_SHARD or size_bytes + size > SOURCE_BYTES_PER_SHARD):
@@ -153,15 +153,18 @@ def cut_pieces(pieces: Iterable[Piece], sources: Sequence[ArchiveReader]) -> tup
     return (*shards, tuple(held)) if held else tuple(shards)
 
 
-def _rows_of(piece: Piece, sources: Sequence[ArchiveReader]) -> int:
-    return sources[piece.source].info.shards[piece.shard] if piece.rows is None else len(piece.rows)
+def rows_of_shard(shard: NewShard, sources: Sequence[ArchiveReader]) -> int:
+    """How many rows it will have."""
+    return sum(
+        sources[piece.source].info.shards[piece.shard] if piece.rows is None else len(piece.rows) for piece in shard
+    )
 
 
 def plan_copy(sources: Sequence[ArchiveReader], folders: Sequence[bytes], pieces: Sequence[Piece]) -> CopyPlan:
     """Raises UsageError for two rows of one path, and ModelError for sources whose rows need two models of a codec."""
     _refuse_clashes(sources, folders, pieces)
     shards = cut_pieces(pieces, sources)
-    rows = tuple(sum(_rows_of(piece, sources) for piece in shard) for shard in shards)
+    rows = tuple(rows_of_shard(shard, sources) for shard in shards)
     return CopyPlan(tuple(sources), tuple(folders), shards, common_info(sources, rows))
 
 
@@ -233,7 +236,7 @@ def copy_archive(plan: CopyPlan, output: Place, overwrite: bool) -> None:
     with open_staging(output, fingerprint, facts, overwrite) as staging:
         if not staging.is_published():
             if staging.assembled() is None:
-                copy_shards(plan, staging, sorted(set(range(len(plan.shards))) - _taken_over(plan, staging)))
+                copy_shards(plan, staging, sorted(set(range(len(plan.shards))) - taken_over(plan, staging)))
             staging.publish(len(plan.shards), lambda used: info_of(plan.info, used))
 
 
@@ -243,12 +246,12 @@ def info_of(info: ArchiveInfo, used: Iterable[str]) -> ArchiveInfo:
     return replace(info, models=models, model_files={k: v for k, v in info.model_files.items() if k in models})
 
 
-def _taken_over(plan: CopyPlan, staging: Staging) -> set[int]:
+def taken_over(plan: CopyPlan, staging: Staging) -> set[int]:
     """Shards that an earlier run copied; what is not as it was written is copied again."""
-    return {s for s in staging.committed() if s < len(plan.shards) and _holds(staging.part(s), plan.info.shards[s])}
+    return {s for s in staging.committed() if s < len(plan.shards) and holds(staging.part(s), plan.info.shards[s])}
 
 
-def _holds(part: Place, rows: int) -> bool:
+def holds(part: Place, rows: int) -> bool:
     try:
         with ArchiveReader.open(part) as opened:
             return opened.info.shards == (rows,) and opened.whole_sizes(0) is not None

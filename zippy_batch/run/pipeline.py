@@ -12,12 +12,15 @@ Each is the same in process and on a cluster. `executor` decides who works; `arc
 from __future__ import annotations
 
 import logging
+import random
 import tempfile
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +118,13 @@ def archive(
     interrupted or fails.
     """
     options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
-    clock, source, output = _Clock(progress), place(source), place(output)
+    clock, source, output = Clock(progress), place(source), place(output)
     refuse_output(source, output, run.overwrite)
-    models = _models_for_archive(options, codecs)
+    models = models_for_archive(options, codecs)
     origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
     with open_staging(output, plan.fingerprint, plan.facts, run.overwrite) as staging:
-        make, info = _codec_maker(codecs, plan), _info(plan, models)
+        make, info = codec_maker(codecs, plan), _info(plan, models)
         job = ArchiveJob(origin, staging.parts.absolute(), plan.options, models, make, info)
         facts, seconds = _archive_shards(job, plan, staging, run, clock)
         if not staging.is_published():
@@ -143,9 +146,9 @@ def estimate(
     """What `archive` would make of `source`, from a sample that is coded in this process. Nothing is written but to the
     directory for temporary files. Raises what `archive` raises before it writes anything."""
     options, run, codecs = options or ArchiveOptions(), run or RunOptions(), codecs or Codecs()
-    clock, source, output = _Clock(progress), place(source), place(output)
+    clock, source, output = Clock(progress), place(source), place(output)
     refuse_output(source, output, run.overwrite)
-    models = _models_for_archive(options, codecs)
+    models = models_for_archive(options, codecs)
     origin, plan = _plan(source, replace(options, device=settle_device(options.device, run.address)), models)
     _refuse_too_many_groups(plan, output)
     files = plan.listing.files
@@ -153,7 +156,7 @@ def estimate(
     work = Done(len(chosen), sum(file.size_bytes for file in chosen))
     layout = clock.expect(work, 1, plan.options.device, RunOptions(workers=1))
     with tempfile.TemporaryDirectory(prefix="zippy-") as folder:
-        job = ArchiveJob(origin, Path(folder), plan.options, models, _codec_maker(codecs, plan), _info(plan, models))
+        job = ArchiveJob(origin, Path(folder), plan.options, models, codec_maker(codecs, plan), _info(plan, models))
         sample = _sample(job, chosen, layout.threads, clock.tick, _is_single_file(output))
     real = choose_layout(len(plan), len(files), files.size_bytes, plan.options.device, run)
     embedded = sum(map(len, job.info.model_files.values()))
@@ -204,12 +207,12 @@ def _published_bytes(part: Place, job: ArchiveJob, is_single_file: bool) -> int:
     return part.stat().st_size
 
 
-def _codec_maker(codecs: Codecs, plan: ArchivePlan) -> MakeCodec:
+def codec_maker(codecs: Codecs, plan: ArchivePlan) -> MakeCodec:
     effort = plan.options.effort
     return partial(make_codec, effort=effort) if effort and codecs.make is make_codec else codecs.make
 
 
-def _models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Model]:
+def models_for_archive(options: ArchiveOptions, codecs: Codecs) -> dict[str, Model]:
     """The models that may be needed, by codec. Raises UsageError for one of the other codec."""
     names = {"latent": ("--model", options.model), "exact": ("--exact-model", options.exact_model)}
     models = {}
@@ -250,7 +253,7 @@ def _is_single_file(output: Place) -> bool:
 
 
 def _archive_shards(
-    job: ArchiveJob, plan: ArchivePlan, staging: Staging, run: RunOptions, clock: _Clock
+    job: ArchiveJob, plan: ArchivePlan, staging: Staging, run: RunOptions, clock: Clock
 ) -> tuple[RunFacts, dict[int | None, float]]:
     """Archive the shards that are not committed; returns the seconds of work on each."""
     done = _taken_over(staging, plan, clock)
@@ -276,7 +279,7 @@ def _archive_shards(
     return facts, seconds
 
 
-def _taken_over(staging: Staging, plan: ArchivePlan, clock: _Clock) -> set[int]:
+def _taken_over(staging: Staging, plan: ArchivePlan, clock: Clock) -> set[int]:
     """Shards that an earlier run did. What is not as it wrote it is named, and done again."""
     if staging.is_published():
         return set(range(len(plan)))
@@ -305,7 +308,7 @@ def _taken_over(staging: Staging, plan: ArchivePlan, clock: _Clock) -> set[int]:
     return found
 
 
-def _check_parts(shards: Sequence[int], plan: ArchivePlan, staging: Staging, clock: _Clock) -> Iterator[bool]:
+def _check_parts(shards: Sequence[int], plan: ArchivePlan, staging: Staging, clock: Clock) -> Iterator[bool]:
     """Whether the parts of an earlier run hold these shards, in order, several at a time."""
     total, checked = sum(plan.rows[shard] for shard in shards), 0
     threads = OrderedThreadPool(min(usable_cpus(), THREADS_PER_WORKER))
@@ -381,7 +384,7 @@ def restore(
         raise UsageError(f"cannot restore into {destination}: files are restored to a directory of this machine")
     if options.reference is not None and not options.reference.is_dir():
         raise UsageError(f"--reference {options.reference}: not a directory")
-    clock = _Clock(progress)
+    clock = Clock(progress)
     lines: list[RestoreLine] = []
     with ArchiveReader.open(archive_path, allow_damage=options.keep_going) as opened:
         planned = plan_restore(opened, options)
@@ -419,27 +422,33 @@ def verify(
     progress: Watch | None = None,
     codecs: Codecs | None = None,
     input: str = "auto",
+    sample: int = 0,
 ) -> VerifyReport:
     """Check every row's checksum; with `deep` decode every row; with `against` compare each with its original there.
-    `input` is the kind of source that `against` is, one of config.INPUTS.
+    `input` is the kind of source that `against` is, one of config.INPUTS. With `sample`, only so many rows, chosen at
+    random, and no hash of a whole file.
 
-    Damage is reported, not raised. Raises ArchiveError where there is nothing to read rows from.
+    Damage is reported, not raised. Raises ArchiveError where there is nothing to read rows from, and UsageError for a
+    sample that is to be compared with originals.
     """
+    if sample and against is not None:
+        raise UsageError("a sample is not compared with originals: leave out one of the two")
     run, codecs = run or RunOptions(), codecs or Codecs()
-    clock, archive_path = _Clock(progress), place(archive_path)
+    clock, archive_path = Clock(progress), place(archive_path)
     against = None if against is None else place(against)
     results: list[ShardVerified] = []
     with ArchiveReader.open(archive_path, allow_damage=True) as opened:
-        matched = _match(opened, against, input) if against else _Matched([VerifyUnit(i) for i in opened.shards()])
+        matched = _match(opened, against, input) if against else _Matched(_units(opened, sample))
         models = _models_of(opened, opened.info.models, False, codecs) if deep or against else {}
         device = settle_device("auto", run.address) if models else "cpu"
         source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
-        layout = clock.expect(Done(opened.row_count, source_bytes), len(matched.units), device, run)
+        rows = min(sample, opened.row_count) if sample else opened.row_count
+        layout = clock.expect(Done(rows, source_bytes), len(matched.units), device, run)
         job = VerifyJob(archive_path.absolute(), matched.source, deep, device, models, codecs.make, matched.with_labels)
         for result in run_units(job, matched.units, layout, clock.tick, clock.settle):
             results.append(result)
             clock.shard_done()
-        problems, bad_paths = opened.check_files(), find_bad_paths(opened)
+        problems, bad_paths = (opened.problems, []) if sample else (opened.check_files(), find_bad_paths(opened))
     results.sort(key=lambda result: result.index)
     return VerifyReport(
         path=shown_place(archive_path),
@@ -454,7 +463,21 @@ def verify(
         unpromised=sum(result.unpromised for result in results),
         labels_compared=against is None or matched.with_labels or "labels" not in opened.info.options,
         run=clock.facts(device),
+        sampled=rows if sample else None,
+        checked_bytes=sum(result.done.stored_bytes for result in results) if sample else opened.size_bytes,
     )
+
+
+def _units(opened: ArchiveReader, sample: int) -> list[VerifyUnit]:
+    """All shards, or those of a sample of rows; 0 takes all."""
+    if not sample:
+        return [VerifyUnit(shard) for shard in opened.shards()]
+    starts = [0, *accumulate(opened.info.shards)]
+    chosen: dict[int, list[int]] = {}
+    for number in sorted(random.sample(range(opened.row_count), min(sample, opened.row_count))):
+        shard = bisect_right(starts, number) - 1
+        chosen.setdefault(shard, []).append(number - starts[shard])
+    return [VerifyUnit(shard, rows=tuple(rows)) for shard, rows in chosen.items()]
 
 
 @dataclass(frozen=True)
@@ -556,7 +579,7 @@ def _models_of(opened: ArchiveReader, wanted: Iterable[str], keep_going: bool, c
     return models
 
 
-class _Clock:
+class Clock:
     """Time and progress of one run."""
 
     def __init__(self, watch: Watch | None) -> None:

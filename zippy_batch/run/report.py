@@ -460,6 +460,10 @@ class VerifyReport:
     labels_compared: bool = True
     """False where the archive has labels and `against` has none, as with those of a table or a pattern."""
     run: RunFacts | None = None
+    sampled: int | None = None
+    """Rows that were looked at, where that was a sample."""
+    checked_bytes: int = 0
+    """Of the archive; of a sample, its payloads."""
 
     @property
     def exit_code(self) -> int:
@@ -483,11 +487,21 @@ class VerifyReport:
             "differing": [finding.to_dict() for finding in self.differing],
             "unpromised": self.unpromised,
             "labels_compared": self.labels_compared,
+            "sampled": self.sampled,
+            "checked_bytes": self.checked_bytes,
+            "megabytes_per_s": rounded(self.megabytes_per_s, 1),
             "run": self.run.to_dict() if self.run else None,
         }
 
+    @property
+    def megabytes_per_s(self) -> float | None:
+        return self.checked_bytes / 1e6 / self.run.seconds if self.run and self.run.seconds > 0 else None
+
     def lines(self, columns: int | None = None) -> list[str]:
-        out = [f"{count_text(self.rows, 'row')}, {self.decoded} decoded, {len(self.damaged)} damaged"]
+        of_them = "" if self.sampled is None else f", a sample of {self.sampled} looked at"
+        out = [f"{count_text(self.rows, 'row')}{of_them}, {self.decoded} decoded, {len(self.damaged)} damaged"]
+        if self.run and self.megabytes_per_s is not None:
+            out.append(f"{size_text(self.checked_bytes)} in {self.run.seconds:.1f} s: {self.megabytes_per_s:.1f} MB/s")
         out += self.problems
         out += _findings("damaged:", self.damaged)
         if self.against is not None:
@@ -504,6 +518,8 @@ class VerifyReport:
     def _verdict(self) -> str:
         if self.exit_code:
             return f"{self.path} is NOT whole" if self.is_damaged else f"{self.path} and {self.against} differ"
+        if self.sampled is not None:
+            return f"{self.path} has no damage in the sample"
         if self.against is None:
             return f"{self.path} is whole"
         return f"{self.path} holds everything in {self.against}, as promised"

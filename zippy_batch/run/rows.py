@@ -42,14 +42,15 @@ class ShardRows:
     """What is wrong with the others, those of `rest` included."""
 
 
-def read_shard(archive: ArchiveReader, shard: int, wanted: tuple[int, ...] | None) -> ShardRows:
-    """Rows of a shard; None for all."""
+def read_shard(archive: ArchiveReader, shard: int, wanted: tuple[int, ...] | None, are_few: bool = False) -> ShardRows:
+    """Rows of a shard; None for all. Where they are few, here and there, only the pages are read that they are in."""
     whole: list[Numbered] = []
     rest: list[Numbered] = []
     damaged: list[Finding] = []
     if lost := archive.lost(shard):
         return ShardRows(whole, rest, (Finding("(all of its rows)", lost, shard),))
-    for place, row in zip(_places(archive, shard, wanted), archive.read_rows(shard, wanted), strict=True):
+    read = archive.read_few(shard, wanted) if are_few and wanted is not None else archive.read_rows(shard, wanted)
+    for place, row in zip(_places(archive, shard, wanted), read, strict=True):
         if isinstance(row, Row):
             whole.append((place, row))
             continue

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from zippy_batch.archives.reader import ArchiveReader
-from zippy_batch.archives.writer import merge_parts, part_name, write_manifest
+from zippy_batch.archives.writer import PartFacts, merge_parts, part_name, write_manifest
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
 from zippy_batch.paths import display_path
 from zippy_batch.run.staging_plan import (
@@ -118,17 +118,18 @@ class LocalStaging:
     def publish(self, shards: int, describe: Describe) -> None:
         """Parts -> the archive in its place, by one rename. Raises ArchiveError for a part that is damaged."""
         if not self.finished.exists():
-            self._assemble(shards, describe)
+            self.assemble(shards, describe)
         self._rename_into_place()
 
-    def _assemble(self, shards: int, describe: Describe) -> None:
+    def assemble(self, shards: int, describe: Describe, known: Mapping[int, PartFacts] | None = None) -> None:
+        """Parts -> `finished`. Parts of a directory that are `known` are not read."""
         parts = [self.part(shard) for shard in range(shards)]
         info = describe({codec for part in parts for codec in _models_of_part(part)})
         if self.output.suffix == ".parquet":
             merge_parts(parts, self.finished, info)
         else:
             self.sweep_attempts(shards)
-            write_manifest(self.parts, info)
+            write_manifest(self.parts, info, known)
             self.parts.rename(self.finished)
 
     def _rename_into_place(self) -> None:
@@ -151,6 +152,21 @@ def staging_path(output: Path) -> Path:
 
 def is_publishing(output: Path) -> bool:
     return (staging_path(output) / "publishing").exists()
+
+
+@contextmanager
+def recovering(output: Path) -> Iterator[None]:
+    """Complete what a run was about to do that was killed while it put an archive in its place; the body runs before
+    another run may work there. Raises UsageError while one works there."""
+    root = staging_path(output)
+    with _locked(root):
+        staging = LocalStaging(root, output, "")
+        is_done = is_publishing(output)
+        if is_done and staging.finished.exists():
+            staging._rename_into_place()
+        yield
+        if is_done or set(os.listdir(root)) <= {"lock"}:
+            _remove(root)
 
 
 @contextmanager

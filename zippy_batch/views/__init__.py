@@ -1,1 +1,1 @@
-"""Archives for people to look at. Everything is read by way of `dataset`."""
+"""Archives to look at: pages for a browser, lists for a terminal, contact sheets."""

@@ -144,9 +144,19 @@ class LatentCodec:
     def _analysed(self, blocks: Tensor, sizes: Sequence[Size], quality: NDArray[np.int64]) -> Tensor:
         """(N, h, w, M) float32 in steps."""
         count, h, w, _ = blocks.shape
+        y = torch.empty(count, h, w, self._architecture.latents, device=self._device)
+        # whole images as far as they go: rows around a band of rows are analysed for nothing
+        together = max(1, _BAND_POSITIONS // (h * w))
+        for first in range(0, count, together):
+            some = slice(first, first + together)
+            self._analyse_bands(blocks[some], sizes[some], quality[some], y[some])
+        return y
+
+    def _analyse_bands(self, blocks: Tensor, sizes: Sequence[Size], quality: NDArray[np.int64], y: Tensor) -> None:
+        """Fill y with what `_analysed` returns, a band of rows after another."""
+        count, h, w, _ = blocks.shape
         level = torch.from_numpy(level_features(self._level[quality])).float().div(ONE).to(self._device, self._type)
         gain = self._gain[torch.from_numpy(quality).to(self._device)][:, None, None]
-        y = torch.empty(count, h, w, self._architecture.latents, device=self._device)
         # a band of rows sees as many rows around it as the blocks of the analysis reach
         reach = self._architecture.blocks
         height = max(1, _BAND_POSITIONS // (count * w))
@@ -157,7 +167,6 @@ class LatentCodec:
             spatial = torch.from_numpy(np.stack(band)).float().div(ONE).to(self._device, self._type)
             part = self._analysis(x, spatial, level)[:, top - above : top - above + height].float()
             y[:, top : top + height] = part * gain
-        return y
 
     def decode(self, items: Sequence[LatentItem]) -> list[Pixels]:
         """Items of one grid -> their pixels; DamagedRow where a payload is not what this model wrote."""

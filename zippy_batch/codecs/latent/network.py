@@ -264,7 +264,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.mixed(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        a, b = self.expand(u).clamp(-GATE_LIMIT, GATE_LIMIT).chunk(2, -1)
+        a, b = self.expand(u).clamp_(-GATE_LIMIT, GATE_LIMIT).chunk(2, -1)
         return x + self.project(self.gated(F.relu(a) * b))
 
 

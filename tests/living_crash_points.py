@@ -1,0 +1,124 @@
+"""Kills a command on archives before each thing that it does to the file system, and lets the next run finish.
+
+A program of its own, because it forks: `python living_crash_points.py COMMAND OUTPUT`. Prints how many points there
+were, or what went wrong at one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas  # noqa: F401 - pyarrow imports it where it is installed: once, and not in every child
+import pyarrow.parquet  # noqa: F401
+from crash_points import content, remove
+from fakes import CODECS, EXACT_MODEL, MODEL
+from killing import KILLED, in_child, killing_before
+from rows import below, face_rows, labelled, rows_of, write_archive
+
+from zippy_batch.archives.info import ArchiveInfo
+from zippy_batch.archives.schema import FORMAT_VERSION
+from zippy_batch.config import RunOptions
+from zippy_batch.run.append import Addition, append
+from zippy_batch.run.erase import Erasure, erase
+from zippy_batch.run.merge import merge
+from zippy_batch.run.rewrite import recover
+from zippy_batch.run.staging_local import is_publishing, staging_path
+
+ROWS = labelled(face_rows(15))
+WISH = Erasure("label == 'id_3' or path == '000008.jpg'")
+LEFT = 13
+INFO = ArchiveInfo(
+    FORMAT_VERSION, {"latent": MODEL.id, "exact": EXACT_MODEL.id}, {"quality": 75, "shard_size": 2, "batch_size": 3}, ()
+)
+
+
+def erase_again(output: Path) -> None:
+    """Killed after it was done, there is nothing left to erase."""
+    recover(output)
+    if len(rows_of(output)) > LEFT:
+        erase(output, WISH)
+
+
+def merge_again(sources: list[Path], output: Path) -> None:
+    if not output.exists() or is_publishing(output):
+        merge(sources, output)
+
+
+def add(faces: Path, output: Path) -> None:
+    append(faces, output, Addition(update=True, device="cpu"), RunOptions(workers=1), None, CODECS)
+
+
+def make_new_files(folder: Path) -> Path:
+    """Two new ones that are kept raw, and one in place of a row."""
+    folder.mkdir()
+    for name in ("a.txt", "b.txt", "000008.jpg"):
+        (folder / name).write_bytes(name.encode())
+        os.utime(folder / name, (10, 10))
+    return folder
+
+
+def check_receipts(output: Path, point: str) -> None:
+    """One, of what was done, under its own name."""
+    found = [path for path in output.parent.iterdir() if "receipt" in path.name or ".erased-" in path.name]
+    assert all(path.suffix == ".json" for path in found), f"{point}: {found}"
+    for path in found:
+        receipt = json.loads(path.read_bytes())
+        assert set(receipt["after"]) == {name.decode() or output.name for name in content(output)}, point
+        path.unlink()
+    assert len(found) == 1, f"{point}: {len(found)} receipts"
+
+
+def void(act: Callable[[], object]) -> None:
+    act()
+
+
+def main() -> None:
+    command, output = sys.argv[1], Path(sys.argv[2])
+    old = output.with_name(f"old{output.suffix}")
+    write_archive(old, ROWS, 5, INFO)
+    other = write_archive(output.with_name("other"), below("b", face_rows(7)), 5, INFO)
+    faces = make_new_files(output.with_name("faces"))
+    runs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "merge": (lambda: merge([old, other], output), lambda: merge_again([old, other], output)),
+        "append": (lambda: add(faces, output), lambda: add(faces, output)),
+        "erase": (lambda: erase(output, WISH), lambda: erase_again(output)),
+    }
+    run, again = runs[command]
+    is_in_place = command != "merge"
+
+    def prepare() -> None:
+        remove(output)
+        remove(staging_path(output))
+        for path in output.parent.glob("*erased-*"):
+            path.unlink()
+        if is_in_place:
+            (shutil.copytree if old.is_dir() else shutil.copyfile)(old, output)
+
+    prepare()
+    assert in_child(lambda: void(run)) == 0
+    expected = content(output)
+    point = 0
+    while True:
+        prepare()
+        status = in_child(killing_before(point, lambda: void(run)))
+        if status == 0:
+            break
+        assert status == KILLED, f"point {point}: ended with {status}"
+        if is_in_place:
+            assert in_child(lambda: recover(output)) == 0, f"point {point}: not recovered"
+            assert content(output) in (content(old), expected), f"point {point}: neither old nor new"
+        assert in_child(lambda: void(again)) == 0, f"point {point}: the next run failed"
+        assert content(output) == expected, f"point {point}: another archive"
+        if command == "erase":
+            check_receipts(output, f"point {point}")
+        point += 1
+    print(point)
+
+
+if __name__ == "__main__":
+    main()
