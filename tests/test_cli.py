@@ -92,6 +92,7 @@ COMMANDS = (
     "export",
     "ls",
     "cat",
+    "show",
     "report",
     "serve",
     "compare",

@@ -32,6 +32,7 @@ COMMANDS = (
     "export",
     "ls",
     "cat",
+    "show",
     "report",
     "serve",
     "compare",

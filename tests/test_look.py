@@ -109,3 +109,21 @@ def test_cat_refuses_a_terminal(golden: str) -> None:
         assert b"--force" in refused.stderr
         assert subprocess.run([*command, "--force"], stdout=stdout, check=False).returncode == 0
         assert screen.read(100).startswith(b"not an image")
+
+
+def test_a_sheet_shows_the_worst_first_and_replaces_nothing_unasked(golden: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    out = tmp_path / "sheet.png"
+    words = ("show", golden, "-o", str(out), "--worst", "5", "--columns", "3")
+    assert run(*words).exit_code == 0
+    with Image.open(out) as sheet:
+        assert sheet.width > sheet.height > 128
+    before = out.read_bytes()
+    assert run(*words).exit_code == 2
+    assert out.read_bytes() == before
+    assert run(*words, "--overwrite").exit_code == 0
+    assert run("show", golden, "-o", str(out), "--overwrite", "--select", "notes.txt").exit_code == 0
+    refused = run("show", golden, "-o", str(tmp_path / "x.png"), "--where", "psnr > 98.5")
+    assert refused.exit_code == 2
+    assert [one.name for one in tmp_path.iterdir()] == ["sheet.png"]

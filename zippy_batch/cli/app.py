@@ -21,7 +21,7 @@ from zippy_batch.cli.compare import compare
 from zippy_batch.cli.diff import dedupe, diff
 from zippy_batch.cli.erase import erase
 from zippy_batch.cli.export import export
-from zippy_batch.cli.look import cat, ls
+from zippy_batch.cli.look import cat, ls, show
 from zippy_batch.cli.merge import merge, select
 from zippy_batch.cli.options import PlainCommand
 from zippy_batch.cli.page import report, serve
@@ -51,6 +51,7 @@ for command in (
     export,
     ls,
     cat,
+    show,
     report,
     serve,
     compare,

@@ -1,18 +1,19 @@
-"""`zippy-batch ls` and `zippy-batch cat`: what is in an archive, without restoring it."""
+"""`zippy-batch ls`, `cat` and `show`: what is in an archive, without restoring it."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zippy_batch.cli.options import ArchivePath, as_command, declared, flag
 from zippy_batch.cli.outcome import print_text
-from zippy_batch.config import RestoreOptions
-from zippy_batch.errors import UsageError
+from zippy_batch.config import RestoreOptions, RunOptions
+from zippy_batch.errors import OutputExists, UsageError
 
 Where = Annotated[str | None, declared(RestoreOptions, "where")]
 Select = Annotated[list[str] | None, declared(RestoreOptions, "select")]
@@ -83,3 +84,46 @@ def cat(
     except BrokenPipeError:
         # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@as_command("nothing was left behind")
+def show(
+    ctx: typer.Context,
+    archive: ArchivePath,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="SHEET.png", help="The picture to write.")],
+    where: Where = None,
+    select: Select = None,
+    worst: Annotated[
+        int | None, flag("--worst", metavar="N", help="The N pictures with the least PSNR, the worst first.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", help="Most pictures, where --worst is not given.")
+    ] = 100,
+    columns: Annotated[int | None, flag("--columns", metavar="N", help="Pictures side by side.")] = None,
+    overwrite: Annotated[bool | None, declared(RunOptions, "overwrite")] = None,
+) -> None:
+    """Draw pictures of an archive on one sheet, each with its path and its PSNR.
+
+    Examples:
+
+    \b
+      zippy-batch show out.parquet -o sheet.png
+      zippy-batch show out.parquet --worst 50 -o worst.png
+    """
+    from zippy_batch import dataset
+    from zippy_batch.stores.atomic_file import replacing
+    from zippy_batch.views import listing, sheet
+
+    if output.suffix.lower() != ".png":
+        raise UsageError(f"{output}: expected a name that ends in .png")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output}: there is no directory {output.parent}")
+    if output.is_dir() or (output.exists() and not overwrite):
+        raise OutputExists(f"{output} exists; choose another name, or replace a file with --overwrite")
+    most, by = (limit, None) if worst is None else (worst, "psnr")
+    with dataset.open(archive) as opened:
+        numbers = listing.chosen(opened, listing.Choice(where, tuple(select or ()), by, most))
+        picture = sheet.contact_sheet(opened[numbers], columns)
+    with replacing(output) as new:
+        picture.save(new, "PNG")
+    typer.echo(f"{output}: {len(numbers)} pictures, {picture.width} x {picture.height} pixels")
