@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MOST_PICTURES = 2000
-SMALLEST_SIDE, LARGEST_SIDE = 64, 256
+SMALLEST_SIDE, LARGEST_SIDE = 128, 256
 """Pixels of a picture's place on the sheet: the larger side of the largest one, within these."""
 _GAP, _LINE, _FONT = 8, 13, 11
 _PAPER, _INK, _PALE = "white", "#222222", "#888888"
@@ -77,8 +77,10 @@ def _drawn(cells: Sequence[_Cell], columns: int) -> Image.Image:
             draw.rectangle((x, y, x + side - 1, y + side - 1), outline=_PALE)
             draw.text((x + 4, y + 4), _fitted(cell.picture, side - 8, font), _PALE, font)
         else:
-            w, h = cell.picture.size
-            sheet.paste(cell.picture, (x + (side - w) // 2, y + side - h))
+            # every pixel as a square: what small pictures lost is to be seen
+            times = max(1, side // largest)
+            w, h = cell.picture.width * times, cell.picture.height * times
+            sheet.paste(cell.picture.resize((w, h), Image.Resampling.NEAREST), (x + (side - w) // 2, y + side - h))
         for line, (text, colour) in enumerate(zip(cell.caption, (_INK, _PALE), strict=True)):
             draw.text((x, y + side + 1 + line * _LINE), _fitted(text, side, font), colour, font)
     return sheet
