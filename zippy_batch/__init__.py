@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from zippy_batch.run.diff import DedupeReport, DiffReport
     from zippy_batch.run.erase import EraseReport
     from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
+    from zippy_batch.views.sheet import sheet
 
 __version__ = "0.1.0"
 
@@ -88,6 +89,7 @@ __all__ = [
     "open",
     "restore",
     "select",
+    "sheet",
     "split",
     "stats",
     "verify",
@@ -116,6 +118,7 @@ _MODULES = {
     "zippy_batch.run.diff": ("DedupeReport", "DiffReport"),
     "zippy_batch.run.erase": ("EraseReport",),
     "zippy_batch.run.report": ("ArchiveReport", "Progress", "RestoreReport", "VerifyReport"),
+    "zippy_batch.views.sheet": ("sheet",),
 }
 """Where names are; the others are in zippy_batch.errors."""
 
