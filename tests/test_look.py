@@ -168,7 +168,7 @@ def test_a_sheet_has_the_worst_first_and_originals_beside_them(golden: str, tmp_
         assert everything.width > 2 * alone.width
         for wrong in ({"worst": 0}, {"limit": 2001}, {"columns": 0}):
             with pytest.raises(zb.UsageError, match=next(iter(wrong))):
-                zb.sheet(archive, **wrong)
+                zb.sheet(archive, **wrong)  # type: ignore[arg-type]
 
 
 def test_cat_decodes_where_it_is_told_to(golden: str, monkeypatch: pytest.MonkeyPatch) -> None:
