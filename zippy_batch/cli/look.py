@@ -16,7 +16,7 @@ import typer
 from zippy_batch.cli.options import ArchivePath, as_command, declared, flag
 from zippy_batch.cli.outcome import print_text
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
-from zippy_batch.errors import OutputExists, UsageError
+from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -138,17 +138,21 @@ def show(
       zippy-batch show out.parquet --against ./faces --limit 16 -o beside.png
     """
     from zippy_batch import dataset
+    from zippy_batch.archives.reader import listed
     from zippy_batch.stores.object_path import local_path
     from zippy_batch.views import listing, sheet
 
     _refuse_sheet(output, bool(overwrite))
     originals = None if against is None else local_path(against, "show")
     most, by = (limit, None) if worst is None else (worst, "psnr")
-    with dataset.open(archive, device or ArchiveOptions.device) as opened:
+    with dataset.open(archive, device or ArchiveOptions.device, keep_going=True) as opened:
         numbers = listing.chosen(opened, listing.Choice(where, tuple(select or ()), by, most))
         picture = sheet.contact_sheet(opened[numbers], columns, originals)
+        damage = opened.damage
     _write(picture, output)
     typer.echo(f"{output}: {len(numbers)} pictures, {picture.width} x {picture.height} pixels")
+    if damage:
+        raise ArchiveError(f"{archive} is damaged, and the sheet shows what can be read: {listed(damage)}")
 
 
 def _refuse_sheet(output: Path, overwrite: bool) -> None:

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import socketserver
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -25,7 +25,7 @@ from zippy_batch.run.copy_rows import shown_place
 from zippy_batch.stores.object_path import Place
 from zippy_batch.views.gallery import ORDERS, Gallery, Search
 from zippy_batch.views.markup import text_of
-from zippy_batch.views.report_page import asset
+from zippy_batch.views.report_page import asset, damage_list
 from zippy_batch.views.web_image import WebImage
 
 LOOPBACK = "127.0.0.1"
@@ -125,7 +125,7 @@ class _Requests(BaseHTTPRequestHandler):
         """Status, media type and body of what there is at a path."""
         gallery = self.server.gallery
         if path == "/":
-            return 200, _HTML, _front(self.server.name, len(gallery))
+            return 200, _HTML, _front(self.server.name, gallery)
         if path in _ASSETS:
             return 200, _ASSETS[path], asset(path[1:])
         if path == "/rows":
@@ -160,10 +160,12 @@ class _Requests(BaseHTTPRequestHandler):
         _log.debug(format, *args)
 
 
-def _front(name: str, files: int) -> str:
+def _front(name: str, gallery: Gallery) -> str:
     options = "".join(f'<option value="{key}">{html.escape(text)}</option>' for key, text in ORDERS.items())
     page = asset("gallery.html").replace("@NAME@", text_of(name)).replace("@ORDERS@", options)
-    return page.replace("@FILES@", f"{files:,}")
+    damage = gallery.archive.damage
+    said = f'<section class="damage" aria-label="Damage">{damage_list(damage)}</section>' if damage else ""
+    return page.replace("@FILES@", f"{len(gallery):,}").replace("@DAMAGE@", said)
 
 
 def _shown(picture: WebImage | str) -> tuple[str, bytes]:
@@ -179,14 +181,14 @@ def _shown(picture: WebImage | str) -> tuple[str, bytes]:
     return "image/svg+xml", svg.encode()
 
 
-def serve_gallery(archive: Place, port: int, device: str, say: Callable[[str, int], None]) -> None:
-    """Serve an archive until an interrupt. `say` is told the URL and the number of files once it can be opened.
+def serve_gallery(archive: Place, port: int, device: str, say: Callable[[str, int, Sequence[str]], None]) -> None:
+    """Serve an archive until an interrupt. Once it is open, `say` is told the URL, the number of files and the damage.
 
     Raises what `open` raises, and UsageError where the port cannot be had.
     """
-    with open_archive(archive, device) as opened:
+    with open_archive(archive, device, keep_going=True) as opened:
         gallery = Gallery(opened)
         with GalleryServer(gallery, shown_place(archive), port) as server:
-            say(server.url, len(gallery))
+            say(server.url, len(gallery), opened.damage)
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
