@@ -43,10 +43,10 @@ def ls(
       zippy-batch ls out.parquet -l --sort psnr --limit 20
       zippy-batch ls out.parquet --where "psnr < 30" --json
     """
-    from zippy_batch import dataset
+    import zippy_batch as zb
     from zippy_batch.views import listing
 
-    with dataset.open(archive) as opened:
+    with zb.open(archive) as opened:
         numbers = listing.chosen(opened, listing.Choice(where, tuple(select or ()), sort, limit))
         if as_json:
             # ASCII: a path may have bytes that are no text, and JSON's escapes keep them
@@ -69,14 +69,14 @@ def cat(
     \b
       zippy-batch cat out.parquet id_0001/face.jpg > face.jpg
     """
-    from zippy_batch import dataset
+    import zippy_batch as zb
     from zippy_batch.views.listing import file_of
 
     if sys.stdout.isatty() and not force:
         raise UsageError(
             "a file of an archive is no text for a terminal: redirect it, as in > face.jpg, or say --force"
         )
-    with dataset.open(archive) as opened:
+    with zb.open(archive) as opened:
         data = file_of(opened, path).bytes()
     try:
         sys.stdout.buffer.write(data)
@@ -110,7 +110,7 @@ def show(
       zippy-batch show out.parquet -o sheet.png
       zippy-batch show out.parquet --worst 50 -o worst.png
     """
-    from zippy_batch import dataset
+    import zippy_batch as zb
     from zippy_batch.stores.atomic_file import replacing
     from zippy_batch.views import listing, sheet
 
@@ -121,7 +121,7 @@ def show(
     if output.is_dir() or (output.exists() and not overwrite):
         raise OutputExists(f"{output} exists; choose another name, or replace a file with --overwrite")
     most, by = (limit, None) if worst is None else (worst, "psnr")
-    with dataset.open(archive) as opened:
+    with zb.open(archive) as opened:
         numbers = listing.chosen(opened, listing.Choice(where, tuple(select or ()), by, most))
         picture = sheet.contact_sheet(opened[numbers], columns)
     with replacing(output) as new:
