@@ -17,7 +17,8 @@ from s3 import s3_server as s3_server
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import Row
 from zippy_batch.config import AppendOptions, ArchiveOptions, RestoreOptions, RunOptions
-from zippy_batch.errors import UsageError
+from zippy_batch.errors import ArchiveError, UsageError
+from zippy_batch.run import staging_local
 from zippy_batch.run.append import AppendReport, append
 from zippy_batch.run.pipeline import archive, restore, verify
 from zippy_batch.run.report import Progress
@@ -115,6 +116,46 @@ def test_parts_that_stay_are_linked_and_a_reader_of_the_old_state_goes_on(faces:
         assert [opened.read_rows(shard) for shard in opened.shards()] == old
     after = {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("part-*")}
     assert before.items() <= after.items()
+
+
+def test_a_reader_finds_an_archive_at_every_moment_of_the_swap(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive(faces, tmp_path / "out", OPTIONS, RUN, codecs=CODECS)
+    seen = []
+    replace = os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        seen.append(len(rows_of(tmp_path / "out")))
+        replace(source, target)
+        seen.append(len(rows_of(tmp_path / "out")))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", watched)
+        more(faces)
+        again(faces, tmp_path / "out")
+    assert sorted(seen) == seen
+    assert set(seen) == {12, 19}
+
+
+def test_where_names_cannot_be_exchanged_two_renames_do(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive(faces, tmp_path / "out", OPTIONS, RUN, codecs=CODECS)
+    more(faces)
+    monkeypatch.setattr(staging_local, "exchange", lambda one, other: False)
+    again(faces, tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == 19
+    assert not staging_path(tmp_path / "out").exists()
+
+
+def test_a_reader_that_meets_a_part_of_the_next_state_is_told_to_open_again(faces: Path, tmp_path: Path) -> None:
+    archive(faces, tmp_path / "out", OPTIONS, RUN, codecs=CODECS)
+    with ArchiveReader.open(tmp_path / "out") as opened:
+        (faces / "notes.txt").write_bytes(b"other notes")
+        again(faces, tmp_path / "out", update=True)
+        with pytest.raises(ArchiveError, match="was changed after it was opened, and part 2 is another one; open it"):
+            opened.row_groups(2)
 
 
 def test_an_interrupted_append_goes_on(faces: Path, output: Path) -> None:

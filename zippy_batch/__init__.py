@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from zippy_batch.run.erase import EraseReport
     from zippy_batch.run.estimate import Estimate
     from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
+    from zippy_batch.views.sheet import sheet
 
 __version__ = "0.1.0"
 
@@ -106,6 +107,7 @@ __all__ = [
     "open",
     "restore",
     "select",
+    "sheet",
     "split",
     "stats",
     "verify",
@@ -136,6 +138,7 @@ _MODULES = {
     "zippy_batch.run.erase": ("EraseReport",),
     "zippy_batch.run.estimate": ("Estimate",),
     "zippy_batch.run.report": ("ArchiveReport", "Progress", "RestoreReport", "VerifyReport"),
+    "zippy_batch.views.sheet": ("sheet",),
 }
 """Where names are; the others are in zippy_batch.errors."""
 

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 _MAX_MANIFEST_BYTES = 1 << 28
 _OPEN_PARTS = 8
 """Whose footers are kept: some MB each, where they are large."""
+_CHANGES = 10
+"""How often an archive is looked at again that is replaced while it is opened."""
 LISTED_ROWS = 1 << 16
 _LISTED_PROBLEMS = 100
 _KEPT_BYTES = 1 << 27
@@ -83,8 +85,8 @@ class ArchiveReader:
         """
         if not exists(path):
             raise UsageError(f"there is no archive {path}")
-        store = _open_directory(path) if path.is_dir() else _SingleFile(open_file(path))
-        problems, repairs = store.problems(), store.repairs
+        store, problems = _open_store(path)
+        repairs = store.repairs
         models: dict[str, bytes] = {}
         for codec in store.head.stored_models:
             try:
@@ -451,6 +453,7 @@ class _SingleFile:
 class _Directory:
     path: Place
     head: Head
+    manifest: bytes = field(repr=False)
     repairs: tuple[str, ...] = ()
     """What was damaged of the manifest, and is put right."""
     _last: dict[int, File] = field(default_factory=dict)
@@ -491,7 +494,8 @@ class _Directory:
             part = self.head.parts[shard]
             problem = self._problem(part, size_of(self.path / part.name))
             if problem:
-                raise ArchiveError(problem)
+                changed = f"{self.path} was changed after it was opened, and part {shard} is another one; open it again"
+                raise ArchiveError(problem if self.is_current() else changed)
             file = open_part(self.path / part.name, self.head.shards[shard])
             foreign_models = {k: v for k, v in file.head.models.items() if self.head.models.get(k) != v}
             if foreign_models:
@@ -500,6 +504,13 @@ class _Directory:
                 self._last.pop(other, None)
             self._last[shard] = file
         return file, range(len(file.groups))
+
+    def is_current(self) -> bool:
+        """Whether its manifest is still the one that was read."""
+        try:
+            return (self.path / MANIFEST_NAME).read_bytes() == self.manifest
+        except FileNotFoundError:
+            return False
 
     def may_hold(self, shard: int, shown: bytes) -> bool:
         """Whether a path may be in a shard."""
@@ -538,6 +549,18 @@ def _read_model(path: Place, stored: StoredModel, model_id: str) -> tuple[bytes,
     raise ArchiveError(f"the model in {path} is damaged: its SHA-256 is not {model_id}")
 
 
+def _open_store(path: Place) -> tuple[_SingleFile | _Directory, tuple[str, ...]]:
+    """What holds an archive, and what is wrong with it; looked at again where it was replaced meanwhile."""
+    for _ in range(_CHANGES):
+        if not path.is_dir():
+            return _SingleFile(open_file(path)), ()
+        directory = _open_directory(path)
+        problems = directory.problems()
+        if not problems or directory.is_current():
+            break
+    return directory, problems
+
+
 def _open_directory(path: Place) -> _Directory:
     manifest = path / MANIFEST_NAME
     if not manifest.is_file():
@@ -548,11 +571,12 @@ def _open_directory(path: Place) -> _Directory:
         size_bytes = size_of(manifest) or 0
         if size_bytes > _MAX_MANIFEST_BYTES:
             raise ArchiveError(f"{manifest} has {size_bytes} bytes, which no manifest has")
-        head, repaired = parse_head(manifest.read_bytes(), manifest)
+        text = manifest.read_bytes()
+        head, repaired = parse_head(text, manifest)
     if [part.name for part in head.parts] != [part_name(shard) for shard in range(len(head.shards))]:
         raise ArchiveError(f"{manifest} lists {len(head.parts)} parts for {len(head.shards)} shards, or by wrong names")
     repair = f"one byte of {manifest} was damaged, and is put right; copy it again"
-    return _Directory(path, head, (repair,) if repaired else ())
+    return _Directory(path, head, text, (repair,) if repaired else ())
 
 
 def _by_group(starts: Sequence[int], rows: Iterable[int]) -> dict[int, list[int]]:

@@ -1,4 +1,4 @@
-"""The directory beside the output in which an archive grows, and from which it is published in one rename.
+"""The directory beside the output in which an archive grows, and from which it is published in one step.
 
     .NAME.zippy-staging/
         lock                    held by the one run that works here; the kernel drops it when that run dies
@@ -6,17 +6,21 @@
         source-states.json      by shard, what tells whether its files have changed since
         FINGERPRINT/            committed parts, and parts being written under names that no two attempts share
         finished                the whole archive, file or directory
-        publishing              `finished` is being renamed to its place, or has been
+        publishing              `finished` is being put in its place, or has been; says what it is
         replaced-XXXX           what stood in that place, under --overwrite
 
 Whatever kills a run, a committed part is whole, and it is in a folder named by the inputs and options that made it: a
 worker that outlives its driver can only write the bytes that the next run would have written. `publishing` lets a run
 that comes after a kill between the rename and the sweep see that the work is done.
+
+A file takes the place of a file by a rename. Where a directory is among them, both exchange their names, so that at any
+moment one of them stands there; where the file system cannot do that, two renames leave a moment without either.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import uuid
@@ -26,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zippy_batch.archives.info import MANIFEST_NAME
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.writer import PartFacts, merge_parts, part_name, write_manifest
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
@@ -43,7 +48,7 @@ from zippy_batch.run.staging_plan import (
     shard_of,
     states_text,
 )
-from zippy_batch.stores.atomic_file import flush, replacing
+from zippy_batch.stores.atomic_file import exchange, flush, replacing
 from zippy_batch.stores.object_path import Place
 
 
@@ -116,7 +121,7 @@ class LocalStaging:
         return is_publishing(self.output) and os.path.lexists(self.output) and not self.finished.exists()
 
     def publish(self, shards: int, describe: Describe) -> None:
-        """Parts -> the archive in its place, by one rename. Raises ArchiveError for a part that is damaged."""
+        """Parts -> the archive in its place, in one step. Raises ArchiveError for a part that is damaged."""
         if not self.finished.exists():
             self.assemble(shards, describe)
         self._rename_into_place()
@@ -133,12 +138,32 @@ class LocalStaging:
             self.parts.rename(self.finished)
 
     def _rename_into_place(self) -> None:
-        (self.root / "publishing").write_bytes(b"")
-        flush(self.root)
-        if os.path.lexists(self.output) and (self.output.is_dir() or self.finished.is_dir()):
-            os.replace(self.output, self.root / f"replaced-{uuid.uuid4().hex}")
-        os.replace(self.finished, self.output)
+        with replacing(self.root / "publishing") as new:
+            new.write_text(_mark_of(self.finished))
+        replaced = self.root / f"replaced-{uuid.uuid4().hex}"
+        if not os.path.lexists(self.output) or not (self.output.is_dir() or self.finished.is_dir()):
+            os.replace(self.finished, self.output)
+        elif exchange(self.finished, self.output):
+            os.replace(self.finished, replaced)
+        else:
+            os.replace(self.output, replaced)
+            os.replace(self.finished, self.output)
         flush(self.output.parent)
+
+    def set_replaced_aside(self) -> None:
+        """Where an earlier run was killed just after an exchange of names, `finished` is what was replaced."""
+        if is_publishing(self.output) and self.finished.exists():
+            mark = (self.root / "publishing").read_text()
+            if mark and mark != _mark_of(self.finished):
+                os.replace(self.finished, self.root / f"replaced-{uuid.uuid4().hex}")
+
+
+def _mark_of(archive: Path) -> str:
+    """What tells an archive from the one that it takes the place of, where one of them is a directory."""
+    if not archive.is_dir():
+        return "file"
+    manifest = archive / MANIFEST_NAME
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else "empty"
 
 
 def _models_of_part(part: Path) -> Iterable[str]:
@@ -161,6 +186,7 @@ def recovering(output: Path) -> Iterator[None]:
     root = staging_path(output)
     with _locked(root):
         staging = LocalStaging(root, output, "")
+        staging.set_replaced_aside()
         is_done = is_publishing(output)
         if is_done and staging.finished.exists():
             staging._rename_into_place()
@@ -249,6 +275,7 @@ def _is_archive_directory(path: Path) -> bool:
 
 def _take_up(staging: LocalStaging, facts: Mapping[str, Any], overwrite: bool) -> None:
     """Check or write the plan, sweep what was never committed."""
+    staging.set_replaced_aside()
     found = _read_plan(staging.root)
     if found is not None and found["fingerprint"] != staging.fingerprint:
         if not overwrite and _holds_work(staging.root):

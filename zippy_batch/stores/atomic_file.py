@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import functools
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from zippy_batch.errors import WriteError
 from zippy_batch.paths import display_path
@@ -23,6 +26,10 @@ _TO_DO = {
 ONLY_WRITING = frozenset(_TO_DO)
 _FLUSHES = 16
 """Side by side: a file system commits together what waits for it together."""
+_HERE = -100
+"""AT_FDCWD of Linux: paths are those of this process."""
+_EXCHANGE = 2
+"""RENAME_EXCHANGE of renameat2(2), and RENAME_SWAP of macOS' renamex_np(2)."""
 
 
 @contextmanager
@@ -55,6 +62,31 @@ def writing(path: str) -> Iterator[None]:
             f"{path} cannot be written: {os.strerror(error.errno)}; {_TO_DO[error.errno]} and give the same command "
             f"again, which goes on where it stopped"
         ) from error
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Give each of two files or directories the other's name, in one step. False, and nothing was done, where the
+    system or the file system cannot. Raises OSError where one of them is not there."""
+    call = _exchange_call()
+    if call is None:
+        return False
+    if call(os.fsencode(one), os.fsencode(other)) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(error, os.strerror(error), str(other))
+
+
+@functools.cache
+def _exchange_call() -> Callable[[bytes, bytes], Any] | None:
+    """None where the C library has none."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if hasattr(library, "renameat2"):
+        return lambda one, other: library.renameat2(_HERE, one, _HERE, other, _EXCHANGE)
+    if hasattr(library, "renamex_np"):
+        return lambda one, other: library.renamex_np(one, other, _EXCHANGE)
+    return None
 
 
 def flush(path: Path | bytes) -> None:
