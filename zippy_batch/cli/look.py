@@ -54,10 +54,10 @@ def ls(
       zippy-batch ls out.parquet -l --sort psnr --limit 20
       zippy-batch ls out.parquet --where "psnr < 30" --json
     """
-    from zippy_batch import dataset
+    import zippy_batch as zb
     from zippy_batch.views import listing
 
-    with _brief(), dataset.open(archive) as opened:
+    with _brief(), zb.open(archive) as opened:
         numbers = listing.chosen(opened, listing.Choice(where, tuple(select or ()), sort, limit))
         if as_json:
             # ASCII: a path may have bytes that are no text, and JSON's escapes keep them
@@ -89,14 +89,14 @@ def cat(
     \b
       zippy-batch cat out.parquet id_0001/face.jpg > face.jpg
     """
-    from zippy_batch import dataset
+    import zippy_batch as zb
     from zippy_batch.views.listing import file_of
 
     if sys.stdout.isatty() and not force:
         raise UsageError(
             "a file of an archive is no text for a terminal: redirect it, as in > face.jpg, or say --force"
         )
-    with _brief(), dataset.open(archive, device or "cpu") as opened:
+    with _brief(), zb.open(archive, device or "cpu") as opened:
         data = file_of(opened, path).bytes()
     try:
         sys.stdout.buffer.write(data)
@@ -137,22 +137,21 @@ def show(
       zippy-batch show out.parquet --worst 50 -o worst.jpg
       zippy-batch show out.parquet --against ./faces --limit 16 -o beside.png
     """
-    from zippy_batch import dataset
-    from zippy_batch.archives.reader import listed
+    import zippy_batch as zb
     from zippy_batch.stores.object_path import local_path
     from zippy_batch.views import listing, sheet
 
     _refuse_sheet(output, bool(overwrite))
     originals = None if against is None else local_path(against, "show")
     most, by = (limit, None) if worst is None else (worst, "psnr")
-    with dataset.open(archive, device or ArchiveOptions.device, keep_going=True) as opened:
+    with zb.open(archive, device or ArchiveOptions.device, keep_going=True) as opened:
         numbers = listing.chosen(opened, listing.Choice(where, tuple(select or ()), by, most))
         picture = sheet.contact_sheet(opened[numbers], columns, originals)
         damage = opened.damage
     _write(picture, output)
     typer.echo(f"{output}: {len(numbers)} pictures, {picture.width} x {picture.height} pixels")
     if damage:
-        raise ArchiveError(f"{archive} is damaged, and the sheet shows what can be read: {listed(damage)}")
+        raise ArchiveError(listing.damage_text(archive, "sheet", damage))
 
 
 def _refuse_sheet(output: Path, overwrite: bool) -> None:

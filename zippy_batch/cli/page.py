@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -48,21 +47,19 @@ def report(
       zippy-batch report out.parquet -o report.html
       zippy-batch report out.parquet -o report.html --against ./faces
     """
-    from zippy_batch.archives.reader import listed
     from zippy_batch.stores.atomic_file import replacing
-    from zippy_batch.stores.object_path import local_path, place
+    from zippy_batch.views.listing import damage_text
     from zippy_batch.views.report_page import PageOptions, report_page
 
     _refuse_output(output, bool(overwrite))
-    originals = None if against is None else local_path(against, "report")
-    options = PageOptions(images, seed, originals, compare, max_mb)
-    page = report_page(place(archive), options, device or ArchiveOptions.device)
+    options = PageOptions(images, seed, against, compare, max_mb)
+    page = report_page(archive, options, device or ArchiveOptions.device)
     data = page.text.encode()
     with replacing(output) as new:
         new.write_bytes(data)
     typer.echo(f"{output}: {len(data) / 1e6:.2f} MB")
     if page.damage:
-        raise ArchiveError(f"{archive} is damaged, and the page shows what can be read: {listed(page.damage)}")
+        raise ArchiveError(damage_text(archive, "page", page.damage))
 
 
 def _refuse_output(output: Path, overwrite: bool) -> None:
@@ -96,17 +93,11 @@ def serve(
       zippy-batch serve out.parquet
       zippy-batch serve out.parquet --port 9000
     """
-    from zippy_batch.archives.reader import listed
-    from zippy_batch.run.copy_rows import shown_place
-    from zippy_batch.run.report import count_text
-    from zippy_batch.stores.object_path import place
     from zippy_batch.views.server import serve_gallery
 
-    where = place(archive)
+    def say(line: str, damage: str | None) -> None:
+        if damage is not None:
+            typer.echo(damage, err=True)
+        print_text(line)
 
-    def say(url: str, files: int, damage: Sequence[str]) -> None:
-        if damage:
-            typer.echo(f"{archive} is damaged, and the gallery shows what can be read: {listed(damage)}", err=True)
-        print_text(f"{url} shows the {count_text(files, 'file')} of {shown_place(where)}; Ctrl-C ends it")
-
-    serve_gallery(where, port, device or ArchiveOptions.device, say)
+    serve_gallery(archive, port, device or ArchiveOptions.device, say)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zippy_batch.archives.reader import listed
 from zippy_batch.archives.where import TYPES
 from zippy_batch.dataset import Archive, ArchivedFile
 from zippy_batch.errors import UsageError, ZippyError
@@ -105,6 +106,11 @@ def file_of(archive: Archive, path: str) -> ArchivedFile:
     near = [display_path(encoded_path(one)) for one in _near(paths, path)]
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; zippy-batch ls {archive.path} lists what there is"
     raise UsageError(f"there is no file {display_path(encoded_path(path))} in {archive.path}{hint}")
+
+
+def damage_text(name: str, view: str, damage: Sequence[str]) -> str:
+    """One line about an archive of which a view shows what is left."""
+    return f"{name} is damaged, and the {view} shows what can be read: {listed(damage)}"
 
 
 def files_or_damage(archive: Archive, numbers: Sequence[int]) -> list[bytes | str]:

@@ -28,7 +28,7 @@ from zippy_batch.dataset import open as open_archive
 from zippy_batch.errors import ArchiveError, UsageError, ZippyError
 from zippy_batch.run import pipeline
 from zippy_batch.run.report import ArchiveReport, Line, count_text, size_text
-from zippy_batch.stores.object_path import Place
+from zippy_batch.stores.object_path import Place, local_path
 from zippy_batch.views.curves import curves, read_figures
 from zippy_batch.views.markup import counts_of, histogram, number_text, share, table_of, text_of
 from zippy_batch.views.web_image import WebImage, original_image, web_image
@@ -54,7 +54,7 @@ class PageOptions:
     """How many of the worst pictures, and of random ones, there are."""
     seed: int = 0
     """Chooses the random ones."""
-    against: Path | None = None
+    against: str | Path | None = None
     """Directory of the originals, shown beside the worst pictures."""
     compare: Path | None = None
     """Figures that `compare --json` wrote, drawn as curves."""
@@ -66,7 +66,7 @@ class PageOptions:
             raise UsageError(f"--images is 0 or more, not {self.images}")
         if not self.megabytes >= LEAST_MEGABYTES:
             raise UsageError(f"--max-mb is {LEAST_MEGABYTES} or more, not {self.megabytes}")
-        if self.against is not None and not self.against.is_dir():
+        if self.against is not None and not local_path(self.against, "report").is_dir():
             raise UsageError(f"--against {self.against}: there is no such directory")
 
 
@@ -77,7 +77,7 @@ class ReportPage:
     """What of the archive was found damaged; the page says it too."""
 
 
-def report_page(archive: Place, options: PageOptions, device: str = "auto") -> ReportPage:
+def report_page(archive: str | Place, options: PageOptions, device: str = "auto") -> ReportPage:
     """The page of what can be read of an archive. Raises UsageError where there is none, and ArchiveError for what is
     none; a picture that cannot be had back is replaced by what is wrong with it."""
     figures = read_figures(options.compare) if options.compare else None
@@ -303,7 +303,7 @@ class _Pictures:
         if not len(known):
             return "<p>No file has a measured loss: there is no worst one.</p>"
         numbers = known[np.argsort(psnr[known], kind="stable")][: self._options.images].tolist()
-        against = self._options.against
+        against = None if self._options.against is None else Path(self._options.against)
         beside = "each beside its original" if against else "as they come back"
         return f"<p>By PSNR, {beside}.</p>{self._list(numbers, against)}"
 

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import socketserver
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,8 +22,10 @@ from urllib.parse import parse_qs, urlsplit
 from zippy_batch.dataset import open as open_archive
 from zippy_batch.errors import UsageError, ZippyError
 from zippy_batch.run.copy_rows import shown_place
-from zippy_batch.stores.object_path import Place
+from zippy_batch.run.report import count_text
+from zippy_batch.stores.object_path import Place, place
 from zippy_batch.views.gallery import ORDERS, Gallery, Search
+from zippy_batch.views.listing import damage_text
 from zippy_batch.views.markup import text_of
 from zippy_batch.views.report_page import asset, damage_list
 from zippy_batch.views.web_image import WebImage
@@ -181,14 +183,16 @@ def _shown(picture: WebImage | str) -> tuple[str, bytes]:
     return "image/svg+xml", svg.encode()
 
 
-def serve_gallery(archive: Place, port: int, device: str, say: Callable[[str, int, Sequence[str]], None]) -> None:
-    """Serve an archive until an interrupt. Once it is open, `say` is told the URL, the number of files and the damage.
+def serve_gallery(archive: str | Place, port: int, device: str, say: Callable[[str, str | None], None]) -> None:
+    """Serve an archive until an interrupt. `say` is given a line with the URL once that can be opened, and what is
+    damaged.
 
     Raises what `open` raises, and UsageError where the port cannot be had.
     """
     with open_archive(archive, device, keep_going=True) as opened:
-        gallery = Gallery(opened)
-        with GalleryServer(gallery, shown_place(archive), port) as server:
-            say(server.url, len(gallery), opened.damage)
+        gallery, name = Gallery(opened), shown_place(place(archive))
+        with GalleryServer(gallery, name, port) as server:
+            line = f"{server.url} shows the {count_text(len(gallery), 'file')} of {name}; Ctrl-C ends it"
+            say(line, damage_text(name, "gallery", opened.damage) if opened.damage else None)
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
