@@ -25,7 +25,8 @@ from rows import face_rows, raw_row, write_archive
 import zippy_batch as zb
 from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.schema import FORMAT_VERSION, Row
-from zippy_batch.run.append import Addition, append
+from zippy_batch.config import AppendOptions
+from zippy_batch.run.append import append
 
 SHARD_ROWS = 4096
 LABEL_ROWS = 100
@@ -56,7 +57,7 @@ def measure_form(archive: Path, rows: Sequence[Row], new: Path, sources: Sequenc
     merged = archive.with_name(f"merged{archive.suffix}")
     measure(f"merge {SOURCES} x {len(rows) // SOURCES}, {form}", merged, lambda: zb.merge(sources, merged))
     write_archive(archive, rows, SHARD_ROWS, INFO)
-    add = Addition(device="cpu")
+    add = AppendOptions(device="cpu")
     one = zb.RunOptions(workers=1)
     measure(f"append 1 % to {len(rows)}, {form}", archive, lambda: append(new, archive, add, one))
     measure(f"append nothing, {form}", archive, lambda: append(new, archive, add, one))

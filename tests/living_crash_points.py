@@ -22,8 +22,8 @@ from rows import below, face_rows, labelled, rows_of, write_archive
 
 from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.schema import FORMAT_VERSION
-from zippy_batch.config import RunOptions
-from zippy_batch.run.append import Addition, append
+from zippy_batch.config import AppendOptions, RunOptions
+from zippy_batch.run.append import append
 from zippy_batch.run.erase import Erasure, erase
 from zippy_batch.run.merge import merge
 from zippy_batch.run.rewrite import recover
@@ -50,7 +50,7 @@ def merge_again(sources: list[Path], output: Path) -> None:
 
 
 def add(faces: Path, output: Path) -> None:
-    append(faces, output, Addition(update=True, device="cpu"), RunOptions(workers=1), None, CODECS)
+    append(faces, output, AppendOptions(update=True, device="cpu"), RunOptions(workers=1), None, CODECS)
 
 
 def make_new_files(folder: Path) -> Path:

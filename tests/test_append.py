@@ -16,10 +16,10 @@ from s3 import s3_server as s3_server
 
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import Row
-from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+from zippy_batch.config import AppendOptions, ArchiveOptions, RestoreOptions, RunOptions
 from zippy_batch.errors import ArchiveError, UsageError
 from zippy_batch.run import staging_local
-from zippy_batch.run.append import Addition, AppendReport, append
+from zippy_batch.run.append import AppendReport, append
 from zippy_batch.run.pipeline import archive, restore, verify
 from zippy_batch.run.report import Progress
 from zippy_batch.run.staging_local import open_local_staging, staging_path
@@ -54,7 +54,7 @@ def again(
     update: bool = False,
     watch: Callable[[Progress], None] | None = None,
 ) -> AppendReport:
-    return append(faces, output, Addition(update, device="cpu"), RUN, watch, CODECS)
+    return append(faces, output, AppendOptions(update, device="cpu"), RUN, watch, CODECS)
 
 
 def by_path(path: Place) -> dict[bytes, Row]:
@@ -223,7 +223,7 @@ def test_an_archive_labelled_by_a_table_wants_one_for_the_new_files(faces: Path,
     Image.fromarray(pixels(60)).save(faces / "a.jpg")
     with pytest.raises(UsageError, match="came from a table; say where those of the new files come from, by --labels"):
         again(faces, made)
-    append(faces, made, Addition(labels="none", device="cpu"), RUN, None, CODECS)
+    append(faces, made, AppendOptions(labels="none", device="cpu"), RUN, None, CODECS)
     assert by_path(made)[b"0.jpg"].label == "one"
     assert by_path(made)[b"a.jpg"].label is None
 

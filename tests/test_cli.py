@@ -19,7 +19,15 @@ from typer.testing import CliRunner, Result
 
 from zippy_batch.cli.app import app
 from zippy_batch.cli.progress import LineWriter, Shown, duration_text, facts, showing
-from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions, TrainOptions, combine, load_preset
+from zippy_batch.config import (
+    ArchiveOptions,
+    RestoreOptions,
+    RunOptions,
+    TrainOptions,
+    VerifyOptions,
+    combine,
+    load_preset,
+)
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.run import pipeline
 from zippy_batch.run.report import ArchiveReport, Finding, Line, Progress, VerifyReport
@@ -55,12 +63,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         seen.append({"verb": "restore", "archive": archive, "to": destination, "options": options, "run": run})
         return ArchiveReport(str(archive), (line,), line, {}, {})
 
-    def verify(
-        archive: Path, against: Any = None, deep: bool = False, run: Any = None, progress: Any = None, **more: Any
-    ) -> Any:
+    def verify(archive: str, against: Any = None, options: Any = None, run: Any = None, progress: Any = None) -> Any:
         print("as Ray does when a worker dies")
-        seen.append({"verb": "verify", "archive": archive, "against": against, "deep": deep, "run": run, **more})
-        return VerifyReport(str(archive), rows=3, decoded=3 if deep else 0)
+        seen.append({"verb": "verify", "archive": archive, "against": against, "options": options, "run": run})
+        return VerifyReport(str(archive), rows=3, decoded=3 if options.deep else 0)
 
     def stats(archive: Path) -> Any:
         seen.append({"verb": "stats", "archive": archive})
@@ -199,7 +205,7 @@ def test_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None
     result = run("archive", "in", "out.parquet", *flags.split(), "--workers", "3", "--address", "a:1", "--overwrite")
     assert result.exit_code == 0, result.output
     (call,) = calls
-    assert (call["source"], call["output"]) == (Path("in"), Path("out.parquet"))
+    assert (call["source"], call["output"]) == ("in", "out.parquet")
     assert call["options"] == ArchiveOptions(
         quality=80,
         min_psnr=30.0,
@@ -220,7 +226,7 @@ def test_what_the_source_is_reaches_the_pipeline(run: Run, calls: list[dict[str,
     assert (options.input, options.labels, options.leave_out) == ("tar", "folders", True)
     run("verify", "out.parquet", "--against", "in", "--input", "tar")
     run("verify", "out.parquet", "--against", "in")
-    assert [call["input"] for call in calls[1:]] == ["tar", "auto"]
+    assert [call["options"].input for call in calls[1:]] == ["tar", "auto"]
 
 
 def test_without_flags_the_defaults_apply(run: Run, calls: list[dict[str, Any]]) -> None:
@@ -228,7 +234,7 @@ def test_without_flags_the_defaults_apply(run: Run, calls: list[dict[str, Any]])
     run("restore", "out.parquet", "back")
     run("verify", "out.parquet")
     assert [call["run"] for call in calls] == [RunOptions()] * 3
-    assert [call["options"] for call in calls[:2]] == [ArchiveOptions(), RestoreOptions()]
+    assert [call["options"] for call in calls] == [ArchiveOptions(), RestoreOptions(), VerifyOptions()]
 
 
 def test_restore_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -249,9 +255,9 @@ def test_restore_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]],
 
 def test_verify_flags_reach_the_pipeline(run: Run, calls: list[dict[str, Any]]) -> None:
     run("verify", "a.parquet", "--against", "in", "--deep", "--workers", "1")
-    assert (calls[0]["against"], calls[0]["deep"], calls[0]["run"]) == (Path("in"), True, RunOptions(workers=1))
+    assert (calls[0]["against"], calls[0]["run"]) == ("in", RunOptions(workers=1))
     run("verify", "a.parquet", "--sample", "7")
-    assert (calls[0]["sample"], calls[1]["sample"]) == (0, 7)
+    assert [call["options"] for call in calls] == [VerifyOptions(deep=True), VerifyOptions(sample=7)]
 
 
 @pytest.mark.parametrize(

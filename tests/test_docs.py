@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -132,20 +131,9 @@ def test_the_python_and_the_sql_of_the_readme_run(
     assert worst_db <= psnr_db
 
 
-@pytest.fixture
-def own_ray() -> Iterator[None]:
-    import ray
-
-    if ray.is_initialized():
-        ray.shutdown()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_every_example_of_how_to_use_an_archive_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_ray: None
+def test_every_example_of_how_to_use_an_archive_runs_also_on_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
 ) -> None:
     for seed, name in enumerate(("glasses", "none")):
         draw_faces(tmp_path / "faces" / name, 12, seed=seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from golden.make import content
 
-from zippy_batch.config import RestoreOptions, RunOptions
+from zippy_batch.config import RestoreOptions, RunOptions, VerifyOptions
 from zippy_batch.run.pipeline import restore, verify
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -28,7 +28,7 @@ def test_golden_archive_reads_as_it_was_written(expected: Path, form: str, tmp_p
     archive = expected.with_suffix(".parquet" if form == "file" else "")
     rows = json.loads(expected.read_text())
     assert content(archive) == rows
-    report = verify(archive, deep=True, run=RunOptions(workers=1))
+    report = verify(archive, options=VerifyOptions(deep=True), run=RunOptions(workers=1))
     assert report.exit_code == 0
     restore(archive, tmp_path / "out", RestoreOptions(device="cpu"), RunOptions(workers=1))
     found = {

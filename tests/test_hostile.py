@@ -21,7 +21,7 @@ from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import Row, problem_of
 from zippy_batch.archives.writer import part_name, write_part
 from zippy_batch.codecs.model_file import model_from_bytes
-from zippy_batch.config import RestoreOptions, RunOptions
+from zippy_batch.config import RestoreOptions, RunOptions, VerifyOptions
 from zippy_batch.errors import ArchiveError
 from zippy_batch.run.pipeline import Codecs, restore, stats, verify
 from zippy_batch.run.report import VerifyReport
@@ -146,7 +146,7 @@ def test_what_verify_passes_restore_brings_back(tmp_path: Path, change: dict[str
     part = tmp_path / "part"
     write_part(part, crafted, replace(info, shards=(2,)))
     codecs = Codecs(find=lambda _: model_from_bytes(info.model_files["latent"]))
-    report = verify(part, deep=True, run=HERE, codecs=codecs)
+    report = verify(part, options=VerifyOptions(deep=True), run=HERE, codecs=codecs)
     restored = restore(part, tmp_path / "out", KEEP_GOING, HERE, codecs=codecs)
     assert [finding.row for finding in report.damaged] == [finding.row for finding in restored.total.damaged]
     assert (report.exit_code, restored.exit_code, restored.total.images) == (1, 1, 1)

@@ -23,9 +23,9 @@ from test_faults import disk as disk
 
 from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.schema import FORMAT_VERSION
-from zippy_batch.config import RunOptions
+from zippy_batch.config import AppendOptions, RunOptions
 from zippy_batch.errors import StorageError, WriteError
-from zippy_batch.run.append import Addition, append
+from zippy_batch.run.append import append
 from zippy_batch.run.erase import Erasure, erase
 from zippy_batch.run.merge import merge
 from zippy_batch.run.pipeline import verify
@@ -56,7 +56,7 @@ def the_erasure(archives: Path, output: Path) -> None:
 
 
 def the_addition(archives: Path, output: Path) -> None:
-    append(archives.with_name("faces"), output, Addition(device="cpu"), RunOptions(workers=1), None, CODECS)
+    append(archives.with_name("faces"), output, AppendOptions(device="cpu"), RunOptions(workers=1), None, CODECS)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import zippy_batch as zb
 from zippy_batch.cli.app import app
 
 GOLDEN = Path(__file__).parent / "golden"
+ONE = GOLDEN / "v3.parquet"
 
 
 @pytest.fixture(params=["v3.parquet", "v3"])
@@ -111,19 +112,69 @@ def test_cat_refuses_a_terminal(golden: str) -> None:
         assert screen.read(100).startswith(b"not an image")
 
 
-def test_a_sheet_shows_the_worst_first_and_replaces_nothing_unasked(golden: str, tmp_path: Path) -> None:
-    from PIL import Image
-
-    out = tmp_path / "sheet.png"
-    words = ("show", golden, "-o", str(out), "--worst", "5", "--columns", "3")
+@pytest.mark.parametrize(("suffix", "begins"), [("png", b"\x89PNG"), ("JPG", b"\xff\xd8"), ("webp", b"RIFF")])
+def test_a_sheet_is_what_its_name_says_and_replaces_nothing_unasked(suffix: str, begins: bytes, tmp_path: Path) -> None:
+    out = tmp_path / f"sheet.{suffix}"
+    words = ("show", str(ONE), "-o", str(out), "--worst", "5", "--columns", "3", "--device", "cpu")
     assert run(*words).exit_code == 0
-    with Image.open(out) as sheet:
-        assert sheet.width > sheet.height > 128
     before = out.read_bytes()
+    assert before.startswith(begins)
     assert run(*words).exit_code == 2
     assert out.read_bytes() == before
     assert run(*words, "--overwrite").exit_code == 0
-    assert run("show", golden, "-o", str(out), "--overwrite", "--select", "notes.txt").exit_code == 0
-    refused = run("show", golden, "-o", str(tmp_path / "x.png"), "--where", "psnr > 98.5")
+    assert [one.name for one in tmp_path.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--where", "psnr > 98.5"], "there is no file to show"),
+        (["--limit", "0"], "there is no file to show"),
+        (["--columns", "0"], "--columns is 1 or more"),
+        (["--against", "nowhere"], "--against nowhere: there is no such directory"),
+        (["--device", "moon"], "--device must be one of auto, cpu, cuda, not 'moon'"),
+        (["-o", "sheet.gif"], "expected a name that ends in .png, .jpg, .jpeg, .webp"),
+        (["-o", "no/sheet.png"], "there is no directory no"),
+    ],
+)
+def test_a_sheet_that_cannot_be_is_one_line_and_no_file(
+    flags: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = run("show", str(ONE), "-o", "sheet.png", *flags)
     assert refused.exit_code == 2
-    assert [one.name for one in tmp_path.iterdir()] == ["sheet.png"]
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sheet_has_the_worst_first_and_originals_beside_them(golden: str, tmp_path: Path) -> None:
+    import numpy as np
+
+    with zb.open(golden, device="cpu") as archive:
+        worst = archive.rows("psnr > 0").column("psnr").index(min(archive.rows("psnr > 0").column("psnr")))
+        (first,) = archive.rows("psnr > 0").numbers[worst : worst + 1]
+        original = tmp_path / archive[first].path
+        original.parent.mkdir(parents=True, exist_ok=True)
+        original.write_bytes(archive[first].bytes())
+        alone = zb.sheet(archive, worst=1)
+        assert alone.tobytes() == zb.sheet(archive[[first]]).tobytes()
+        beside = np.asarray(zb.sheet(archive, worst=1, against=tmp_path))
+        side = (beside.shape[1] - 2 * 8 - 2) // 2
+        left, right = beside[:, 8 : 8 + side], beside[:, 8 + side + 2 : 8 + 2 * side + 2]
+        assert np.array_equal(left[:side], right[:side])
+        assert zb.sheet(archive.rows(select="notes.txt"), against=tmp_path).mode == "RGB"
+        everything = zb.sheet(golden, columns=4, limit=7)
+        assert everything.width > 2 * alone.width
+        for wrong in ({"worst": 0}, {"limit": 2001}, {"columns": 0}):
+            with pytest.raises(zb.UsageError, match=next(iter(wrong))):
+                zb.sheet(archive, **wrong)  # type: ignore[arg-type]
+
+
+def test_cat_decodes_where_it_is_told_to(golden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "there is no usable GPU" in run("cat", golden, "grey.jpg", "--device", "cuda").stderr
+    wanted = run("cat", golden, "grey.jpg").stdout_bytes
+    assert run("cat", golden, "grey.jpg", "--device", "auto").stdout_bytes == wanted

@@ -18,7 +18,7 @@ from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION, Row
 from zippy_batch.archives.writer import write_part
-from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions, VerifyOptions
 from zippy_batch.errors import (
     ArchiveError,
     DamagedRow,
@@ -58,7 +58,7 @@ def back(path: Path, destination: Path, options: RestoreOptions | None = None, r
 
 
 def check(path: Path, against: Path | None = None, deep: bool = False):  # type: ignore[no-untyped-def]
-    return verify(path, against, deep, codecs=CODECS)
+    return verify(path, against, VerifyOptions(deep=deep), codecs=CODECS)
 
 
 # ---- archive ----

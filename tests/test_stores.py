@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.cli import app
-from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions, VerifyOptions
 from zippy_batch.errors import DamagedRow, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
 from zippy_batch.run import staging_object
 from zippy_batch.run.pipeline import archive, restore, stats, verify
@@ -88,7 +88,7 @@ def test_an_archive_in_a_store_is_that_of_a_directory(faces: Path, name: str, s3
     assert report.path == f"s3://faces-bucket/deep/{name}"
     found = stats(s3.uri(f"deep/{name}"))
     assert found.total == replace(stats(tmp_path / name).total)
-    assert verify(s3.uri(f"deep/{name}"), faces, deep=True, codecs=CODECS).exit_code == 0
+    assert verify(s3.uri(f"deep/{name}"), faces, VerifyOptions(deep=True), codecs=CODECS).exit_code == 0
     back(s3.uri(f"deep/{name}"), tmp_path / "there")
     back(tmp_path / name, tmp_path / "here")
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")

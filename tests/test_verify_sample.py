@@ -9,9 +9,9 @@ import pytest
 from rows import face_rows, rows_of, write_archive
 from typer.testing import CliRunner
 
+from zippy_batch.api import verify
 from zippy_batch.cli.app import app
 from zippy_batch.errors import UsageError
-from zippy_batch.run.pipeline import verify
 
 ROWS = face_rows(200)
 
@@ -58,4 +58,4 @@ def test_a_sample_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="leave out one of the two"):
         verify(tmp_path / "a.parquet", against=tmp_path, sample=5)
     found = CliRunner().invoke(app, ["verify", str(tmp_path / "a.parquet"), "--sample", "0"])
-    assert (found.exit_code, found.stderr) == (2, "error: --sample 0: a sample has 1 row or more\n")
+    assert (found.exit_code, found.stderr) == (2, "error: --sample must be 1 or more, not 0\n")

@@ -23,9 +23,22 @@ if TYPE_CHECKING:
     from zippy_batch.adapters import ray as ray
     from zippy_batch.adapters import torch as torch
     from zippy_batch.adapters.tables import decode_batch
-    from zippy_batch.api import append, archive, dedupe, diff, erase, merge, restore, select, split, stats, verify
+    from zippy_batch.api import (
+        append,
+        archive,
+        dedupe,
+        diff,
+        erase,
+        estimate,
+        merge,
+        restore,
+        select,
+        split,
+        stats,
+        verify,
+    )
     from zippy_batch.archives.info import ArchiveInfo
-    from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
+    from zippy_batch.config import AppendOptions, ArchiveOptions, RestoreOptions, RunOptions, VerifyOptions
     from zippy_batch.dataset import Archive, ArchivedFile, ArchivedFiles, open
     from zippy_batch.errors import (
         ArchiveError,
@@ -45,11 +58,14 @@ if TYPE_CHECKING:
     from zippy_batch.run.copy_rows import CopyReport
     from zippy_batch.run.diff import DedupeReport, DiffReport
     from zippy_batch.run.erase import EraseReport
+    from zippy_batch.run.estimate import Estimate
     from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
+    from zippy_batch.views.sheet import sheet
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AppendOptions",
     "AppendReport",
     "Archive",
     "ArchiveError",
@@ -63,6 +79,7 @@ __all__ = [
     "DedupeReport",
     "DiffReport",
     "EraseReport",
+    "Estimate",
     "ModelError",
     "OptionError",
     "OutputExists",
@@ -74,6 +91,7 @@ __all__ = [
     "StagingMismatch",
     "StorageError",
     "UsageError",
+    "VerifyOptions",
     "VerifyReport",
     "WorkerError",
     "WriteError",
@@ -84,10 +102,12 @@ __all__ = [
     "dedupe",
     "diff",
     "erase",
+    "estimate",
     "merge",
     "open",
     "restore",
     "select",
+    "sheet",
     "split",
     "stats",
     "verify",
@@ -101,6 +121,7 @@ _MODULES = {
         "dedupe",
         "diff",
         "erase",
+        "estimate",
         "merge",
         "restore",
         "select",
@@ -109,13 +130,15 @@ _MODULES = {
         "verify",
     ),
     "zippy_batch.archives.info": ("ArchiveInfo",),
-    "zippy_batch.config": ("ArchiveOptions", "RestoreOptions", "RunOptions"),
+    "zippy_batch.config": ("AppendOptions", "ArchiveOptions", "RestoreOptions", "RunOptions", "VerifyOptions"),
     "zippy_batch.dataset": ("Archive", "ArchivedFile", "ArchivedFiles", "open"),
     "zippy_batch.run.append": ("AppendReport",),
     "zippy_batch.run.copy_rows": ("CopyReport",),
     "zippy_batch.run.diff": ("DedupeReport", "DiffReport"),
     "zippy_batch.run.erase": ("EraseReport",),
+    "zippy_batch.run.estimate": ("Estimate",),
     "zippy_batch.run.report": ("ArchiveReport", "Progress", "RestoreReport", "VerifyReport"),
+    "zippy_batch.views.sheet": ("sheet",),
 }
 """Where names are; the others are in zippy_batch.errors."""
 

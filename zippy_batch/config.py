@@ -263,6 +263,40 @@ class RestoreOptions:
 
 
 @dataclass(frozen=True)
+class AppendOptions:
+    """What is added to an archive; how it is coded, the archive says."""
+
+    update: bool = _option(False, "Also files whose size or time has changed; they replace their rows.")
+    input: str = _option("auto", "What the source is; auto tells by its name.", choices=INPUTS)
+    labels: str | None = _option(
+        None,
+        "Where the labels of the new files come from: as for archive.",
+        metavar="|".join((*LABELS, "FILE")),
+        shown="what the archive records",
+    )
+    device: str = _device()
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.labels is not None:
+            check_labels(self.labels, None)
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How closely an archive is looked at."""
+
+    input: str = _option("auto", "What the originals are.", choices=INPUTS)
+    deep: bool = _option(False, "Decode every image, beyond the checksums.")
+    sample: int | None = _option(
+        None, "Look at N rows, chosen at random, and at no file as a whole.", metavar="N", low=1
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True)
 class TrainOptions:
     """What a model is trained for, and how."""
 
@@ -339,15 +373,19 @@ class Preset:
     archive: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
     restore: Mapping[str, Any] = field(default_factory=dict)
+    verify: Mapping[str, Any] = field(default_factory=dict)
+    append: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
 
 
-Options = TypeVar("Options", ArchiveOptions, RunOptions, RestoreOptions, TrainOptions)
+Options = TypeVar("Options", ArchiveOptions, RunOptions, RestoreOptions, VerifyOptions, AppendOptions, TrainOptions)
 
-TABLES: Mapping[str, type[ArchiveOptions] | type[RunOptions] | type[RestoreOptions] | type[TrainOptions]] = {
+TABLES: Mapping[str, type] = {
     "archive": ArchiveOptions,
     "run": RunOptions,
     "restore": RestoreOptions,
+    "verify": VerifyOptions,
+    "append": AppendOptions,
     "train": TrainOptions,
 }
 

@@ -27,7 +27,8 @@ from zippy_batch.archives.info import ArchiveInfo, Damage
 from zippy_batch.archives.reader import ArchiveReader, as_columns
 from zippy_batch.archives.schema import BY_NAME, MAX_ROWS_PER_GROUP, Row, arrow_schema
 from zippy_batch.archives.where import parse_condition
-from zippy_batch.errors import ArchiveError, DamagedRow, UsageError
+from zippy_batch.config import DEVICES
+from zippy_batch.errors import ArchiveError, DamagedRow, OptionError, UsageError
 from zippy_batch.paths import decoded_path, encoded_path
 from zippy_batch.stores.object_path import Place, place
 
@@ -50,9 +51,12 @@ def open(path: str | Path | Place, device: str = "auto", keep_going: bool = Fals
 
     Reads the footer or the manifest, and no row. `device` is where the networks run: auto, cpu or cuda.
 
-    Raises UsageError where there is nothing, and ArchiveError for what is not an archive. Raises it for an archive with
-    a missing part, a damaged footer or a damaged model too, unless `keep_going`: then what is whole can be read.
+    Raises UsageError where there is nothing and for another device, and ArchiveError for what is not an archive. Raises
+    it for an archive with a missing part, a damaged footer or a damaged model too, unless `keep_going`: then what is
+    whole can be read.
     """
+    if device not in DEVICES:
+        raise OptionError(f"{{device}} must be one of {', '.join(DEVICES)}, not {device!r}", "device")
     archive = Archive(place(path), device, keep_going)
     archive.info  # noqa: B018 - what is no archive is said here
     return archive

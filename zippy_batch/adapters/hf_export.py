@@ -17,6 +17,7 @@ from zippy_batch.dataset import open as open_archive
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.paths import shown_path
 from zippy_batch.stores.atomic_file import flush, writing
+from zippy_batch.stores.object_path import local_path
 
 _LEAST_PARTS = 20
 """So that loaders of 20 workers have a file each."""
@@ -40,7 +41,7 @@ def export(archive: str | Path | Archive, directory: str | Path, where: str | No
     Raises UsageError where there is no archive or the number of parts is none, OutputExists where `directory` is there,
     DamagedRow at the first damaged row, and WriteError where there is no room. Nothing is left then.
     """
-    out = Path(directory)
+    out = local_path(directory, "export")
     if out.exists():
         raise OutputExists(f"{out} is there already; remove it, or give another name")
     if not 0 <= parts <= MOST_PARTS:

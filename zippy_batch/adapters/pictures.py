@@ -9,12 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippy_batch.dataset import Archive
-from zippy_batch.images.probe import CODING, CORRUPT, EMPTY, NOT_AN_IMAGE, TRUNCATED
+from zippy_batch.run.row_decoder import NO_PICTURE
 
 _log = logging.getLogger(__name__)
-
-NO_PICTURE = frozenset({EMPTY, NOT_AN_IMAGE, CORRUPT, TRUNCATED, CODING})
-"""Reasons for which a row is raw and nobody can see what it shows."""
 
 
 def pictures_of(archive: Archive, where: str | None) -> NDArray[np.int64]:

@@ -8,13 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zippy_batch.adapters.pictures import NO_PICTURE
 from zippy_batch.archives.part_file import plain_values
 from zippy_batch.archives.schema import BY_NAME, METADATA_KEY, Row, Value, arrow_schema, row_crc, row_of
-from zippy_batch.codecs.model_file import Model, builtin_model_by_id, builtin_names, load_model
 from zippy_batch.dataset import open as open_archive
-from zippy_batch.errors import DamagedRow, ModelError, UsageError
-from zippy_batch.run.row_decoder import RowDecoder
+from zippy_batch.errors import DamagedRow, UsageError
+from zippy_batch.run.row_decoder import NO_PICTURE, RowDecoder, require_builtin
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,29 +73,17 @@ def decoder_of(archive: str | Path | None, device: str) -> RowDecoder:
     """With the models of an archive, or the built-in ones."""
     if archive is not None:
         return open_archive(archive, device)._decoder
-    return RowDecoder("with the built-in models (where it has others, say archive=)", _builtin_model, device)
+    return RowDecoder.builtin(device)
 
 
 def _require_builtin(table: pa.Table) -> None:
     """Raises ModelError where the table says that it needs other models than the built-in ones; not all tools keep what
     an archive says of itself."""
     try:
-        needed = json.loads((table.schema.metadata or {})[METADATA_KEY.encode()])["models"].items()
-    except (KeyError, ValueError, TypeError, AttributeError):
+        needed = dict(json.loads((table.schema.metadata or {})[METADATA_KEY.encode()])["models"])
+    except (KeyError, ValueError, TypeError):
         return
-    for codec, model in needed:
-        if builtin_model_by_id(model) is None:
-            raise ModelError(
-                f"the table needs the model {model} for its {codec} rows, which is not built in: say archive=, the "
-                f"archive that the rows are of"
-            )
-
-
-def _builtin_model(codec: str) -> Model:
-    found = [model for model in map(load_model, builtin_names()) if model.codec == codec]
-    if len(found) != 1:
-        raise ModelError(f"{len(found)} models of the {codec} codec are built in: say archive=, whose model it is")
-    return found[0]
+    require_builtin(needed)
 
 
 def rows_of(table: pa.Table) -> list[Row]:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from zippy_batch.cli.options import ArchivePath, Json, ProgressFlag, Quiet, as_command, declared
+from zippy_batch.cli.options import ArchivePath, Json, ProgressFlag, Quiet, as_command
 from zippy_batch.cli.outcome import print_report, reserved_stdout
-from zippy_batch.config import ArchiveOptions, RunOptions
+from zippy_batch.config import AppendOptions, RunOptions
 
 
 @as_command("the archive is as it was; run the same command again to go on", without=("overwrite",))
@@ -18,15 +18,7 @@ def append(
         str, typer.Argument(metavar="NEW", help="Where files are, some of which the archive has: as for archive.")
     ],
     archive: ArchivePath,
-    update: Annotated[
-        bool, typer.Option("--update", help="Also files whose size or time has changed; they replace their rows.")
-    ] = False,
-    input: Annotated[str | None, declared(ArchiveOptions, "input")] = None,
-    labels: Annotated[
-        str | None,
-        declared(ArchiveOptions, "labels", help="Where the labels of the new files come from: as for archive."),
-    ] = None,
-    *,
+    options: AppendOptions,
     run: RunOptions,
     progress: ProgressFlag = None,
     quiet: Quiet = False,
@@ -42,10 +34,9 @@ def append(
       zippy-batch append ./faces out.parquet
       zippy-batch append ./faces out --update --workers 4
     """
+    import zippy_batch as zb
     from zippy_batch.cli.progress import Shown, showing
-    from zippy_batch.run import append as appending
 
-    wish = appending.Addition(update, input or ArchiveOptions.input, labels)
     with reserved_stdout(), showing("append", Shown.of(progress, quiet)) as watch:
-        report = appending.append(source, archive, wish, run, watch)
+        report = zb.append(source, archive, options, run, watch)
     print_report(report, as_json, quiet)

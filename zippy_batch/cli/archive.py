@@ -61,17 +61,13 @@ def archive(
       zippy-batch archive ./shards out/ --input tar
       zippy-batch archive ./celeba out.parquet --labels identity_CelebA.txt
     """
+    import zippy_batch as zb
     from zippy_batch.cli.progress import Shown, showing
-    from zippy_batch.run import pipeline
-    from zippy_batch.stores.object_path import place
 
-    origin, target = place(source), place(output)
-    shown = Shown.of(progress, quiet)
-    with reserved_stdout(), showing("archive", shown) as watch:
-        act = pipeline.estimate if dry_run else pipeline.archive
-        report = act(origin, target, options, run, watch)
+    with reserved_stdout(), showing("archive", Shown.of(progress, quiet)) as watch:
+        report = (zb.estimate if dry_run else zb.archive)(source, output, options, run, watch)
     print_report(report, as_json, quiet)
     kind = "" if options.input == "auto" else f" --input {options.input}"
-    check = f"zippy-batch verify {quoted(target)} --against {quoted(origin)}{kind}"
+    check = f"zippy-batch verify {quoted(output)} --against {quoted(source)}{kind}"
     if not quiet and not dry_run:
         hint(f"before you delete the originals: {check}")

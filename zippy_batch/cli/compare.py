@@ -57,7 +57,6 @@ def compare(
     from zippy_batch.compare import charts
     from zippy_batch.compare.measure import QUALITIES, CompareOptions
     from zippy_batch.compare.measure import compare as measured
-    from zippy_batch.stores.object_path import local_path
 
     shown = Shown.of(progress, quiet)
     options = CompareOptions(
@@ -72,9 +71,8 @@ def compare(
     _refuse_unwritable([path for path in (json_file, plot, sheet) if path], bool(overwrite))
     if plot:
         charts.require_matplotlib()
-    root = local_path(source, "compare")
     with showing("compare", shown) as watch:
-        found = measured(root, options, watch)
+        found = measured(source, options, watch)
     if not shown.is_quiet:
         print_text("\n".join(found.lines(terminal_columns())))
     if json_file:

@@ -29,11 +29,11 @@ def diff(
       zippy-batch diff old.parquet new.parquet
       zippy-batch diff s3://bucket/out out --json
     """
-    from zippy_batch.run import diff as differ
+    import zippy_batch as zb
 
     try:
         with reserved_stdout():
-            report = differ.diff(a, b)
+            report = zb.diff(a, b)
     except (ZippyError, OSError) as error:
         # 1 says that they differ
         raise UsageError(str(error)) from error
@@ -58,10 +58,10 @@ def dedupe(
       zippy-batch dedupe out.parquet --report
       zippy-batch dedupe out.parquet --report --json
     """
-    from zippy_batch.run import diff as differ
+    import zippy_batch as zb
 
     if not report:
         raise UsageError("dedupe lists what is there twice, and changes nothing: give --report")
     with reserved_stdout():
-        found = differ.dedupe(archive)
+        found = zb.dedupe(archive)
     print_report(found, as_json, quiet)

@@ -9,6 +9,7 @@ import typer
 
 from zippy_batch.cli.options import ArchivePath, Json, Quiet, as_command, flag
 from zippy_batch.cli.outcome import print_report, reserved_stdout
+from zippy_batch.errors import UsageError
 
 
 @as_command("the archive is as it was; run the same command again")
@@ -43,9 +44,17 @@ def erase(
       zippy-batch erase out.parquet --where "label == 'id_0042'" --sign key.pem
       zippy-batch erase out --paths requests.txt --receipt erased.json
     """
-    from zippy_batch.run import erase as erasing
+    import zippy_batch as zb
 
-    wish = erasing.Erasure(where, None if paths is None else erasing.read_paths(paths), receipt, sign)
+    listed = None if paths is None else _lines(paths)
     with reserved_stdout():
-        report = erasing.erase(archive, wish, dry_run)
+        report = zb.erase(archive, where, listed, receipt, sign, dry_run)
     print_report(report, as_json, quiet)
+
+
+def _lines(file: Path) -> list[bytes]:
+    """The lines of a file that are not empty. Raises UsageError."""
+    try:
+        return [line for line in file.read_bytes().splitlines() if line]
+    except OSError as error:
+        raise UsageError(f"--paths {file}: {error.strerror}; expected a file with a path on each line") from error

@@ -8,6 +8,7 @@ import typer
 
 from zippy_batch.cli.options import ArchivePath, as_command, declared, flag
 from zippy_batch.config import RestoreOptions
+from zippy_batch.errors import UsageError
 
 
 @as_command("nothing was left behind")
@@ -33,13 +34,11 @@ def export(
       zippy-batch export hf out.parquet ./published
       zippy-batch export hf out.parquet ./published --where "psnr > 35" --parts 40
     """
-    from zippy_batch.adapters.hf_export import export as write
-    from zippy_batch.errors import UsageError
-    from zippy_batch.stores.object_path import local_path
+    import zippy_batch as zb
 
     if kind != "hf":
         raise UsageError(f"there is no form {kind!r} to export to; there is hf")
     if parts is not None and parts < 1:
         raise UsageError(f"--parts is 1 or more, not {parts}")
-    count = write(archive, local_path(output, "export"), where, parts or 0)
+    count = zb.hf.export(archive, output, where, parts or 0)
     typer.echo(f"{count} pictures in {output}")

@@ -45,10 +45,10 @@ def merge(
       zippy-batch merge monday.parquet tuesday.parquet -o week.parquet
       zippy-batch merge a b -o all/ --prefix
     """
-    from zippy_batch.run import merge as merging
+    import zippy_batch as zb
 
     with reserved_stdout():
-        report = merging.merge(archives, output, prefix, bool(overwrite))
+        report = zb.merge(archives, output, prefix, bool(overwrite))
     print_reports([report], as_json, quiet)
 
 

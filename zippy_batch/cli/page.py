@@ -48,13 +48,11 @@ def report(
       zippy-batch report out.parquet -o report.html --against ./faces
     """
     from zippy_batch.stores.atomic_file import replacing
-    from zippy_batch.stores.object_path import local_path, place
     from zippy_batch.views.report_page import PageOptions, report_page
 
     _refuse_output(output, bool(overwrite))
-    originals = None if against is None else local_path(against, "report")
-    options = PageOptions(images, seed, originals, compare, max_mb)
-    page = report_page(place(archive), options, device or ArchiveOptions.device)
+    options = PageOptions(images, seed, against, compare, max_mb)
+    page = report_page(archive, options, device or ArchiveOptions.device)
     data = page.encode()
     with replacing(output) as new:
         new.write_bytes(data)
@@ -92,14 +90,6 @@ def serve(
       zippy-batch serve out.parquet
       zippy-batch serve out.parquet --port 9000
     """
-    from zippy_batch.run.copy_rows import shown_place
-    from zippy_batch.run.report import count_text
-    from zippy_batch.stores.object_path import place
     from zippy_batch.views.server import serve_gallery
 
-    where = place(archive)
-
-    def say(url: str, files: int) -> None:
-        print_text(f"{url} shows the {count_text(files, 'file')} of {shown_place(where)}; Ctrl-C ends it")
-
-    serve_gallery(where, port, device or ArchiveOptions.device, say)
+    serve_gallery(archive, port, device or ArchiveOptions.device, print_text)

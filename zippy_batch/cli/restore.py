@@ -36,11 +36,9 @@ def restore(
       zippy-batch restore out.parquet ./worst --where "psnr < 29 or codec == 'raw'"
       zippy-batch restore out.parquet ./restored --reference ./faces --json
     """
+    import zippy_batch as zb
     from zippy_batch.cli.progress import Shown, showing
-    from zippy_batch.run import pipeline
-    from zippy_batch.stores.object_path import place
 
-    shown = Shown.of(progress, quiet)
-    with reserved_stdout(), showing("restore", shown) as watch:
-        report = pipeline.restore(place(archive), place(destination), options, run, watch)
+    with reserved_stdout(), showing("restore", Shown.of(progress, quiet)) as watch:
+        report = zb.restore(archive, destination, options, run, watch)
     print_report(report, as_json, quiet)

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from zippy_batch.cli.options import ArchivePath, Json, ProgressFlag, Quiet, as_command, declared, flag
+from zippy_batch.cli.options import ArchivePath, Json, ProgressFlag, Quiet, as_command, flag
 from zippy_batch.cli.outcome import print_report, reserved_stdout
-from zippy_batch.config import ArchiveOptions, RunOptions
-from zippy_batch.errors import UsageError
+from zippy_batch.config import RunOptions, VerifyOptions
 
 
 @as_command("nothing was changed")
@@ -24,10 +23,9 @@ def stats(ctx: typer.Context, archive: ArchivePath, as_json: Json = False) -> No
       zippy-batch stats out.parquet
       zippy-batch stats out.parquet --json
     """
-    from zippy_batch.run import pipeline
-    from zippy_batch.stores.object_path import place
+    import zippy_batch as zb
 
-    print_report(pipeline.stats(place(archive)), as_json)
+    print_report(zb.stats(archive), as_json)
 
 
 @as_command("nothing was changed", without=("overwrite",))
@@ -42,13 +40,8 @@ def verify(
             help="The originals: is every one of them in the archive, and is every row what it promises?",
         ),
     ] = None,
-    input: Annotated[str | None, declared(ArchiveOptions, "input", help="What the originals are.")] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Decode every image, beyond the checksums.")] = False,
-    sample: Annotated[
-        int | None,
-        flag("--sample", metavar="N", help="Look at N rows, chosen at random, and at no file as a whole."),
-    ] = None,
     *,
+    options: VerifyOptions,
     run: RunOptions,
     progress: ProgressFlag = None,
     quiet: Quiet = False,
@@ -64,15 +57,9 @@ def verify(
       zippy-batch verify out.parquet --against ./faces
       zippy-batch verify s3://bucket/out.parquet --sample 1000
     """
+    import zippy_batch as zb
     from zippy_batch.cli.progress import Shown, showing
-    from zippy_batch.run import pipeline
-    from zippy_batch.stores.object_path import place
 
-    if sample is not None and sample < 1:
-        raise UsageError(f"--sample {sample}: a sample has 1 row or more")
-    kind = input or ArchiveOptions.input
-    originals = None if against is None else place(against)
-    shown = Shown.of(progress, quiet)
-    with reserved_stdout(), showing("verify", shown) as watch:
-        report = pipeline.verify(place(archive), originals, deep, run, watch, input=kind, sample=sample or 0)
+    with reserved_stdout(), showing("verify", Shown.of(progress, quiet)) as watch:
+        report = zb.verify(archive, against, options, run, watch)
     print_report(report, as_json, quiet)

@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from zippy_batch.archives.schema import PSNR_CAP_DB
 from zippy_batch.compare.ssimulacra2 import ssimulacra2
 from zippy_batch.errors import SourceError
 from zippy_batch.images.metrics import mean_squared_error, psnr_db, ssim
@@ -219,7 +218,7 @@ def recode(task: tuple[str, Path]) -> Coded:
         # they raise almost anything on what they do not take
         data, encoded, is_same = source, time.perf_counter(), False
     decode_s = time.perf_counter() - encoded
-    return Coded(data if is_same else source, PSNR_CAP_DB, 1.0, 100.0, None, encoded - begun, decode_s)
+    return Coded(data if is_same else source, psnr_db(0.0), 1.0, 100.0, None, encoded - begun, decode_s)
 
 
 def _to_jpeg_xl(jpeg: bytes) -> bytes:

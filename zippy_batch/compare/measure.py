@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zippy_batch.codecs.model_file import load_model
 from zippy_batch.compare import codecs
 from zippy_batch.compare.codecs import IMAGE_CODECS, RECODERS, Coded, Failed, Setting
 from zippy_batch.compare.curves import level_for
@@ -50,6 +49,7 @@ from zippy_batch.run.executor import settle_device, usable_cpus
 from zippy_batch.run.plan import spread
 from zippy_batch.run.report import Progress, Quality
 from zippy_batch.sources.directory import find_files, read_file
+from zippy_batch.stores.object_path import local_path
 
 QUALITIES = (25, 40, 55, 65, 75, 85, 95)
 BY_REQUEST = ("avif-speed0",)
@@ -124,17 +124,17 @@ class _Sample:
 
 
 def compare(
-    source: Path, options: CompareOptions | None = None, progress: Callable[[Progress], None] | None = None
+    source: str | Path, options: CompareOptions | None = None, progress: Callable[[Progress], None] | None = None
 ) -> Comparison:
     """Measure all contenders on the images below `source`.
 
     What cannot be read or decoded is skipped and counted; a contender that this machine has not, or that fails, is a
     note. Raises UsageError for a directory without images, ModelError or UsageError for a model that cannot be had.
     """
-    options = options or CompareOptions()
+    options, source = options or CompareOptions(), local_path(source, "compare")
     device = settle_device(options.device, None)
     if OWN_LOSSY in options.contenders:
-        load_model(options.model)
+        pipeline.models_for_archive(options.archive_options(options.qualities[0]), pipeline.Codecs())
     skipped: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="zippy-batch-compare-") as folder:
         listing, refused = find_files(source)

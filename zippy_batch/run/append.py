@@ -14,7 +14,7 @@ from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION
 from zippy_batch.codecs.model_file import Model
-from zippy_batch.config import LABELS, ArchiveOptions, RunOptions
+from zippy_batch.config import LABELS, AppendOptions, ArchiveOptions, RunOptions
 from zippy_batch.errors import UsageError
 from zippy_batch.run.archive_shard import ArchiveJob
 from zippy_batch.run.copy_rows import CopyPlan, holds, rows_of_shard, shown_place
@@ -32,18 +32,6 @@ from zippy_batch.stores.object_path import Place, place
 
 _NOT_TAKEN = ("model", "exact_model", "labels", "label_pattern", "device", "input")
 """Options that an archive does not record, or not so that they could be used again."""
-
-
-@dataclass(frozen=True)
-class Addition:
-    """What is to be added; how it is coded, the archive says."""
-
-    update: bool = False
-    """Also files whose size or time is not that of their row, in whose place they come."""
-    input: str = "auto"
-    labels: str | None = None
-    """As in ArchiveOptions; None for what the archive records."""
-    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -96,7 +84,7 @@ class _NewFiles:
 def append(
     source: str | Place,
     archive: str | Place,
-    wish: Addition | None = None,
+    options: AppendOptions | None = None,
     run: RunOptions | None = None,
     progress: Watch | None = None,
     codecs: Codecs | None = None,
@@ -106,16 +94,16 @@ def append(
     The archive is the old one or the new one, whatever kills the run; the same call then goes on. Where nothing is new
     nothing is written. Raises UsageError while another run works on the archive, and what `pipeline.archive` raises.
     """
-    wish, run, codecs, clock = wish or Addition(), run or RunOptions(), codecs or Codecs(), Clock(progress)
+    options, run, codecs, clock = options or AppendOptions(), run or RunOptions(), codecs or Codecs(), Clock(progress)
     source, archive, started = place(source), place(archive), time.monotonic()
     recover(archive)
     with ArchiveReader.open(archive) as opened:
-        options = _options(opened, wish, settle_device(wish.device, run.address))
+        coding = _options(opened, options, settle_device(options.device, run.address))
         refuse_output(source, archive, overwrite=True)
-        found = _find(source, opened, options, wish.update)
+        found = _find(source, opened, coding, options.update)
         updated = sum(map(len, found.replaced.values()))
         if found.fresh:
-            _add(opened, found, options, run, clock, codecs)
+            _add(opened, found, coding, run, clock, codecs)
     with ArchiveReader.open(archive) as now:
         return AppendReport(
             path=shown_place(archive),
@@ -129,7 +117,7 @@ def append(
         )
 
 
-def _options(opened: ArchiveReader, wish: Addition, device: str) -> ArchiveOptions:
+def _options(opened: ArchiveReader, wish: AppendOptions, device: str) -> ArchiveOptions:
     """Those that the archive was made with. Raises UsageError where it does not say how to label more files."""
     recorded = opened.info.options
     names = {one.name for one in fields(ArchiveOptions)} - {*_NOT_TAKEN}

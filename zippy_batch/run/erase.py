@@ -79,15 +79,6 @@ class EraseReport:
         return out if self.receipt is None else [*out, f"receipt: {self.receipt}"]
 
 
-def read_paths(file: Path) -> tuple[bytes, ...]:
-    """A path on each line. Raises UsageError."""
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError as error:
-        raise UsageError(f"--paths {file}: {error.strerror}; expected a file with a path on each line") from error
-    return tuple(line for line in lines if line)
-
-
 def erase(archive: str | Place, wish: Erasure, dry_run: bool = False) -> EraseReport:
     """Take rows out of an archive for good: what held them is written anew without them, all else is checked.
 

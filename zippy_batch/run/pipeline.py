@@ -36,7 +36,7 @@ from zippy_batch.archives.schema import (
 )
 from zippy_batch.archives.writer import merge_parts, part_name
 from zippy_batch.codecs.model_file import Model, builtin_model_by_id, load_model
-from zippy_batch.config import LABELS, ArchiveOptions, RestoreOptions, RunOptions
+from zippy_batch.config import LABELS, ArchiveOptions, RestoreOptions, RunOptions, VerifyOptions
 from zippy_batch.errors import ArchiveError, ModelError, UsageError, ZippyError
 from zippy_batch.paths import display_path
 from zippy_batch.run.archive_shard import ArchiveJob, commit_part
@@ -417,28 +417,26 @@ def restore(
 def verify(
     archive_path: str | Place,
     against: str | Place | None = None,
-    deep: bool = False,
+    options: VerifyOptions | None = None,
     run: RunOptions | None = None,
     progress: Watch | None = None,
     codecs: Codecs | None = None,
-    input: str = "auto",
-    sample: int = 0,
 ) -> VerifyReport:
-    """Check every row's checksum; with `deep` decode every row; with `against` compare each with its original there.
-    `input` is the kind of source that `against` is, one of config.INPUTS. With `sample`, only so many rows, chosen at
-    random, and no hash of a whole file.
+    """Check every row's checksum; with `options.deep` decode every row; with `against` compare each with its original
+    there. With `options.sample`, only so many rows, chosen at random, and no hash of a whole file.
 
     Damage is reported, not raised. Raises ArchiveError where there is nothing to read rows from, and UsageError for a
     sample that is to be compared with originals.
     """
+    options, run, codecs = options or VerifyOptions(), run or RunOptions(), codecs or Codecs()
+    sample, deep = options.sample, options.deep
     if sample and against is not None:
         raise UsageError("a sample is not compared with originals: leave out one of the two")
-    run, codecs = run or RunOptions(), codecs or Codecs()
     clock, archive_path = Clock(progress), place(archive_path)
     against = None if against is None else place(against)
     results: list[ShardVerified] = []
     with ArchiveReader.open(archive_path, allow_damage=True) as opened:
-        matched = _match(opened, against, input) if against else _Matched(_units(opened, sample))
+        matched = _match(opened, against, options.input) if against else _Matched(_units(opened, sample))
         models = _models_of(opened, opened.info.models, False, codecs) if deep or against else {}
         device = settle_device("auto", run.address) if models else "cpu"
         source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
@@ -468,8 +466,8 @@ def verify(
     )
 
 
-def _units(opened: ArchiveReader, sample: int) -> list[VerifyUnit]:
-    """All shards, or those of a sample of rows; 0 takes all."""
+def _units(opened: ArchiveReader, sample: int | None) -> list[VerifyUnit]:
+    """All shards, or those of a sample of rows."""
     if not sample:
         return [VerifyUnit(shard) for shard in opened.shards()]
     starts = [0, *accumulate(opened.info.shards)]

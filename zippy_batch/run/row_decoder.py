@@ -5,7 +5,7 @@ Rows come from a reader (`dataset`), or from a table that somebody else read (`a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippy_batch.archives.schema import Row
-from zippy_batch.codecs.model_file import Model
-from zippy_batch.errors import ArchiveError, DamagedRow
+from zippy_batch.codecs.model_file import Model, builtin_model_by_id, builtin_names, load_model
+from zippy_batch.errors import ArchiveError, DamagedRow, ModelError
+from zippy_batch.images.probe import CODING, CORRUPT, EMPTY, NOT_AN_IMAGE, TRUNCATED
 from zippy_batch.paths import decoded_path
 from zippy_batch.run.encode_verified import Coders, build_codec
 from zippy_batch.run.executor import settle_device
@@ -23,6 +24,10 @@ from zippy_batch.run.rows import decode_pictures, is_verbatim, restored_file, ro
 
 Pixels = NDArray[np.uint8]
 """(H, W, 3) RGB or (H, W) grey."""
+
+
+NO_PICTURE = frozenset({EMPTY, NOT_AN_IMAGE, CORRUPT, TRUNCATED, CODING})
+"""Reasons for which a row is raw and nobody can see what it shows."""
 
 
 def images_together(device: str) -> int:
@@ -38,6 +43,11 @@ class RowDecoder:
         self._name, self._model_for, self._device = name, model_for, device
         self._lock = Lock()
         self._coders: dict[str, Any] = {}
+
+    @classmethod
+    def builtin(cls, device: str) -> RowDecoder:
+        """Decodes with the built-in models; ModelError where there is not one for a row's codec."""
+        return cls("with the built-in models (where it has others, say archive=)", _builtin_model, device)
 
     def pixels(self, rows: Sequence[Row]) -> list[Pixels]:
         """(H, W, 3) RGB or (H, W) grey, as stored. Raises DamagedRow, and ArchiveError for a file without pixels."""
@@ -148,3 +158,20 @@ def _pixels_of(row: Row, file: bytes) -> Pixels | str:
         f"{decoded_path(row.path)} was kept as it is ({row.raw_reason}) and has no pixels here; take its bytes(), or "
         f"leave such files out with where=\"codec != 'raw'\""
     )
+
+
+def require_builtin(models: Mapping[str, str]) -> None:
+    """Raises ModelError where rows need a model (id by codec) that is not built in."""
+    for codec, model in models.items():
+        if builtin_model_by_id(model) is None:
+            raise ModelError(
+                f"the table needs the model {model} for its {codec} rows, which is not built in: say archive=, the "
+                f"archive that the rows are of"
+            )
+
+
+def _builtin_model(codec: str) -> Model:
+    found = [model for model in map(load_model, builtin_names()) if model.codec == codec]
+    if len(found) != 1:
+        raise ModelError(f"{len(found)} models of the {codec} codec are built in: say archive=, whose model it is")
+    return found[0]

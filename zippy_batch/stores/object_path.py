@@ -179,7 +179,7 @@ def place(text: str | Place) -> Place:
     return path
 
 
-def local_path(text: str, what: str) -> Path:
+def local_path(text: str | Path, what: str) -> Path:
     """The path that a text names, for `what` reads or writes on this machine alone. Raises UsageError for a URI."""
     found = place(text)
     if not isinstance(found, Path):

@@ -29,6 +29,8 @@ class Choice:
     sort: str | None = None
     """A column, from small to large, or from large to small with a minus before it."""
     limit: int | None = None
+    among: Sequence[int] | None = None
+    """Numbers of rows that another choice has left; all of them where it is None."""
 
 
 def chosen(archive: Archive, choice: Choice) -> list[int]:
@@ -39,7 +41,7 @@ def chosen(archive: Archive, choice: Choice) -> list[int]:
         wanted = {number for glob in choice.select for number in archive.rows(choice.where, glob).numbers}
         numbers: Sequence[int] = sorted(wanted)
     else:
-        numbers = archive.rows(choice.where).numbers
+        numbers = archive.rows(choice.where).numbers if choice.among is None else choice.among
     if choice.sort is not None:
         numbers = _sorted(archive, numbers, choice.sort)
     return list(numbers[: choice.limit])

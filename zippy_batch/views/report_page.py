@@ -12,7 +12,6 @@ import base64
 import hashlib
 import html
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,19 +26,17 @@ from numpy.typing import NDArray
 from zippy_batch.dataset import Archive
 from zippy_batch.dataset import open as open_archive
 from zippy_batch.errors import UsageError, ZippyError
-from zippy_batch.paths import encoded_path, path_problem
 from zippy_batch.run import pipeline
 from zippy_batch.run.report import ArchiveReport, Line, count_text, size_text
-from zippy_batch.stores.object_path import Place
+from zippy_batch.stores.object_path import Place, local_path
 from zippy_batch.views.curves import curves, read_figures
 from zippy_batch.views.markup import counts_of, histogram, number_text, share, table_of, text_of
-from zippy_batch.views.web_image import WebImage, web_image
+from zippy_batch.views.web_image import WebImage, original_image, web_image
 
 _PICTURE_SIDE, _PICTURE_BYTES = 320, 40_000
 """Larger pictures are made smaller, for the page to hold many."""
 _SMALL_SIDE = 96
 """Pictures up to here are enlarged pixel for pixel."""
-_MOST_ORIGINAL_BYTES = 1 << 28
 _READ_BYTES = 1 << 30
 """Of archives larger than this, the stored sizes of evenly chosen row groups are read."""
 _MOST_SHARDS, _MOST_SIZES, _MOST_LABELS, _MOST_REASONS = 200, 12, 40, 40
@@ -53,7 +50,7 @@ class PageOptions:
     """How many of the worst pictures, and of random ones, there are."""
     seed: int = 0
     """Chooses the random ones."""
-    against: Path | None = None
+    against: str | Path | None = None
     """Directory of the originals, shown beside the worst pictures."""
     compare: Path | None = None
     """Figures that `compare --json` wrote, drawn as curves."""
@@ -65,11 +62,11 @@ class PageOptions:
             raise UsageError(f"--images is 0 or more, not {self.images}")
         if not self.megabytes >= LEAST_MEGABYTES:
             raise UsageError(f"--max-mb is {LEAST_MEGABYTES} or more, not {self.megabytes}")
-        if self.against is not None and not self.against.is_dir():
+        if self.against is not None and not local_path(self.against, "report").is_dir():
             raise UsageError(f"--against {self.against}: there is no such directory")
 
 
-def report_page(archive: Place, options: PageOptions, device: str = "auto") -> str:
+def report_page(archive: str | Place, options: PageOptions, device: str = "auto") -> str:
     """The page, as text. Raises what `open` raises, and ArchiveError where a column is damaged; a picture that cannot
     be had back is replaced by what is wrong with it."""
     figures = read_figures(options.compare) if options.compare else None
@@ -263,7 +260,7 @@ class _Pictures:
         if not len(known):
             return "<p>No file has a measured loss: there is no worst one.</p>"
         numbers = known[np.argsort(psnr[known], kind="stable")][: self._options.images].tolist()
-        against = self._options.against
+        against = None if self._options.against is None else Path(self._options.against)
         beside = "each beside its original" if against else "as they come back"
         return f"<p>By PSNR, {beside}.</p>{self._list(numbers, against)}"
 
@@ -286,7 +283,7 @@ class _Pictures:
         about = f'<figcaption class="about"><strong>{text_of(file.path)}</strong>{facts}</figcaption>'
         cells = [("restored", _restored(file.bytes))]
         if against:
-            cells.insert(0, ("original", _original(against, file.path)))
+            cells.insert(0, ("original", original_image(against, file.path, _PICTURE_SIDE, _PICTURE_BYTES)))
         made = f"{_button(cells, file.path)}{about}"
         if len(made) + _ITEM_BYTES > self._room:
             left_out: list[tuple[str, WebImage | str]] = [
@@ -318,23 +315,6 @@ def _restored(file: Any) -> WebImage | str:
         return web_image(file(), _PICTURE_SIDE, _PICTURE_BYTES)
     except ZippyError as error:
         return str(error)
-
-
-def _original(directory: Path, path: str) -> WebImage | str:
-    """The file of this path below the directory, which no path leaves."""
-    problem = path_problem(encoded_path(path))
-    if problem:
-        return f"not looked for: {problem}"
-    name = os.path.join(directory, path)
-    try:
-        # whatever waits when it is opened, or has no end, is no picture
-        if not os.path.isfile(name):
-            return "there is no such original"
-        if os.path.getsize(name) > _MOST_ORIGINAL_BYTES:
-            return "its original is too large to show"
-        return web_image(Path(name).read_bytes(), _PICTURE_SIDE, _PICTURE_BYTES)
-    except OSError as error:
-        return f"its original cannot be read: {error.strerror}"
 
 
 def _button(cells: Sequence[tuple[str, WebImage | str]], path: str) -> str:

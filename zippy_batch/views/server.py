@@ -22,7 +22,8 @@ from urllib.parse import parse_qs, urlsplit
 from zippy_batch.dataset import open as open_archive
 from zippy_batch.errors import UsageError, ZippyError
 from zippy_batch.run.copy_rows import shown_place
-from zippy_batch.stores.object_path import Place
+from zippy_batch.run.report import count_text
+from zippy_batch.stores.object_path import Place, place
 from zippy_batch.views.gallery import ORDERS, Gallery, Search
 from zippy_batch.views.markup import text_of
 from zippy_batch.views.report_page import asset
@@ -179,14 +180,14 @@ def _shown(picture: WebImage | str) -> tuple[str, bytes]:
     return "image/svg+xml", svg.encode()
 
 
-def serve_gallery(archive: Place, port: int, device: str, say: Callable[[str, int], None]) -> None:
-    """Serve an archive until an interrupt. `say` is told the URL and the number of files once it can be opened.
+def serve_gallery(archive: str | Place, port: int, device: str, say: Callable[[str], None]) -> None:
+    """Serve an archive until an interrupt. `say` is given a line with the URL once that can be opened.
 
     Raises what `open` raises, and UsageError where the port cannot be had.
     """
     with open_archive(archive, device) as opened:
-        gallery = Gallery(opened)
-        with GalleryServer(gallery, shown_place(archive), port) as server:
-            say(server.url, len(gallery))
+        gallery, name = Gallery(opened), shown_place(place(archive))
+        with GalleryServer(gallery, name, port) as server:
+            say(f"{server.url} shows the {count_text(len(gallery), 'file')} of {name}; Ctrl-C ends it")
             with suppress(KeyboardInterrupt):
                 server.serve_forever()

@@ -6,12 +6,15 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zippy_batch.dataset import ArchivedFile, ArchivedFiles
-from zippy_batch.errors import UsageError
+from zippy_batch.dataset import Archive, ArchivedFile, ArchivedFiles
+from zippy_batch.dataset import open as open_archive
+from zippy_batch.errors import OptionError, UsageError
 from zippy_batch.paths import display_path, encoded_path
-from zippy_batch.views.web_image import web_image
+from zippy_batch.views.listing import Choice, chosen
+from zippy_batch.views.web_image import WebImage, original_image, web_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,69 +23,108 @@ MOST_PICTURES = 2000
 SMALLEST_SIDE, LARGEST_SIDE = 128, 256
 """Pixels of a picture's place on the sheet: the larger side of the largest one, within these."""
 _GAP, _LINE, _FONT = 8, 13, 11
+_BESIDE = 2
+"""Pixels between an original and what came back."""
 _PAPER, _INK, _PALE = "white", "#222222", "#888888"
 _BATCH = 256
 
 
 @dataclass(frozen=True)
 class _Cell:
-    picture: Image.Image | str
-    """RGB, or why there is none."""
+    pictures: tuple[Image.Image | str, ...]
+    """RGB, or why there is none: what is restored, after its original where there is one to look for."""
     caption: tuple[str, str]
 
 
-def contact_sheet(files: ArchivedFiles, columns: int | None = None) -> Image.Image:
-    """Pictures of the files in their order, row by row, RGB; `columns` of them side by side, by default about as many
-    as makes a square. Pictures larger than 256 pixels are made smaller.
+def sheet(
+    files: str | Path | Archive | ArchivedFiles,
+    worst: int | None = None,
+    limit: int = 100,
+    columns: int | None = None,
+    against: str | Path | None = None,
+) -> Image.Image:
+    """Pictures of an archive on one sheet, RGB, each with its path and its PSNR: a `PIL.Image.Image`.
 
-    Raises UsageError for no file or more than 2,000, and DamagedRow.
+    files: an archive, or what its `rows` chooses of it. worst: so many of those with the least PSNR, the worst first;
+    else the first `limit`. columns: pictures side by side, by default about as many as make a square. against: the
+    directory of the originals, to show each beside what came back. Pictures larger than 256 pixels are made smaller,
+    small ones larger. Raises UsageError for no picture or more than 2,000, what `open` raises, and DamagedRow.
     """
-    if not 1 <= len(files) <= MOST_PICTURES:
-        raise UsageError(
-            f"a sheet takes 1 to {MOST_PICTURES} pictures, not {len(files)}; choose with --where or --limit"
-        )
+    if isinstance(files, str | Path):
+        files = open_archive(files)
+    every = files.rows() if isinstance(files, Archive) else files
+    if worst is None:
+        numbers = every.numbers[: _checked("limit", limit)]
+    else:
+        numbers = chosen(every.archive, Choice(among=every.numbers, sort="psnr", limit=_checked("worst", worst)))
+    return contact_sheet(every.archive[list(numbers)], columns, None if against is None else Path(against))
+
+
+def _checked(name: str, count: int) -> int:
+    if not 1 <= count <= MOST_PICTURES:
+        raise OptionError(f"{{{name}}} is 1 to {MOST_PICTURES}, which a sheet takes, not {count}", name)
+    return count
+
+
+def contact_sheet(files: ArchivedFiles, columns: int | None = None, against: Path | None = None) -> Image.Image:
+    """As `sheet`, of these files in their order."""
+    if not len(files):
+        raise UsageError("there is no file to show: nothing is there that the condition holds for")
     if columns is not None and columns < 1:
-        raise UsageError(f"--columns is 1 or more, not {columns}")
+        raise OptionError(f"{{columns}} is 1 or more, not {columns}", "columns")
+    if against is not None and not against.is_dir():
+        raise OptionError(f"{{against}} {against}: there is no such directory", "against")
     cells: list[_Cell] = []
     for batch in files.batches(_BATCH):
         read = batch.read()
-        cells += [_cell(file, data) for file, data in zip(read, read.files(), strict=True)]
+        cells += [_cell(file, data, against) for file, data in zip(read, read.files(), strict=True)]
     return _drawn(cells, columns or math.ceil(math.sqrt(len(cells))))
 
 
-def _cell(file: ArchivedFile, data: bytes) -> _Cell:
+def _cell(file: ArchivedFile, data: bytes, against: Path | None) -> _Cell:
+    quality = file.codec if file.psnr is None else f"{file.psnr:.2f} dB"
+    pictures = [web_image(data, LARGEST_SIDE, len(data))]
+    if against is not None:
+        pictures.insert(0, original_image(against, file.path, LARGEST_SIDE, len(data)))
+    return _Cell(tuple(map(_picture, pictures)), (display_path(encoded_path(file.path)), quality))
+
+
+def _picture(shown: WebImage | str) -> Image.Image | str:
     from PIL import Image
 
-    quality = file.codec if file.psnr is None else f"{file.psnr:.2f} dB"
-    caption = display_path(encoded_path(file.path)), quality
-    shown = web_image(data, LARGEST_SIDE, len(data))
     if isinstance(shown, str):
-        return _Cell(shown, caption)
+        return shown
     with Image.open(io.BytesIO(shown.data)) as image:
-        return _Cell(image.convert("RGB"), caption)
+        return image.convert("RGB")
 
 
 def _drawn(cells: Sequence[_Cell], columns: int) -> Image.Image:
     from PIL import Image, ImageDraw, ImageFont
 
-    largest = max((max(cell.picture.size) for cell in cells if not isinstance(cell.picture, str)), default=0)
+    every = [picture for cell in cells for picture in cell.pictures]
+    largest = max((max(one.size) for one in every if not isinstance(one, str)), default=0)
     side = min(max(largest, SMALLEST_SIDE), LARGEST_SIDE)
-    width, height = side + _GAP, side + 2 * _LINE + _GAP
+    beside = len(cells[0].pictures)
+    place = beside * side + (beside - 1) * _BESIDE
+    width, height = place + _GAP, side + 2 * _LINE + _GAP
     columns = min(columns, len(cells))
     sheet = Image.new("RGB", (columns * width + _GAP, -(-len(cells) // columns) * height + _GAP), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
     for i, cell in enumerate(cells):
-        x, y = _GAP + i % columns * width, _GAP + i // columns * height
-        if isinstance(cell.picture, str):
-            draw.rectangle((x, y, x + side - 1, y + side - 1), outline=_PALE)
-            draw.text((x + 4, y + 4), _fitted(cell.picture, side - 8, font), _PALE, font)
-        else:
-            # every pixel as a square: what small pictures lost is to be seen
-            times = max(1, side // largest)
-            w, h = cell.picture.width * times, cell.picture.height * times
-            sheet.paste(cell.picture.resize((w, h), Image.Resampling.NEAREST), (x + (side - w) // 2, y + side - h))
+        left, y = _GAP + i % columns * width, _GAP + i // columns * height
+        for n, picture in enumerate(cell.pictures):
+            x = left + n * (side + _BESIDE)
+            if isinstance(picture, str):
+                draw.rectangle((x, y, x + side - 1, y + side - 1), outline=_PALE)
+                draw.text((x + 4, y + 4), _fitted(picture, side - 8, font), _PALE, font)
+            else:
+                # every pixel as a square: what small pictures lost is to be seen
+                times = max(1, side // largest)
+                w, h = picture.width * times, picture.height * times
+                enlarged = picture.resize((w, h), Image.Resampling.NEAREST)
+                sheet.paste(enlarged, (x + (side - w) // 2, y + side - h))
         for line, (text, colour) in enumerate(zip(cell.caption, (_INK, _PALE), strict=True)):
-            draw.text((x, y + side + 1 + line * _LINE), _fitted(text, side, font), colour, font)
+            draw.text((left, y + side + 1 + line * _LINE), _fitted(text, place, font), colour, font)
     return sheet
 
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 from zippy_batch.images.probe import sniff_format
+from zippy_batch.paths import encoded_path, path_problem
 
 _TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "gif": "image/gif"}
 """Formats that every browser shows -> their media types."""
 _PILLOW = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _MOST_PIXELS = 1 << 25
+_MOST_ORIGINAL_BYTES = 1 << 28
 _MADE_QUALITY = 90
 """Of JPEG files that are made here."""
 
@@ -55,6 +59,23 @@ def web_image(data: bytes, most_side: int, most_bytes: int) -> WebImage | str:
     except Exception:
         # decoders raise almost anything on damaged files
         return "cannot be decoded"
+
+
+def original_image(directory: Path, path: str, most_side: int, most_bytes: int) -> WebImage | str:
+    """As `web_image`, of the file of this path below the directory, which no path leaves."""
+    problem = path_problem(encoded_path(path))
+    if problem:
+        return f"not looked for: {problem}"
+    name = os.path.join(directory, path)
+    try:
+        # whatever waits when it is opened, or has no end, is no picture
+        if not os.path.isfile(name):
+            return "there is no such original"
+        if os.path.getsize(name) > _MOST_ORIGINAL_BYTES:
+            return "its original is too large to show"
+        return web_image(Path(name).read_bytes(), most_side, most_bytes)
+    except OSError as error:
+        return f"its original cannot be read: {error.strerror}"
 
 
 def _shown(image: object, data: bytes, format: str, most_side: int, most_bytes: int) -> WebImage:
