@@ -17,9 +17,9 @@ from s3 import content, upload
 from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION, Row
-from zippy_batch.config import RunOptions
+from zippy_batch.config import AppendOptions, RunOptions
 from zippy_batch.errors import ArchiveError, StorageError, UsageError, ZippyError
-from zippy_batch.run.append import Addition, append
+from zippy_batch.run.append import append
 from zippy_batch.run.erase import Erasure, erase
 from zippy_batch.run.pipeline import verify
 from zippy_batch.run.rewrite import recover
@@ -109,7 +109,7 @@ def laid(old: Path, output: ObjectPath) -> ObjectPath:
 
 
 def add(faces: Path, output: ObjectPath, update: bool) -> None:
-    append(faces, output, Addition(update, device="cpu"), RunOptions(workers=1), None, CODECS)
+    append(faces, output, AppendOptions(update=update, device="cpu"), RunOptions(workers=1), None, CODECS)
 
 
 def run_of(command: str, faces: Path, output: ObjectPath) -> None:
