@@ -23,7 +23,7 @@ from zippy_batch.run.append import AppendReport, append
 from zippy_batch.run.pipeline import archive, restore, verify
 from zippy_batch.run.report import Progress
 from zippy_batch.run.staging_local import open_local_staging, staging_path
-from zippy_batch.stores.object_path import Place
+from zippy_batch.stores.object_path import Place, listed
 
 OPTIONS = ArchiveOptions(quality=60, device="cpu", shard_size=5, batch_size=3)
 RUN = RunOptions(workers=1)
@@ -228,11 +228,11 @@ def test_an_archive_labelled_by_a_table_wants_one_for_the_new_files(faces: Path,
     assert by_path(made)[b"a.jpg"].label is None
 
 
-def test_to_an_object(s3: S3, faces: Path) -> None:
-    archive(faces, s3.uri("out.parquet"), OPTIONS, RUN, codecs=CODECS)
+@pytest.mark.parametrize("name", ["out.parquet", "out"])
+def test_to_an_archive_in_a_store(name: str, s3: S3, faces: Path) -> None:
+    archive(faces, s3.uri(name), OPTIONS, RUN, codecs=CODECS)
     more(faces)
-    assert again(faces, s3.uri("out.parquet")).rows == 19
-    assert len(by_path(s3.at("out.parquet"))) == 19
-    archive(faces, s3.uri("out"), OPTIONS, RUN, codecs=CODECS)
-    with pytest.raises(UsageError, match="is a directory in an object store"):
-        again(faces, s3.uri("out"))
+    assert again(faces, s3.uri(name)).rows == 19
+    assert len(by_path(s3.at(name))) == 19
+    assert verify(s3.uri(name), against=faces, run=RUN, codecs=CODECS).exit_code == 0
+    assert [info.base_name for info in listed(s3.at(name).parent)] == [name]

@@ -22,7 +22,7 @@ from zippy_batch.run.executor import run_units, settle_device
 from zippy_batch.run.pipeline import Clock, Codecs, Watch, codec_maker, models_for_archive
 from zippy_batch.run.plan import ArchivePlan, plan_archive, source_states
 from zippy_batch.run.report import Done, count_text, rounded, size_text
-from zippy_batch.run.rewrite import assemble, keep_shards, left_after, open_rewriting, recover
+from zippy_batch.run.rewrite import Kept, keep_shards, left_after, open_rewriting, publish, recover
 from zippy_batch.run.rows import model_of
 from zippy_batch.run.staging import Staging, refuse_output
 from zippy_batch.sources import Source, Wanted, list_source
@@ -167,18 +167,18 @@ def _add(
     models = _models(opened, options, codecs)
     listing = replace(found.listing, files=Files(found.fresh))
     new = plan_archive(listing, options, {codec: model.id for codec, model in models.items()})
-    kept = left_after(opened, found.replaced)
-    rows = (*(rows_of_shard(shard, [opened]) for shard in kept), *new.rows)
-    plan = CopyPlan((opened,), (b"",), kept, _info(opened, models, rows))
+    shards = left_after(opened, found.replaced)
+    rows = (*(rows_of_shard(shard, [opened]) for shard in shards), *new.rows)
+    plan = CopyPlan((opened,), (b"",), shards, _info(opened, models, rows))
     with open_rewriting(plan, {"command": "append", "new files": new.fingerprint}) as staging:
-        known = {}
+        kept = Kept({})
         if not staging.assembled():
-            known = keep_shards(plan, staging)
+            kept = keep_shards(plan, staging)
             job = ArchiveJob(
                 found.origin, staging.parts.absolute(), new.options, models, codec_maker(codecs, new), plan.info
             )
             _code(job, new, staging, run, clock)
-        staging.publish(len(rows), assemble(staging, plan, known))
+        publish(staging, plan, kept)
 
 
 def _code(job: ArchiveJob, new: ArchivePlan, staging: Staging, run: RunOptions, clock: Clock) -> None:
