@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -53,8 +54,9 @@ def again(
     output: str | Place,
     update: bool = False,
     watch: Callable[[Progress], None] | None = None,
+    checksum: bool = False,
 ) -> AppendReport:
-    return append(faces, output, AppendOptions(update, device="cpu"), RUN, watch, CODECS)
+    return append(faces, output, AppendOptions(update, checksum, device="cpu"), RUN, watch, CODECS)
 
 
 def by_path(path: Place) -> dict[bytes, Row]:
@@ -104,6 +106,26 @@ def test_changed_files_replace_their_rows_where_update_says_so(faces: Path, outp
     assert rows[b"3.jpg"].mtime_s == 10
     assert verify(output, against=faces, run=RUN, codecs=CODECS).exit_code == 0
     assert again(faces, output, update=True).updated == 0
+
+
+def test_by_checksum_files_of_other_content_alone_replace_their_rows(faces: Path, output: Path) -> None:
+    os.utime(faces / "3.jpg", (10, 10))
+    other = io.BytesIO()
+    Image.fromarray(pixels(77)).save(other, "JPEG", quality=20)
+    for name, data in (("notes.txt", b"Not a picture"), ("1.jpg", other.getvalue())):
+        facts = (faces / name).stat()
+        (faces / name).write_bytes(data.ljust(facts.st_size, b"\0"))
+        os.utime(faces / name, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert again(faces, output, update=True).updated == 1
+    os.utime(faces / "3.jpg", (20, 20))
+    assert again(faces, output, update=True, checksum=True).updated == 2
+    rows = by_path(output)
+    assert rows[b"notes.txt"].payload == b"Not a picture"
+    assert rows[b"3.jpg"].mtime_s == 10
+    assert verify(output, against=faces, run=RUN, codecs=CODECS).exit_code == 0
+    assert again(faces, output, update=True, checksum=True).updated == 0
+    with pytest.raises(UsageError, match="checksum says how update compares; give both"):
+        again(faces, output, checksum=True)
 
 
 def test_parts_that_stay_are_linked_and_a_reader_of_the_old_state_goes_on(faces: Path, tmp_path: Path) -> None:
