@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,21 @@ def test_changed_files_replace_their_rows_where_update_says_so(faces: Path, outp
     assert rows[b"3.jpg"].mtime_s == 10
     assert verify(output, against=faces, run=RUN, codecs=CODECS).exit_code == 0
     assert again(faces, output, update=True).updated == 0
+
+
+def test_a_new_file_that_could_not_be_restored_beside_an_old_one_is_refused(faces: Path, tmp_path: Path) -> None:
+    """Whichever of the two comes back in another format, also where the source no longer has the old one."""
+    options = replace(OPTIONS, exact="never")
+    for old, new in (("p.png", "p.png.jpg"), ("p.png.jpg", "p.png")):
+        (tmp_path / old).mkdir()
+        Image.fromarray(pixels(3, 48, 48)).save(tmp_path / old / old)
+        archive(tmp_path / old, tmp_path / "out.parquet", options, RunOptions(workers=1, overwrite=True), codecs=CODECS)
+        (tmp_path / old / old).unlink()
+        Image.fromarray(pixels(4, 48, 48)).save(tmp_path / old / new)
+        before = content(tmp_path / "out.parquet")
+        with pytest.raises(UsageError, match=r"p\.png: would be restored as p\.png\.jpg, which is there as well"):
+            again(tmp_path / old, tmp_path / "out.parquet")
+        assert content(tmp_path / "out.parquet") == before
 
 
 def test_by_checksum_files_of_other_content_alone_replace_their_rows(faces: Path, output: Path) -> None:

@@ -27,7 +27,7 @@ from zippy_batch.run.rows import model_of
 from zippy_batch.run.staging import Staging, refuse_output
 from zippy_batch.run.verify_shard import VerifyJob, VerifyUnit
 from zippy_batch.sources import Source, Wanted, list_source
-from zippy_batch.sources.clashes import refuse_restored_clashes
+from zippy_batch.sources.clashes import RESTORED_FORMAT, refuse_clashes_with_rows
 from zippy_batch.sources.directory import Files, Listing, SourceFile
 from zippy_batch.stores.object_path import Place, place
 
@@ -141,6 +141,8 @@ class _Known:
     mtime_s: int
     has_promise: bool
     """Whether the file's content can be compared with it: a lossy row that was not verified says nothing."""
+    gets_suffix: bool
+    """Whether the file is restored in another format, with the suffix of that behind its path."""
     shard: int
     row: int
 
@@ -167,8 +169,10 @@ def _find(
         elif update and _has_changed(row, file, other if content and row.has_promise else None):
             fresh.append(file)
             replaced.setdefault(row.shard, set()).add(row.row)
-    if fresh and options.exact != "always":
-        refuse_restored_clashes(source, listing.files, lambda file: origin.reader((file,))(file))
+    if fresh:
+        suffixed = {path: row.gets_suffix for path, row in there.items()}
+        read = None if options.exact == "always" else lambda file: origin.reader((file,))(file)
+        refuse_clashes_with_rows(source, fresh, suffixed, read)
     return _NewFiles(origin, listing, fresh, replaced)
 
 
@@ -217,13 +221,15 @@ def _rows_by_path(opened: ArchiveReader) -> dict[bytes, _Known]:
     """Raises DamagedRow for a path that is lost."""
     found = {}
     for shard in opened.shards():
-        columns = opened.read_columns(shard, ("source_bytes", "mtime_s", "codec", "psnr"))
+        columns = opened.read_columns(shard, ("source_bytes", "mtime_s", "codec", "psnr", "source_format"))
         paths = opened.paths(shard)
-        for row, (size_bytes, mtime_s, codec, psnr) in enumerate(zip(*columns.values(), strict=True)):
+        for row, (size_bytes, mtime_s, codec, psnr, kind) in enumerate(zip(*columns.values(), strict=True)):
             path = paths[row]
             if path is None:
                 path = opened.sound_rows(shard, [row])[0].path
-            found[path] = _Known(size_bytes, mtime_s, codec != "latent" or psnr is not None, shard, row)
+            is_lossy = codec == "latent"
+            gets_suffix = is_lossy and kind != RESTORED_FORMAT
+            found[path] = _Known(size_bytes, mtime_s, not is_lossy or psnr is not None, gets_suffix, shard, row)
     return found
 
 
