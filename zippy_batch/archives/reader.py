@@ -105,7 +105,7 @@ class ArchiveReader:
                 problems += (str(error),)
         problems += repairs
         if problems and not allow_damage:
-            raise ArchiveError(_listed(problems))
+            raise ArchiveError(listed(problems))
         head = store.head
         info = ArchiveInfo(FORMAT_VERSION, head.models, head.options, head.shards, models)
         return cls(path, info, store.size_bytes, problems, repairs, store)
@@ -353,6 +353,23 @@ class ArchiveReader:
                 for name, values in opened.columns(group, list(found)).items():
                     found[name] += as_text(plain_values(values), name)
         return found
+
+    def known_columns(self, shard: int, names: Iterable[str]) -> tuple[dict[str, list[Any]], list[str]]:
+        """As `read_columns`, with None where damage hides a value, and what is damaged of them.
+
+        Raises ArchiveError for a part that cannot be read and whose rows are not listed one by one (`lost`).
+        """
+        found: dict[str, list[Any]] = {}
+        damage: dict[str, None] = {}
+        for name in names:
+            try:
+                found |= self.read_columns(shard, (name,))
+            except ArchiveError as error:
+                if lost := self.lost(shard):
+                    raise ArchiveError(lost) from error
+                damage[str(error)] = None
+                found[name] = [_known(row, name) for row in self.read_rows(shard)]
+        return found, list(damage)
 
     def group_table(self, shard: int, group: int, names: Sequence[str]) -> pa.Table:
         """Columns of a row group of a shard, counted from 0. Raises ArchiveError, naming the column."""
@@ -760,6 +777,13 @@ def _may_hold(condition: Condition, row: Row | Damage) -> bool:
     return condition.holds(as_columns(row.rest))
 
 
+def _known(row: Row | Damage, name: str) -> Any:
+    """Value of a column; None where it is lost."""
+    if isinstance(row, Row):
+        return as_columns(row)[name]
+    return None if row.rest is None or name in row.lost else as_columns(row.rest)[name]
+
+
 def as_columns(row: Row) -> dict[str, Any]:
     """What `ArchiveReader.read_columns` gives of a row, one value per column."""
     return {name: as_text([value], name)[0] for name, value in fields_of(row).items()}
@@ -777,6 +801,7 @@ def _path(value: Value) -> bytes | None:
     return value if isinstance(value, bytes) else None
 
 
-def _listed(problems: Sequence[str]) -> str:
+def listed(problems: Sequence[str]) -> str:
+    """The first few, on one line."""
     more = f" (and {len(problems) - 5} more problems)" if len(problems) > 5 else ""
     return "; ".join(problems[:5]) + more
