@@ -1,16 +1,14 @@
-"""`make demo`: archive faces, check the archive, restore it, and show originals and restored faces in one picture.
+"""`make demo`: archive faces, check the archive, restore it, and show originals and restored faces on one sheet.
 
     demo/
         faces/          400 drawn faces, unless others are named
         out.parquet     the archive
         restored/       what came back
-        faces.png       some of the originals, and below each what came back
+        faces.png       some of the originals, and beside each what came back
         made.json       which files a demo has made: sizes and times
 
 A file is removed only if it is as a demo made it. Whatever else lies in demo/ stays, and is named where it is in the
 way.
-
-    python benchmarks/demo.py [DIR] [-- options of archive]     or --remove
 
     python benchmarks/demo.py [FACES] [-- FLAGS OF ARCHIVE ...]
     python benchmarks/demo.py --remove
@@ -25,19 +23,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 DEMO = Path("demo")
 DRAWN, ARCHIVE, RESTORED, SHEET = DEMO / "faces", DEMO / "out.parquet", DEMO / "restored", DEMO / "faces.png"
 RECORD = DEMO / "made.json"
 COUNT = 400
-COLUMNS = 8
-CELL_PX, GAP_PX = 126, 8
+SHOWN = 16
 
 
 class Refused(Exception):
@@ -77,10 +69,12 @@ def demo(faces: Path | None, flags: Sequence[str]) -> int:
         with _made(DRAWN):
             draw_faces(DRAWN, COUNT)
         print(f"drew {COUNT} faces in {DRAWN}")
+    beside = ["--against", str(source)] if source.is_dir() else []
     steps = (
         (ARCHIVE, ["archive", str(source), str(ARCHIVE), *flags]),
         (None, ["verify", str(ARCHIVE), "--against", str(source)]),
         (RESTORED, ["restore", str(ARCHIVE), str(RESTORED), "--reference", str(source)]),
+        (SHEET, ["show", str(ARCHIVE), "--limit", str(SHOWN), *beside, "-o", str(SHEET)]),
     )
     for output, command in steps:
         print(f"\n$ zippy-batch {shlex.join(command)}", flush=True)
@@ -88,10 +82,7 @@ def demo(faces: Path | None, flags: Sequence[str]) -> int:
             code = subprocess.run([sys.executable, "-m", "zippy_batch", *command], check=False).returncode
         if code:
             return code
-    print(f"\narchive: {ARCHIVE}   restored: {RESTORED}")
-    with _made(SHEET):
-        if shown := draw_sheet(source, RESTORED, SHEET):
-            print(f"{shown} originals, and below each what came back: {SHEET}")
+    print(f"\narchive: {ARCHIVE}   restored: {RESTORED}   {'before and after' if beside else 'faces'}: {SHEET}")
     return 0
 
 
@@ -153,41 +144,6 @@ def _remove_empty(top: Path) -> None:
             directory.rmdir()
     with suppress(OSError):
         top.rmdir()
-
-
-def draw_sheet(source: Path, restored: Path, output: Path) -> int:
-    """A row of originals, and below each what came back. How many there are: none for a source in one file."""
-    from PIL import Image
-
-    pairs = list(islice(_pairs(source, restored), COLUMNS))
-    side = CELL_PX + GAP_PX
-    if not pairs:
-        return 0
-    sheet = Image.new("RGB", (len(pairs) * side + GAP_PX, 2 * side + GAP_PX), "white")
-    for column, pair in enumerate(pairs):
-        for row, image in enumerate(pair):
-            sheet.paste(image, (GAP_PX + column * side, GAP_PX + row * side))
-    sheet.save(output)
-    return len(pairs)
-
-
-def _pairs(source: Path, restored: Path) -> Iterator[tuple[Image.Image, Image.Image]]:
-    """Of pictures that are spread over what was restored, the original and what came back."""
-    paths = [path for path in _files(restored) if path.suffix]
-    chosen = paths[:: max(1, len(paths) // COLUMNS)]
-    for path in chosen:
-        name = path.relative_to(restored)
-        original = next((one for one in (source / name, (source / name).with_suffix("")) if one.is_file()), None)
-        if original is not None:
-            with suppress(OSError):
-                yield _cell(original), _cell(path)
-
-
-def _cell(path: Path) -> Image.Image:
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        return ImageOps.pad(image.convert("RGB"), (CELL_PX, CELL_PX), color="white")
 
 
 if __name__ == "__main__":

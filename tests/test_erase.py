@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from fakes import files_of
 from rows import MODEL, face_rows, info_for, labelled, rows_of, write_archive
-from s3 import S3
+from s3 import S3, content
 from s3 import s3 as s3
 from s3 import s3_server as s3_server
 from typer.testing import CliRunner
@@ -22,6 +22,7 @@ from zippy_batch.cli.app import app
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.run.receipt import canonical
 from zippy_batch.run.staging_local import open_local_staging
+from zippy_batch.stores.object_path import listed
 
 ROWS = labelled(face_rows(40))
 WHERE = "label == 'id_3'"
@@ -169,14 +170,16 @@ def test_a_reader_that_had_read_a_part_that_stays_reads_it_again(tmp_path: Path)
         assert opened.read_rows(0) == ROWS[:10]
 
 
-def test_of_an_object(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["b.parquet", "b"])
+def test_of_an_archive_in_a_store(name: str, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_archive(tmp_path / "a.parquet", ROWS, 10)
-    zb.merge([tmp_path / "a.parquet"], s3.uri("b.parquet"))
-    report = zb.erase(s3.uri("b.parquet"), WHERE)
-    assert rows_of(s3.at("b.parquet")) == LEFT
+    write_archive(tmp_path / "a.parquet", ROWS, 10, info_for(model_files={"latent": MODEL}))
+    zb.merge([tmp_path / "a.parquet"], s3.uri(name))
+    report = zb.erase(s3.uri(name), WHERE)
+    assert rows_of(s3.at(name)) == LEFT
     receipt = json.loads(Path(report.receipt or "").read_bytes())
-    assert receipt["after"]["b.parquet"]["sha256"] == hashlib.sha256(s3.at("b.parquet").read_bytes()).hexdigest()
-    zb.merge([tmp_path / "a.parquet"], s3.uri("b"))
-    with pytest.raises(UsageError, match="is a directory in an object store"):
-        zb.erase(s3.uri("b"), WHERE)
+    assert {one: facts["sha256"] for one, facts in receipt["after"].items()} == {
+        one or name: hashlib.sha256(data).hexdigest() for one, data in content(s3.at(name)).items()
+    }
+    assert zb.verify(s3.uri(name)).exit_code == 0
+    assert [info.base_name for info in listed(s3.at(name).parent)] == [name]

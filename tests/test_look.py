@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import zippy_batch as zb
+from zippy_batch.archives.part_file import open_file
 from zippy_batch.cli.app import app
+from zippy_batch.views.gallery import Gallery, Search
+from zippy_batch.views.server import GalleryServer
 
 GOLDEN = Path(__file__).parent / "golden"
 ONE = GOLDEN / "v3.parquet"
@@ -178,3 +183,64 @@ def test_cat_decodes_where_it_is_told_to(golden: str, monkeypatch: pytest.Monkey
     assert "there is no usable GPU" in run("cat", golden, "grey.jpg", "--device", "cuda").stderr
     wanted = run("cat", golden, "grey.jpg").stdout_bytes
     assert run("cat", golden, "grey.jpg", "--device", "auto").stdout_bytes == wanted
+
+
+def damaged(path: Path, column: str, flips: int = 4) -> Path:
+    """The golden archive with so many bytes changed in the middle of a column of its first row group. One is put right
+    where it is met."""
+    found = open_file(ONE).groups[0].chunks[column]
+    data = bytearray(ONE.read_bytes())
+    for at in range(flips):
+        data[(found.start + found.stop) // 2 + at] ^= 0x55
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("column", "flips"), [("payload", 1), ("payload", 4), ("psnr", 4), ("path", 4), ("source_bytes", 4), ("codec", 4)]
+)
+def test_what_is_left_of_a_damaged_archive_is_shown_and_what_is_not_is_said(
+    column: str, flips: int, tmp_path: Path
+) -> None:
+    archive = damaged(tmp_path / "damaged.parquet", column, flips)
+    done = run("report", str(archive), "-o", f"{tmp_path}/page.html", "--images", "30", "--device", "cpu")
+    assert done.exit_code == 1
+    assert f"{archive} is damaged, and the page shows what can be read: " in done.stderr
+    assert f"{column} of row group 0" in done.stderr or "is put right" in done.stderr
+    assert done.stderr.count("\n") == 1
+    # what is damaged may lie in no picture
+    assert run("show", str(archive), "-o", f"{tmp_path}/s.png").exit_code in (
+        (0, 1) if column == "source_bytes" else (1,)
+    )
+    assert (tmp_path / "s.png").exists()
+    page = (tmp_path / "page.html").read_text()
+    assert 'id="damage"' in page
+    assert page.count("<img") >= 10
+    with zb.open(archive, device="cpu", keep_going=True) as opened:
+        gallery = Gallery(opened)
+        rows = gallery.rows(Search(order="worst"), 0, 60)["rows"]
+        assert sorted(row["number"] for row in rows) == list(range(20))
+        assert sum(not isinstance(gallery.thumb(row["number"]), str) for row in rows) >= 5
+
+
+def test_a_gallery_of_an_archive_without_a_part_names_it(tmp_path: Path) -> None:
+    archive = tmp_path / "parts"
+    shutil.copytree(GOLDEN / "v3", archive)
+    missing = sorted(archive.glob("part-*.parquet"))[-1]
+    missing.unlink()
+    assert f"{missing} is missing" in run("report", str(archive), "-o", str(tmp_path / "page.html")).stderr
+    assert f"{missing} is missing" in (tmp_path / "page.html").read_text()
+    with zb.open(archive, device="cpu", keep_going=True) as opened, GalleryServer(Gallery(opened), "x", 0) as server:
+        lost = opened.info.shards[-1]
+        assert [path.startswith("damaged-names/") for path in opened.paths] == [False] * (20 - lost) + [True] * lost
+        assert f"{missing} is missing" in server_front(server)
+        assert zb.sheet(opened, columns=5).width > 5 * 128
+
+
+def server_front(server: GalleryServer) -> str:
+    import threading
+    import urllib.request
+
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    with urllib.request.urlopen(server.url) as answer:
+        return html.unescape(answer.read().decode())

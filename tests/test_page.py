@@ -44,6 +44,10 @@ def archive(faces: Path) -> Path:
     return path
 
 
+def page_text(archive: Path, options: PageOptions) -> str:
+    return report_page(archive, options).text
+
+
 class Tags(HTMLParser):
     """Elements of a page, with their attributes; text by element."""
 
@@ -74,7 +78,7 @@ def test_the_page_says_what_is_in_the_archive(archive: Path, tmp_path: Path) -> 
 def test_everything_of_the_page_is_in_it_and_nothing_runs_that_came_from_the_archive(
     archive: Path, faces: Path
 ) -> None:
-    page = report_page(archive, PageOptions(against=faces))
+    page = page_text(archive, PageOptions(against=faces))
     tags = Tags(page)
     assert EVIL not in page
     assert html.escape(EVIL.replace("/", "")) in page
@@ -93,7 +97,7 @@ def test_everything_of_the_page_is_in_it_and_nothing_runs_that_came_from_the_arc
 
 
 def test_every_picture_has_a_text_and_the_worst_stand_beside_their_originals(archive: Path, faces: Path) -> None:
-    with_originals = Tags(report_page(archive, PageOptions(against=faces, images=5))).named("img")
+    with_originals = Tags(page_text(archive, PageOptions(against=faces, images=5))).named("img")
     assert all(one["alt"] for one in with_originals)
     originals = [one for one in with_originals if (one["alt"] or "").startswith("original: ")]
     worst = zb.open(archive).rows("psnr is not None")
@@ -102,9 +106,9 @@ def test_every_picture_has_a_text_and_the_worst_stand_beside_their_originals(arc
 
 
 def test_the_same_archive_gives_the_same_page_and_a_seed_other_pictures(archive: Path) -> None:
-    page = report_page(archive, PageOptions(images=3))
-    assert page == report_page(archive, PageOptions(images=3))
-    assert page != report_page(archive, PageOptions(images=3, seed=1))
+    page = page_text(archive, PageOptions(images=3))
+    assert page == page_text(archive, PageOptions(images=3))
+    assert page != page_text(archive, PageOptions(images=3, seed=1))
 
 
 def test_a_page_has_no_more_bytes_than_it_may_and_says_what_is_left_out(tmp_path: Path) -> None:
@@ -115,17 +119,17 @@ def test_a_page_has_no_more_bytes_than_it_may_and_says_what_is_left_out(tmp_path
         Image.fromarray(rng.integers(0, 256, (100, 100, 3), np.uint8)).save(out, "PNG")
         rows.append(raw_row(b"%d.png" % i, out.getvalue()))
     archive = stored(tmp_path / "large.parquet", rows)
-    whole = report_page(archive, PageOptions())
+    whole = page_text(archive, PageOptions())
     assert len(whole.encode()) > 300_000
     assert "left out" not in whole
-    small = report_page(archive, PageOptions(megabytes=0.1))
+    small = page_text(archive, PageOptions(megabytes=0.1))
     assert 60_000 < len(small.encode()) <= 100_000
     assert 0 < small.count("left out: the page would be too large") < 8
 
 
 def test_originals_that_are_missing_or_no_files_are_said_to_be(archive: Path, faces: Path, tmp_path: Path) -> None:
     (tmp_path / "anna" / "face_00000.jpg").mkdir(parents=True)
-    page = report_page(archive, PageOptions(against=tmp_path))
+    page = page_text(archive, PageOptions(against=tmp_path))
     assert page.count("there is no such original") == 12
 
 
@@ -136,14 +140,14 @@ def stored(path: Path, rows: list[Row]) -> Path:
 
 def test_an_archive_of_anything_has_a_page(tmp_path: Path) -> None:
     archive = stored(tmp_path / "odd.parquet", labelled(mixed_rows(40)))
-    page = report_page(archive, PageOptions(images=40))
+    page = page_text(archive, PageOptions(images=40))
     assert "\\xff\\xfe" in page
     assert "müde Gesichter/\\x0a" in page
     page.encode()
 
 
 def test_an_archive_of_nothing_has_a_page(tmp_path: Path) -> None:
-    page = report_page(stored(tmp_path / "none.parquet", []), PageOptions())
+    page = page_text(stored(tmp_path / "none.parquet", []), PageOptions())
     assert "0 files" in page
 
 
@@ -151,7 +155,7 @@ def test_no_path_of_an_archive_leaves_the_directory_of_originals(tmp_path: Path)
     (tmp_path / "secret.png").write_bytes(b"")
     (tmp_path / "in").mkdir()
     row = replace(mixed_rows(1)[0], path=b"../secret.png")
-    page = report_page(stored(tmp_path / "up.parquet", [row]), PageOptions(against=tmp_path / "in"))
+    page = page_text(stored(tmp_path / "up.parquet", [row]), PageOptions(against=tmp_path / "in"))
     assert "not looked for: &#x27;..&#x27; in the path" in page
 
 
@@ -276,7 +280,7 @@ hacked: "hacked" in window, wide: document.documentElement.scrollWidth > innerWi
 
 
 def test_a_browser_shows_every_picture_and_complains_of_nothing(archive: Path, faces: Path, tmp_path: Path) -> None:
-    page = report_page(archive, PageOptions(against=faces))
+    page = page_text(archive, PageOptions(against=faces))
     # the same page with a script more, which its policy is told of
     probed = page.replace("script-src '", f"script-src '{hash_of(PROBE)}' '", 1)
     probed = probed.replace("</body>", f"<script>{PROBE}</script></body>")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from zippy_batch.archives.info import ArchiveInfo, Damage
+from zippy_batch.archives.info import ArchiveInfo, Damage, damaged_name
 from zippy_batch.archives.reader import ArchiveReader, as_columns
 from zippy_batch.archives.schema import BY_NAME, MAX_ROWS_PER_GROUP, Row, arrow_schema
 from zippy_batch.archives.where import parse_condition
@@ -53,7 +53,8 @@ def open(path: str | Path | Place, device: str = "auto", keep_going: bool = Fals
 
     Raises UsageError where there is nothing and for another device, and ArchiveError for what is not an archive. Raises
     it for an archive with a missing part, a damaged footer or a damaged model too, unless `keep_going`: then what is
-    whole can be read.
+    whole can be read, a column has None where damage hides a value, and a path that is lost is that of a file in
+    damaged-names/.
     """
     if device not in DEVICES:
         raise OptionError(f"{{device}} must be one of {', '.join(DEVICES)}, not {device!r}", "device")
@@ -76,6 +77,7 @@ class Archive:
         self._lock = Lock()
         self._reader: ArchiveReader | None = None
         self._starts: list[int] = []
+        self._damage: dict[str, None] = {}
         self._decodes: RowDecoder | None = None
 
     def __getstate__(self) -> tuple[Place, str, bool]:
@@ -114,6 +116,11 @@ class Archive:
     def schema(self) -> pa.Schema:
         """Schema of the Parquet table: the same for every archive."""
         return arrow_schema()
+
+    @property
+    def damage(self) -> list[str]:
+        """With `keep_going`, what was found damaged: when it was opened, and since then in what was read."""
+        return list(dict.fromkeys((*self._opened().problems, *self._damage)))
 
     @property
     def paths(self) -> list[str]:
@@ -204,8 +211,13 @@ class Archive:
     def _sound(self, row: Row | Damage) -> Row:
         if isinstance(row, Row):
             return row
-        if row.rest is not None and not row.lost:
+        if self._keep_going:
+            # of a part that is missing, its rows are not each said to be
+            if row.reason not in self._opened().problems:
+                self._damage[str(row)] = None
+        elif row.rest is not None and not row.lost:
             _log.warning("%s: %s", self._path, row)
+        if row.rest is not None and (self._keep_going or not row.lost):
             return row.rest
         raise DamagedRow(f"{self._path}: {row}")
 
@@ -224,23 +236,42 @@ class Archive:
         reader = self._opened()
         for shard in reader.shards():
             start = self._starts[shard]
-            for group, rows in enumerate(reader.row_groups(shard)):
+            try:
+                groups = reader.row_groups(shard)
+            except ArchiveError as error:
+                if not self._keep_going:
+                    raise
+                self._damage[str(error)] = None
+                continue
+            for group, rows in enumerate(groups):
                 yield range(start, start + rows), functools.partial(reader.group_table, shard, group)
                 start += rows
 
     def _columns(self, numbers: Sequence[int], name: str) -> list[Any]:
         """Values of a column. Raises ArchiveError where it is damaged."""
-        reader, found = self._opened(), dict[int, Any]()
         if isinstance(numbers, range) and numbers == range(len(self)):
-            every = (
-                reader.paths(shard) if name == "path" else reader.read_columns(shard, (name,))[name]
-                for shard in reader.shards()
-            )
-            return [value for values in every for value in values]
+            return [value for shard in self._opened().shards() for value in self._values(shard, name)]
+        found = dict[int, Any]()
         for shard, rows in self._by_shard(numbers).items():
-            values = reader.paths(shard) if name == "path" else reader.read_columns(shard, (name,))[name]
+            values = self._values(shard, name)
             found.update((self._starts[shard] + row, values[row]) for row in rows)
         return [found[number] for number in numbers]
+
+    def _values(self, shard: int, name: str) -> Sequence[Any]:
+        """Of all rows of a shard. Raises ArchiveError where a column is damaged, unless it is to keep going."""
+        reader = self._opened()
+        if name == "path":
+            paths = reader.paths(shard)
+            if not self._keep_going:
+                return paths
+            if None in paths and not self._opened().problems:
+                self._damage[f"shard {shard}: paths are damaged, {paths.count(None)} of {len(paths)}"] = None
+            return [damaged_name(shard, row, None) if path is None else path for row, path in enumerate(paths)]
+        if not self._keep_going:
+            return reader.read_columns(shard, (name,))[name]
+        columns, damage = reader.known_columns(shard, (name,))
+        self._damage |= dict.fromkeys(damage)
+        return columns[name]
 
     # ---- decoding ----
 

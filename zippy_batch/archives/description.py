@@ -41,6 +41,15 @@ class StoredModel:
 
 
 @dataclass(frozen=True)
+class Moving:
+    """Says that parts of a directory in an object store, which renames nothing, are on their way to their place."""
+
+    folder: str
+    """In the staging of the archive: where the parts are until they are in their place; 32 hexadecimal digits."""
+    shards: frozenset[int]
+
+
+@dataclass(frozen=True)
 class Head:
     """The description of an archive or of a part, checked."""
 
@@ -54,6 +63,7 @@ class Head:
     stored_models: dict[str, StoredModel]
     """Codec -> its model."""
     parts: tuple[PartEntry, ...]
+    moving: Moving | None = None
 
 
 def seal(head: Mapping[str, Any]) -> str:
@@ -156,7 +166,15 @@ def _parse_head(text: bytes, path: Place) -> Head:
         exact_bytes=exact_bytes,
         stored_models=stored,
         parts=tuple(parts),
+        moving=_moving(head["moving"], len(parts)) if "moving" in head else None,
     )
+
+
+def _moving(found: Mapping[str, Any], parts: int) -> Moving:
+    folder, shards = found["folder"], _counts(found["shards"], parts - 1)
+    if not isinstance(folder, str) or not re.fullmatch("[0-9a-f]{32}", folder):
+        raise ValueError("parts move from a folder that no staging has")
+    return Moving(folder, frozenset(shards))
 
 
 def _part(found: Mapping[str, Any]) -> PartEntry:

@@ -12,6 +12,15 @@ MANIFEST_NAME = "_manifest.json"
 """Parquet tools that read a directory pass over names that begin so."""
 
 
+SWAP_FILE = "swap.json"
+"""In the staging of a directory in an object store: how it is becoming its next state."""
+
+
+def staging_name(archive: str) -> str:
+    """Name of the directory beside an archive of this name in which its next state grows."""
+    return f".{archive}.zippy-staging"
+
+
 def model_name(codec: str) -> str:
     """Name of a model's file in a directory."""
     return f"_model-{codec}.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from zippy_batch.archives.description import Head, PartEntry, StoredModel, parse_head
 from zippy_batch.archives.globs import compile_glob
-from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, Damage, damaged_name, model_name
+from zippy_batch.archives.info import (
+    MANIFEST_NAME,
+    SWAP_FILE,
+    ArchiveInfo,
+    Damage,
+    damaged_name,
+    model_name,
+    staging_name,
+)
 from zippy_batch.archives.mending import mended
 from zippy_batch.archives.parquet_layout import Chunk
 from zippy_batch.archives.part_file import File, OpenFile, as_text, foreign, open_file, open_part, plain_values
@@ -34,7 +43,7 @@ from zippy_batch.archives.schema import (
 from zippy_batch.archives.where import Condition
 from zippy_batch.archives.writer import PartFacts, copy_part, part_name, sha256_of
 from zippy_batch.errors import ArchiveError, DamagedRow, StorageError, UsageError
-from zippy_batch.stores.object_path import Place, exists, size_of, sizes_in
+from zippy_batch.stores.object_path import ObjectPath, Place, exists, size_of, sizes_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +105,7 @@ class ArchiveReader:
                 problems += (str(error),)
         problems += repairs
         if problems and not allow_damage:
-            raise ArchiveError(_listed(problems))
+            raise ArchiveError(listed(problems))
         head = store.head
         info = ArchiveInfo(FORMAT_VERSION, head.models, head.options, head.shards, models)
         return cls(path, info, store.size_bytes, problems, repairs, store)
@@ -345,6 +354,23 @@ class ArchiveReader:
                     found[name] += as_text(plain_values(values), name)
         return found
 
+    def known_columns(self, shard: int, names: Iterable[str]) -> tuple[dict[str, list[Any]], list[str]]:
+        """As `read_columns`, with None where damage hides a value, and what is damaged of them.
+
+        Raises ArchiveError for a part that cannot be read and whose rows are not listed one by one (`lost`).
+        """
+        found: dict[str, list[Any]] = {}
+        damage: dict[str, None] = {}
+        for name in names:
+            try:
+                found |= self.read_columns(shard, (name,))
+            except ArchiveError as error:
+                if lost := self.lost(shard):
+                    raise ArchiveError(lost) from error
+                damage[str(error)] = None
+                found[name] = [_known(row, name) for row in self.read_rows(shard)]
+        return found, list(damage)
+
     def group_table(self, shard: int, group: int, names: Sequence[str]) -> pa.Table:
         """Columns of a row group of a shard, counted from 0. Raises ArchiveError, naming the column."""
         import pyarrow as pa
@@ -462,12 +488,50 @@ class _Directory:
     @property
     def size_bytes(self) -> int:
         models = map(model_name, self.head.stored_models)
-        sizes = sizes_in(self.path)
+        sizes = self._sizes()
         return sum(sizes.get(name, 0) for name in (MANIFEST_NAME, *models, *(part.name for part in self.head.parts)))
 
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of each file, by name: of parts on their way to their place as well."""
+        sizes = sizes_in(self.path)
+        if (folder := self._moving_from()) is not None:
+            staged = sizes_in(folder)
+            for shard in self.head.moving.shards if self.head.moving else ():
+                part = self.head.parts[shard]
+                if staged.get(part.name) == part.size_bytes:
+                    sizes[part.name] = part.size_bytes
+        return sizes
+
+    def _moving_from(self) -> Place | None:
+        """Where parts are that are on their way to their place."""
+        if self.head.moving is None or not isinstance(self.path, ObjectPath):
+            return None
+        return self.path.parent / staging_name(self.path.name) / self.head.moving.folder
+
+    def _place_of(self, shard: int) -> Place:
+        """Where a part is."""
+        part, folder = self.head.parts[shard], self._moving_from()
+        if self.head.moving and folder is not None and shard in self.head.moving.shards:
+            staged = folder / part.name
+            if size_of(staged) == part.size_bytes:
+                return staged
+        return self.path / part.name
+
+    def _is_changing(self) -> bool:
+        """Whether parts that the manifest does not have are those of its state before, or of its next one."""
+        if self.head.moving is not None or not isinstance(self.path, ObjectPath):
+            return self._moving_from() is not None
+        try:
+            swap = json.loads((self.path.parent / staging_name(self.path.name) / SWAP_FILE).read_bytes())
+            return hashlib.sha256(self.manifest).hexdigest() == swap["manifests"][0]
+        except (FileNotFoundError, ValueError, TypeError, LookupError):
+            return False
+
     def problems(self) -> tuple[str, ...]:
-        expected, sizes = {part.name for part in self.head.parts}, sizes_in(self.path)
+        expected, sizes = {part.name for part in self.head.parts}, self._sizes()
         extra = sorted(name for name in sizes if name.endswith(".parquet") and name not in expected)
+        if extra and self._is_changing():
+            extra = []
         found = [self._problem(part, sizes.get(part.name)) for part in self.head.parts]
         found += [f"{self.path / name} is not in the manifest; take it out" for name in extra]
         problems = [problem for problem in found if problem]
@@ -481,28 +545,29 @@ class _Directory:
         return None if size_bytes == part.size_bytes else f"{path} has {size_bytes} bytes instead of {part.size_bytes}"
 
     def check_hashes(self) -> list[str]:
-        sizes = sizes_in(self.path)
-        whole = (part for part in self.head.parts if not self._problem(part, sizes.get(part.name)))
-        return [
-            f"{self.path / p.name} is damaged (SHA-256)" for p in whole if sha256_of(self.path / p.name) != p.sha256
-        ]
+        sizes = self._sizes()
+        whole = [(i, part) for i, part in enumerate(self.head.parts) if not self._problem(part, sizes.get(part.name))]
+        places = {part.name: (self._place_of(i), part.sha256) for i, part in whole}
+        return [f"{place} is damaged (SHA-256)" for place, sha256 in places.values() if sha256_of(place) != sha256]
 
     def locate(self, shard: int) -> tuple[File, range]:
         """Raises ArchiveError when the part cannot be read."""
         file = self._last.get(shard)
         if file is None:
-            part = self.head.parts[shard]
-            problem = self._problem(part, size_of(self.path / part.name))
+            part, path = self.head.parts[shard], self._place_of(shard)
+            problem = self._problem(part, size_of(path))
             if problem:
                 changed = f"{self.path} was changed after it was opened, and part {shard} is another one; open it again"
                 raise ArchiveError(problem if self.is_current() else changed)
-            file = open_part(self.path / part.name, self.head.shards[shard])
+            file = open_part(path, self.head.shards[shard])
             foreign_models = {k: v for k, v in file.head.models.items() if self.head.models.get(k) != v}
             if foreign_models:
                 raise ArchiveError(f"{file.path} is a part of another archive: its models are {foreign_models}")
             for other in list(self._last)[: -_OPEN_PARTS + 1]:
                 self._last.pop(other, None)
-            self._last[shard] = file
+            # one that is on its way will be elsewhere
+            if path.parent == self.path:
+                self._last[shard] = file
         return file, range(len(file.groups))
 
     def is_current(self) -> bool:
@@ -712,6 +777,13 @@ def _may_hold(condition: Condition, row: Row | Damage) -> bool:
     return condition.holds(as_columns(row.rest))
 
 
+def _known(row: Row | Damage, name: str) -> Any:
+    """Value of a column; None where it is lost."""
+    if isinstance(row, Row):
+        return as_columns(row)[name]
+    return None if row.rest is None or name in row.lost else as_columns(row.rest)[name]
+
+
 def as_columns(row: Row) -> dict[str, Any]:
     """What `ArchiveReader.read_columns` gives of a row, one value per column."""
     return {name: as_text([value], name)[0] for name, value in fields_of(row).items()}
@@ -729,6 +801,7 @@ def _path(value: Value) -> bytes | None:
     return value if isinstance(value, bytes) else None
 
 
-def _listed(problems: Sequence[str]) -> str:
+def listed(problems: Sequence[str]) -> str:
+    """The first few, on one line."""
     more = f" (and {len(problems) - 5} more problems)" if len(problems) > 5 else ""
     return "; ".join(problems[:5]) + more

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zippy_batch.archives.description import Head, seal
+from zippy_batch.archives.description import Head, Moving, seal
 from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, model_name
 from zippy_batch.archives.part_file import File, PartWriter, foreign, open_file, open_part, require_one_shard
 from zippy_batch.archives.schema import (
@@ -161,7 +161,7 @@ def part_facts(path: Path) -> PartFacts:
     return PartFacts(path.name, file.head, file.size_bytes, sha256_of(path), file.bounds())
 
 
-def manifest_text(info: ArchiveInfo, parts: Sequence[PartFacts]) -> bytes:
+def manifest_text(info: ArchiveInfo, parts: Sequence[PartFacts], moving: Moving | None = None) -> bytes:
     """Raises ArchiveError when a part is not what `info` says."""
     for part, rows in zip(parts, info.shards, strict=True):
         require_one_shard(part.name, part.head, rows)
@@ -169,6 +169,8 @@ def manifest_text(info: ArchiveInfo, parts: Sequence[PartFacts]) -> bytes:
     head["parts"] = [_part_struct(part) for part in parts]
     if info.model_files:
         head["stored_models"] = {codec: _model_facts(model) for codec, model in info.model_files.items()}
+    if moving is not None:
+        head["moving"] = {"folder": moving.folder, "shards": sorted(moving.shards)}
     return seal(head).encode()
 
 

@@ -16,7 +16,7 @@ import typer
 from zippy_batch.cli.options import ArchivePath, as_command, declared, flag
 from zippy_batch.cli.outcome import print_text
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
-from zippy_batch.errors import OutputExists, UsageError
+from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -144,11 +144,14 @@ def show(
     _refuse_sheet(output, bool(overwrite))
     originals = None if against is None else local_path(against, "show")
     most, by = (limit, None) if worst is None else (worst, "psnr")
-    with zb.open(archive, device or ArchiveOptions.device) as opened:
+    with zb.open(archive, device or ArchiveOptions.device, keep_going=True) as opened:
         numbers = listing.chosen(opened, listing.Choice(where, tuple(select or ()), by, most))
         picture = sheet.contact_sheet(opened[numbers], columns, originals)
+        damage = opened.damage
     _write(picture, output)
     typer.echo(f"{output}: {len(numbers)} pictures, {picture.width} x {picture.height} pixels")
+    if damage:
+        raise ArchiveError(listing.damage_text(archive, "sheet", damage))
 
 
 def _refuse_sheet(output: Path, overwrite: bool) -> None:

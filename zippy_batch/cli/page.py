@@ -11,7 +11,7 @@ import typer
 from zippy_batch.cli.options import ArchivePath, as_command, declared, flag
 from zippy_batch.cli.outcome import print_text
 from zippy_batch.config import ArchiveOptions, RunOptions
-from zippy_batch.errors import OutputExists, UsageError
+from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 
 
 @as_command("nothing was left behind")
@@ -48,15 +48,18 @@ def report(
       zippy-batch report out.parquet -o report.html --against ./faces
     """
     from zippy_batch.stores.atomic_file import replacing
+    from zippy_batch.views.listing import damage_text
     from zippy_batch.views.report_page import PageOptions, report_page
 
     _refuse_output(output, bool(overwrite))
     options = PageOptions(images, seed, against, compare, max_mb)
     page = report_page(archive, options, device or ArchiveOptions.device)
-    data = page.encode()
+    data = page.text.encode()
     with replacing(output) as new:
         new.write_bytes(data)
     typer.echo(f"{output}: {len(data) / 1e6:.2f} MB")
+    if page.damage:
+        raise ArchiveError(damage_text(archive, "page", page.damage))
 
 
 def _refuse_output(output: Path, overwrite: bool) -> None:
@@ -92,4 +95,9 @@ def serve(
     """
     from zippy_batch.views.server import serve_gallery
 
-    serve_gallery(archive, port, device or ArchiveOptions.device, print_text)
+    def say(line: str, damage: str | None) -> None:
+        if damage is not None:
+            typer.echo(damage, err=True)
+        print_text(line)
+
+    serve_gallery(archive, port, device or ArchiveOptions.device, say)

@@ -14,20 +14,11 @@ from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
 from zippy_batch.paths import display_path, encoded_path
 from zippy_batch.run.copy_rows import CopyPlan, common_info, rows_of_shard, shown_place
-from zippy_batch.run.receipt import PendingReceipt, Receipt, ReceiptSigner, hashed_paths, receipt_text
+from zippy_batch.run.receipt import PendingReceipt, Receipt, ReceiptSigner, hashed_paths
 from zippy_batch.run.report import count_text, rounded
 from zippy_batch.run.restore_plan import chosen_rows
-from zippy_batch.run.rewrite import (
-    FileFacts,
-    assemble,
-    files_of_archive,
-    keep_shards,
-    left_after,
-    open_rewriting,
-    recover,
-)
-from zippy_batch.run.staging_local import LocalStaging
-from zippy_batch.stores.atomic_file import replacing
+from zippy_batch.run.rewrite import Kept, files_of_archive, keep_shards, left_after, open_rewriting, publish, recover
+from zippy_batch.run.swap_object import FileFacts
 from zippy_batch.stores.object_path import Place, place
 
 _LISTED = 20
@@ -128,21 +119,15 @@ def erase(archive: str | Place, wish: Erasure, dry_run: bool = False) -> EraseRe
 
 
 def _rewrite(plan: CopyPlan, receipt: Receipt, target: Path, signer: ReceiptSigner | None) -> None:
-    archive = plan.sources[0].path
     with open_rewriting(plan, {"command": "erase"}) as staging:
-        known = {} if staging.assembled() else keep_shards(plan, staging)
-        describe = assemble(staging, plan, known)
-        if isinstance(staging, LocalStaging):
-            after = files_of_archive(staging.finished)
-            if staging.finished.is_file():
-                after = {archive.name: after[staging.finished.name]}
-            PendingReceipt(staging.root).write(_signed({**receipt, "after": after}, signer), target)
-            staging.publish(len(plan.shards), describe)
-            PendingReceipt(staging.root).settle(after)
-        else:
-            staging.publish(len(plan.shards), describe)
-            with replacing(target) as new:
-                new.write_text(receipt_text(_signed({**receipt, "after": files_of_archive(archive)}, signer)))
+        kept = Kept({}) if staging.assembled() else keep_shards(plan, staging)
+
+        def write_receipt(after: FileFacts) -> PendingReceipt:
+            pending = PendingReceipt(staging.parts.parent)
+            pending.write(_signed({**receipt, "after": after}, signer), target)
+            return pending
+
+        publish(staging, plan, kept, write_receipt)
 
 
 def _signed(receipt: Receipt, signer: ReceiptSigner | None) -> Receipt:

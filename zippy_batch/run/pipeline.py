@@ -518,11 +518,14 @@ def _match(opened: ArchiveReader, against: Place, input: str) -> _Matched:
     return _Matched(units, missing, extra, source, listing.files.labelled)
 
 
-def stats(archive_path: str | Place) -> ArchiveReport:
-    """Sizes and quality as the archive tells them; no payload is read and no checksum checked."""
+def stats(archive_path: str | Place, keep_going: bool = False) -> ArchiveReport:
+    """Sizes and quality as the archive tells them; no payload is read and no checksum checked.
+
+    Raises ArchiveError for damage; with `keep_going`, what is lost is left out of sums.
+    """
     archive_path = place(archive_path)
-    with ArchiveReader.open(archive_path) as opened:
-        lines = tuple(_line(opened, shard) for shard in opened.shards())
+    with ArchiveReader.open(archive_path, allow_damage=keep_going) as opened:
+        lines = tuple(_line(opened, shard, keep_going) for shard in opened.shards())
         floor = opened.info.options.get("min_psnr")
         return ArchiveReport(
             path=shown_place(archive_path),
@@ -534,27 +537,28 @@ def stats(archive_path: str | Place) -> ArchiveReport:
         )
 
 
-def _line(opened: ArchiveReader, shard: int) -> Line:
+def _line(opened: ArchiveReader, shard: int, keep_going: bool = False) -> Line:
     names = ("codec", "raw_reason", "width", "height", "quality", "source_bytes", "psnr", "ssim")
-    rows = list(zip(*opened.read_columns(shard, names).values(), strict=True))
+    columns = opened.known_columns(shard, names)[0] if keep_going else opened.read_columns(shard, names)
+    rows = list(zip(*columns.values(), strict=True))
     kinds = {codec: [row for row in rows if row[0] == codec] for codec in CODECS}
     lossy, exact, raw = (kinds[codec] for codec in ("latent", "exact", "raw"))
     asked = opened.info.options.get("quality")
     return Line(
         shard=shard,
         images=len(rows),
-        source_bytes=sum(row[5] for row in rows),
+        source_bytes=sum(row[5] or 0 for row in rows),
         archive_bytes=opened.shard_bytes(shard),
         lossy_images=len(lossy),
         lossy_bytes=opened.payload_bytes(shard) - opened.exact_bytes(shard),
-        lossy_source_bytes=sum(row[5] for row in lossy),
+        lossy_source_bytes=sum(row[5] or 0 for row in lossy),
         lossy_pixels=sum((row[2] or 0) * (row[3] or 0) for row in lossy),
         exact_images=len(exact),
         exact_bytes=opened.exact_bytes(shard),
-        exact_source_bytes=sum(row[5] for row in exact),
-        raw_bytes=sum(row[5] for row in raw),
+        exact_source_bytes=sum(row[5] or 0 for row in exact),
+        raw_bytes=sum(row[5] or 0 for row in raw),
         kept_raw=Counter(row[1] or "no reason given" for row in raw),
-        raised=sum(row[4] != asked for row in lossy),
+        raised=sum(row[4] not in (asked, None) for row in lossy),
         quality=Quality.of((row[6], row[7]) for row in lossy if _is_quality(row[6], row[7])),
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from zippy_batch.errors import UsageError
 from zippy_batch.stores.atomic_file import replacing
+from zippy_batch.stores.object_path import ObjectPath, Place, delete, put_bytes
 
 _SALT_BYTES = 16
 
@@ -71,15 +72,22 @@ def receipt_text(receipt: Mapping[str, Any]) -> str:
 class PendingReceipt:
     """A receipt that waits in the staging of its archive until the erasure is done."""
 
-    staging: Path
+    staging: Place
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Place:
         return self.staging / "receipt.json"
 
+    def is_there(self) -> bool:
+        return self.path.exists()
+
     def write(self, receipt: Receipt, to: Path) -> None:
+        text = json.dumps({"to": os.fsdecode(to.absolute()), "receipt": receipt})
+        if isinstance(self.path, ObjectPath):
+            put_bytes(text.encode(), self.path)
+            return
         with replacing(self.path) as new:
-            new.write_text(json.dumps({"to": os.fsdecode(to.absolute()), "receipt": receipt}))
+            new.write_text(text)
 
     def settle(self, files: Mapping[str, Any]) -> None:
         """Give the receipt its name where the archive has become what it says; forget it where that has not."""
@@ -89,8 +97,13 @@ class PendingReceipt:
             return
         if found["receipt"]["after"] == files:
             to = Path(found["to"])
+            # of an archive in a store, a run on another machine may finish the erasure
+            to = to if to.parent.is_dir() else Path(to.name)
             for left in to.parent.glob(f"{glob.escape(to.name)}.new-*"):
                 left.unlink()
             with replacing(to) as new:
                 new.write_text(receipt_text(found["receipt"]))
-        self.path.unlink()
+        if isinstance(self.path, ObjectPath):
+            delete(self.path)
+        else:
+            self.path.unlink()

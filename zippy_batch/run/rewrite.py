@@ -3,7 +3,8 @@
     recover -> open, plan -> staging -> parts kept, rewritten and new -> published over the old
 
 What stands at the name of the archive is the old state or the new one: a run that is killed while it publishes is
-completed by the next. Of a directory on this machine, parts that stay are linked and not read.
+completed by the next. Of a directory on this machine, parts that stay are linked and not read; of one in an object
+store they are not touched.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zippy_batch.archives.info import MANIFEST_NAME, model_name
+from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, model_name
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.writer import PartFacts, part_name, sha256_of
 from zippy_batch.errors import UsageError
@@ -26,26 +27,24 @@ from zippy_batch.run.copy_rows import CopyPlan, NewShard, Piece, copy_shards, in
 from zippy_batch.run.receipt import PendingReceipt
 from zippy_batch.run.staging import Staging, committing, open_staging
 from zippy_batch.run.staging_local import LocalStaging, recovering, staging_path
-from zippy_batch.run.staging_plan import Describe
-from zippy_batch.stores.object_path import ObjectPath, Place
-
-FileFacts = dict[str, dict[str, Any]]
-"""Bytes and SHA-256 of an archive's files, by name."""
+from zippy_batch.run.staging_object import ObjectStaging, object_staging_path, recovering_object
+from zippy_batch.run.swap_object import FileFacts
+from zippy_batch.stores.object_path import ObjectPath, Place, copy, sizes_in
 
 
 def recover(archive: Place) -> None:
     """Complete what a killed run was about to put in the archive's place, and name the receipt that waits for that.
     Raises UsageError while a run works there."""
     if isinstance(archive, ObjectPath):
-        if archive.is_dir():
-            raise UsageError(
-                f"{archive} is a directory in an object store, where a name cannot be given to all its parts at once; "
-                f"write its next state beside it, with select, merge or archive"
-            )
-    elif staging_path(archive).exists():
-        with recovering(archive):
-            receipt = PendingReceipt(staging_path(archive))
-            if receipt.path.exists():
+        root: Place = object_staging_path(archive)
+        finishing = recovering_object(archive) if sizes_in(root) else None
+    else:
+        root = staging_path(archive)
+        finishing = recovering(archive) if root.exists() else None
+    if finishing is not None:
+        with finishing:
+            receipt = PendingReceipt(root)
+            if receipt.is_there():
                 receipt.settle(files_of_archive(archive) if archive.exists() else {})
 
 
@@ -74,21 +73,38 @@ def open_rewriting(plan: CopyPlan, facts: Mapping[str, Any]) -> Iterator[Staging
         yield staging
 
 
-def keep_shards(plan: CopyPlan, staging: Staging) -> dict[int, PartFacts]:
-    """Bring the shards of the plan to the staging, and tell what is known of them without reading them."""
-    source, known = plan.sources[0], dict[int, PartFacts]()
+@dataclass(frozen=True)
+class Kept:
+    """Shards of the archive that its next state has as they are."""
+
+    known: Mapping[int, PartFacts]
+    """What is known of them without reading them, by their number there."""
+    staying: frozenset[int] = frozenset()
+    """Those that are not in the staging, because they stay in their place."""
+
+
+def keep_shards(plan: CopyPlan, staging: Staging) -> Kept:
+    """Bring the shards of the plan to the staging, but for those that stay."""
+    source, known, staying = plan.sources[0], dict[int, PartFacts](), set[int]()
     done = taken_over(plan, staging)
     for number, shard in enumerate(plan.shards):
-        if isinstance(staging, LocalStaging) and plan.is_verbatim(shard) and source.path.is_dir():
-            known[number] = replace(source.part_facts(shard[0].shard), name=part_name(number))
-            if number not in done:
-                _link(source.path / part_name(shard[0].shard), staging.part(number))
+        if plan.is_verbatim(shard) and source.path.is_dir():
+            old = shard[0].shard
+            known[number] = replace(source.part_facts(old), name=part_name(number))
+            if isinstance(source.path, ObjectPath) and old == number:
+                staying.add(number)
+            elif number not in done:
+                _link(source.path / part_name(old), staging.part(number))
     copy_shards(plan, staging, [i for i in range(len(plan.shards)) if i not in known and i not in done])
-    return known
+    return Kept(known, frozenset(staying))
 
 
-def _link(part: Place, new: Path) -> None:
+def _link(part: Place, new: Place) -> None:
+    if isinstance(part, ObjectPath) and isinstance(new, ObjectPath):
+        copy(part, new)
+        return
     assert isinstance(part, Path)
+    assert isinstance(new, Path)
     try:
         os.link(part, new)
     except OSError:
@@ -97,15 +113,31 @@ def _link(part: Place, new: Path) -> None:
             shutil.copyfile(part, whole)
 
 
-def assemble(staging: Staging, plan: CopyPlan, known: Mapping[int, PartFacts]) -> Describe:
-    """Make the next state, where that is done before it is published."""
+def publish(
+    staging: Staging, plan: CopyPlan, kept: Kept, receipt: Callable[[FileFacts], PendingReceipt] | None = None
+) -> None:
+    """Put the next state in the place of the archive. `receipt` is given its files, and what it makes of them is there
+    before the archive changes."""
 
-    def describe(used: Any) -> Any:
+    def describe(used: Iterable[str]) -> ArchiveInfo:
         return info_of(plan.info, used)
 
-    if isinstance(staging, LocalStaging) and staging.assembled() is None:
-        staging.assemble(len(plan.info.shards), describe, known)
-    return describe
+    shards = len(plan.info.shards)
+    if isinstance(staging, ObjectStaging):
+        swap, files = staging.assemble(shards, describe, kept.known, kept.staying)
+        pending = receipt(files) if receipt else None
+        staging.swap(swap)
+    else:
+        assert isinstance(staging, LocalStaging)
+        if staging.assembled() is None:
+            staging.assemble(shards, describe, kept.known)
+        files = files_of_archive(staging.finished) if receipt else {}
+        if receipt and staging.finished.is_file():
+            files = {staging.output.name: files[staging.finished.name]}
+        pending = receipt(files) if receipt else None
+        staging.publish(shards, describe)
+    if pending is not None:
+        pending.settle(files)
 
 
 def files_of_archive(path: Place) -> FileFacts:

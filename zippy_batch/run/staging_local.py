@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zippy_batch.archives.info import MANIFEST_NAME
+from zippy_batch.archives.info import MANIFEST_NAME, staging_name
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.writer import PartFacts, merge_parts, part_name, write_manifest
 from zippy_batch.errors import OutputExists, StagingMismatch, UsageError, WorkerError
@@ -172,7 +172,7 @@ def _models_of_part(part: Path) -> Iterable[str]:
 
 
 def staging_path(output: Path) -> Path:
-    return output.parent / f".{output.name}.zippy-staging"
+    return output.parent / staging_name(output.name)
 
 
 def is_publishing(output: Path) -> bool:

@@ -18,14 +18,14 @@ last: without a manifest it is no archive, so nothing half done is ever taken fo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zippy_batch.archives.info import MANIFEST_NAME, model_name
-from zippy_batch.archives.writer import PartFacts, manifest_text, merge_parts, part_facts, part_name
+from zippy_batch.archives.info import MANIFEST_NAME, model_name, staging_name
+from zippy_batch.archives.writer import PartFacts, manifest_text, merge_parts, part_facts, part_name, sha256_of
 from zippy_batch.errors import ArchiveError, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
 from zippy_batch.run.staging_plan import (
     PLAN_FILE,
@@ -40,6 +40,7 @@ from zippy_batch.run.staging_plan import (
     shard_of,
     states_text,
 )
+from zippy_batch.run.swap_object import FINISHED, FileFacts, Swap, finish_swap, plan_directory, state_of_object
 from zippy_batch.stores.lease import Lease, leased
 from zippy_batch.stores.object_path import (
     COPY_LIMIT_BYTES,
@@ -136,6 +137,42 @@ class ObjectStaging:
                 self._publish_directory(Path(folder), shards, describe)
         put_bytes(b"", self.root / "published")
 
+    def assemble(
+        self, shards: int, describe: Describe, known: Mapping[int, PartFacts], staying: Set[int]
+    ) -> tuple[Swap, FileFacts]:
+        """Make the next state of the archive, whole, in this staging. Parts that are `known` are not read, and those
+        that are `staying` in their place are not here. Raises ArchiveError for a part that is damaged."""
+        self.lease.require()
+        with tempfile.TemporaryDirectory(prefix="zippy-") as folder:
+            if self._is_single_file():
+                return self._assemble_file(Path(folder), shards, describe)
+            missing = [shard for shard in range(shards) if shard not in known]
+            fetched = zip(missing, at_once(lambda shard: self._look(shard, Path(folder)), missing), strict=True)
+            found = {**known, **dict(fetched)}
+        facts = [found[shard] for shard in range(shards)]
+        info = describe({codec for one in facts for codec in one.head.models})
+        return plan_directory(self.root, self.output, self.parts.name, info, (facts, set(staying)))
+
+    def _assemble_file(self, folder: Path, shards: int, describe: Describe) -> tuple[Swap, FileFacts]:
+        facts = at_once(lambda shard: self._fetch(shard, folder), range(shards))
+        made = folder / FINISHED
+        merge_parts([folder / one.name for one in facts], made, describe({c for one in facts for c in one.head.models}))
+        put(made, self.root / "attempts", self.root / FINISHED)
+        files = {self.output.name: {"bytes": made.stat().st_size, "sha256": sha256_of(made)}}
+        return Swap(replaced=state_of_object(self.output)), files
+
+    def swap(self, swap: Swap) -> None:
+        """Put what `assemble` made in its place. Raises UsageError where another run has changed the archive."""
+        self.lease.require()
+        swap.write(self.root)
+        if not finish_swap(self.root, self.output, self.lease):
+            raise UsageError(f"{self.output} was changed by another run meanwhile; give the same command again")
+
+    def _look(self, shard: int, folder: Path) -> PartFacts:
+        facts = self._fetch(shard, folder)
+        (folder / facts.name).unlink()
+        return facts
+
     def _is_single_file(self) -> bool:
         return self.output.suffix == ".parquet"
 
@@ -149,12 +186,7 @@ class ObjectStaging:
         put(folder / "finished", self.root / "attempts", self.output)
 
     def _publish_directory(self, folder: Path, shards: int, describe: Describe) -> None:
-        def look(shard: int) -> PartFacts:
-            facts = self._fetch(shard, folder)
-            (folder / facts.name).unlink()
-            return facts
-
-        facts = at_once(look, range(shards))
+        facts = at_once(lambda shard: self._look(shard, folder), range(shards))
         info = describe({codec for one in facts for codec in one.head.models})
         models = {model_name(codec): data for codec, data in info.model_files.items()}
         self._announce()
@@ -192,7 +224,7 @@ class ObjectStaging:
 
 
 def object_staging_path(output: ObjectPath) -> ObjectPath:
-    return output.parent / f".{output.name}.zippy-staging"
+    return output.parent / staging_name(output.name)
 
 
 @contextmanager
@@ -204,10 +236,23 @@ def open_object_staging(
     with leased(root) as lease:
         # another run may have published between our first look and our lease
         refuse_existing_object(output, overwrite)
+        finish_swap(root, output, lease)
         staging = ObjectStaging(root, output, fingerprint, lease)
         _take_up(staging, facts, overwrite)
         yield staging
         staging.remove()
+
+
+@contextmanager
+def recovering_object(output: ObjectPath) -> Iterator[None]:
+    """Does what `recovering` does for a directory of this machine."""
+    root = object_staging_path(output)
+    with leased(root) as lease:
+        staging = ObjectStaging(root, output, "", lease)
+        is_done = finish_swap(root, output, lease) is not None or staging.is_published()
+        yield
+        if is_done:
+            staging.remove()
 
 
 def refuse_unsuitable_object(source: Place, output: ObjectPath) -> None:

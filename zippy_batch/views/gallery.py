@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from zippy_batch.dataset import Archive
 from zippy_batch.errors import UsageError, ZippyError
+from zippy_batch.views.listing import files_or_damage
 from zippy_batch.views.markup import plain_text
 from zippy_batch.views.web_image import WebImage, web_image
 
@@ -166,10 +167,7 @@ class Gallery:
             return self._thumbs.get(number)
 
     def _decoded(self, numbers: Sequence[int]) -> dict[int, WebImage | str]:
-        try:
-            files: list[bytes | str] = [*self.archive[numbers].files()]
-        except ZippyError:
-            files = [self._file_or_damage(number) for number in numbers]
+        files = files_or_damage(self.archive, numbers)
         made = {
             number: file if isinstance(file, str) else web_image(file, _THUMB_SIDE, _THUMB_BYTES)
             for number, file in zip(numbers, files, strict=True)
@@ -181,12 +179,6 @@ class Gallery:
             while self._thumb_bytes > _KEPT_PICTURES_BYTES:
                 self._thumb_bytes -= _size_of(self._thumbs.popitem(last=False)[1])
         return made
-
-    def _file_or_damage(self, number: int) -> bytes | str:
-        try:
-            return self.archive[number].bytes()
-        except ZippyError as error:
-            return plain_text(str(error))
 
 
 def _size_of(thumb: WebImage | str) -> int:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zippy_batch.archives.reader import listed
 from zippy_batch.archives.where import TYPES
 from zippy_batch.dataset import Archive, ArchivedFile
-from zippy_batch.errors import UsageError
+from zippy_batch.errors import UsageError, ZippyError
 from zippy_batch.paths import display_path, encoded_path
+from zippy_batch.views.markup import plain_text
 
 LISTED = ("source_bytes", "width", "height", "codec", "psnr", "ssim", "label", "raw_reason")
 """Columns of a long list, besides the path."""
@@ -104,6 +106,26 @@ def file_of(archive: Archive, path: str) -> ArchivedFile:
     near = [display_path(encoded_path(one)) for one in _near(paths, path)]
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; zippy-batch ls {archive.path} lists what there is"
     raise UsageError(f"there is no file {display_path(encoded_path(path))} in {archive.path}{hint}")
+
+
+def damage_text(name: str, view: str, damage: Sequence[str]) -> str:
+    """One line about an archive of which a view shows what is left."""
+    return f"{name} is damaged, and the {view} shows what can be read: {listed(damage)}"
+
+
+def files_or_damage(archive: Archive, numbers: Sequence[int]) -> list[bytes | str]:
+    """Bytes of each file, decoded together; text says what is wrong with one that cannot be had back."""
+    try:
+        return [*archive[numbers].files()]
+    except ZippyError:
+        return [_file_or_damage(archive, number) for number in numbers]
+
+
+def _file_or_damage(archive: Archive, number: int) -> bytes | str:
+    try:
+        return archive[number].bytes()
+    except ZippyError as error:
+        return plain_text(str(error))
 
 
 def _near(paths: Sequence[str], path: str) -> list[str]:

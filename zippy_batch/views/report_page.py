@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from zippy_batch.dataset import Archive
 from zippy_batch.dataset import open as open_archive
-from zippy_batch.errors import UsageError, ZippyError
+from zippy_batch.errors import ArchiveError, UsageError, ZippyError
 from zippy_batch.run import pipeline
 from zippy_batch.run.report import ArchiveReport, Line, count_text, size_text
 from zippy_batch.stores.object_path import Place, local_path
@@ -42,6 +42,10 @@ _READ_BYTES = 1 << 30
 _MOST_SHARDS, _MOST_SIZES, _MOST_LABELS, _MOST_REASONS = 200, 12, 40, 40
 _CODEC_NAMES = {"latent": "lossy", "exact": "exact: the very same file", "raw": "raw: kept as it is"}
 LEAST_MEGABYTES = 0.1
+_Section = tuple[str, str, str]
+"""Name in links, title and content."""
+MOST_DAMAGE = 20
+"""Lines about what is damaged."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,19 @@ class PageOptions:
             raise UsageError(f"--against {self.against}: there is no such directory")
 
 
-def report_page(archive: str | Place, options: PageOptions, device: str = "auto") -> str:
-    """The page, as text. Raises what `open` raises, and ArchiveError where a column is damaged; a picture that cannot
-    be had back is replaced by what is wrong with it."""
+@dataclass(frozen=True)
+class ReportPage:
+    text: str
+    damage: Sequence[str]
+    """What of the archive was found damaged; the page says it too."""
+
+
+def report_page(archive: str | Place, options: PageOptions, device: str = "auto") -> ReportPage:
+    """The page of what can be read of an archive. Raises UsageError where there is none, and ArchiveError for what is
+    none; a picture that cannot be had back is replaced by what is wrong with it."""
     figures = read_figures(options.compare) if options.compare else None
-    report = pipeline.stats(archive)
-    with open_archive(archive, device) as opened:
+    report = pipeline.stats(archive, keep_going=True)
+    with open_archive(archive, device, keep_going=True) as opened:
         columns = _Spread.of(opened)
         sections = [
             ("overview", "Overview", _overview(report)),
@@ -83,11 +94,38 @@ def report_page(archive: str | Place, options: PageOptions, device: str = "auto"
             ("made", "How it was made", _made(opened, report)),
         ]
         sections = [section for section in sections if section[2]]
-        rest = len(_page(report, sections).encode())
-        pictures = _Pictures(opened, options, int(options.megabytes * 1e6) - rest)
-        sections[1:1] = [("worst", "The worst pictures", pictures.worst(columns.psnr))]
-        sections[2:2] = [("random", "Some others", pictures.random())]
-    return _page(report, sections)
+        while True:
+            damage = opened.damage
+            text = _page(report, _with_pictures(opened, options, report, sections))
+            # pictures may be damaged as well: the page has less room for them where that is to be said
+            if damage == opened.damage:
+                return ReportPage(text, damage)
+
+
+def _with_pictures(
+    archive: Archive, options: PageOptions, report: ArchiveReport, sections: Sequence[_Section]
+) -> list[_Section]:
+    """With those of damage and of pictures, as many as there is room for."""
+    damage = archive.damage
+    first: list[_Section] = [("damage", "Damage", damage_list(damage))] if damage else []
+    rest = len(_page(report, [*first, *sections]).encode())
+    pictures = _Pictures(archive, options, int(options.megabytes * 1e6) - rest)
+    shown: list[_Section] = [
+        ("worst", "The worst pictures", pictures.worst()),
+        ("random", "Some others", pictures.random()),
+    ]
+    return [*first, *sections[:1], *shown, *sections[1:]]
+
+
+def damage_list(damage: Sequence[str]) -> str:
+    """What was found damaged, and what to do."""
+    more = len(damage) - MOST_DAMAGE
+    items = [*damage[:MOST_DAMAGE], *([f"and {more} more"] if more > 0 else [])]
+    said = "".join(f"<li>{text_of(one)}</li>" for one in items)
+    return (
+        "<p>This archive is damaged; here is what can be read of it. <code>zippy-batch verify</code> names every "
+        f"damaged row, and <code>zippy-batch restore --keep-going</code> brings back the others.</p><ul>{said}</ul>"
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +136,7 @@ class _Spread:
     ssim: NDArray[np.float64]
     source_bytes: NDArray[np.float64]
     stored_bytes: NDArray[np.float64]
-    """Of the files in row groups that were read, which are all of them but in large archives."""
+    """Of the files in row groups that were read: all of them but in large archives, and but for damage."""
     sizes: Counter[tuple[int, int]]
     """Files by width and height in pixels."""
     labels: Counter[str | None]
@@ -129,7 +167,11 @@ def _stored_bytes(archive: Archive) -> NDArray[np.float64]:
     found = []
     for i, (_, read) in enumerate(archive._group_tables()):
         if i % every == 0:
-            table = read(("payload", "raw"))
+            try:
+                table = read(("payload", "raw"))
+            except ArchiveError as error:
+                archive._damage[str(error)] = None
+                continue
             length = [pc.fill_null(pc.binary_length(table[name]), 0) for name in ("payload", "raw")]
             found.append(np.asarray(pc.add(*length).to_numpy(), np.float64))
     return np.concatenate(found) if found else np.zeros(0)
@@ -170,10 +212,10 @@ def _size(value: float) -> str:
 
 def _charts(columns: _Spread) -> str:
     read = len(columns.stored_bytes)
-    note = "" if read == len(columns.source_bytes) else f"Of {read:,} files here and there in the archive."
+    note = "" if read == len(columns.source_bytes) else f"Of {read:,} files."
     figures = [
         histogram("Stored bytes", columns.stored_bytes, _size, note),
-        histogram("Bytes of the originals", columns.source_bytes, _size),
+        histogram("Bytes of the originals", columns.source_bytes[np.isfinite(columns.source_bytes)], _size),
         histogram("PSNR", columns.psnr[np.isfinite(columns.psnr)], number_text(2, " dB"), "Higher is better."),
         histogram("SSIM", columns.ssim[np.isfinite(columns.ssim)], number_text(3), "1 is the original."),
     ]
@@ -255,7 +297,8 @@ class _Pictures:
     def __init__(self, archive: Archive, options: PageOptions, room_bytes: int) -> None:
         self._archive, self._options, self._room = archive, options, room_bytes
 
-    def worst(self, psnr: NDArray[np.float64]) -> str:
+    def worst(self) -> str:
+        psnr = np.array(self._archive.rows().column("psnr"), np.float64)
         known = np.flatnonzero(np.isfinite(psnr))
         if not len(known):
             return "<p>No file has a measured loss: there is no worst one.</p>"
@@ -338,11 +381,11 @@ def _image(cell: WebImage | str, alt: str) -> str:
 # ---- the page around them ----
 
 
-def _page(report: ArchiveReport, sections: Sequence[tuple[str, str, str]]) -> str:
+def _page(report: ArchiveReport, sections: Sequence[_Section]) -> str:
     return "".join(_pieces(report, sections))
 
 
-def _pieces(report: ArchiveReport, sections: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+def _pieces(report: ArchiveReport, sections: Sequence[_Section]) -> Iterator[str]:
     style, script = asset("page.css"), asset("report.js")
     name = text_of(report.path.rstrip("/").rpartition("/")[2] or report.path)
     total = report.total

@@ -25,8 +25,9 @@ from zippy_batch.run.copy_rows import shown_place
 from zippy_batch.run.report import count_text
 from zippy_batch.stores.object_path import Place, place
 from zippy_batch.views.gallery import ORDERS, Gallery, Search
+from zippy_batch.views.listing import damage_text
 from zippy_batch.views.markup import text_of
-from zippy_batch.views.report_page import asset
+from zippy_batch.views.report_page import asset, damage_list
 from zippy_batch.views.web_image import WebImage
 
 LOOPBACK = "127.0.0.1"
@@ -126,7 +127,7 @@ class _Requests(BaseHTTPRequestHandler):
         """Status, media type and body of what there is at a path."""
         gallery = self.server.gallery
         if path == "/":
-            return 200, _HTML, _front(self.server.name, len(gallery))
+            return 200, _HTML, _front(self.server.name, gallery)
         if path in _ASSETS:
             return 200, _ASSETS[path], asset(path[1:])
         if path == "/rows":
@@ -161,10 +162,12 @@ class _Requests(BaseHTTPRequestHandler):
         _log.debug(format, *args)
 
 
-def _front(name: str, files: int) -> str:
+def _front(name: str, gallery: Gallery) -> str:
     options = "".join(f'<option value="{key}">{html.escape(text)}</option>' for key, text in ORDERS.items())
     page = asset("gallery.html").replace("@NAME@", text_of(name)).replace("@ORDERS@", options)
-    return page.replace("@FILES@", f"{files:,}")
+    damage = gallery.archive.damage
+    said = f'<section class="damage" aria-label="Damage">{damage_list(damage)}</section>' if damage else ""
+    return page.replace("@FILES@", f"{len(gallery):,}").replace("@DAMAGE@", said)
 
 
 def _shown(picture: WebImage | str) -> tuple[str, bytes]:
@@ -180,14 +183,16 @@ def _shown(picture: WebImage | str) -> tuple[str, bytes]:
     return "image/svg+xml", svg.encode()
 
 
-def serve_gallery(archive: str | Place, port: int, device: str, say: Callable[[str], None]) -> None:
-    """Serve an archive until an interrupt. `say` is given a line with the URL once that can be opened.
+def serve_gallery(archive: str | Place, port: int, device: str, say: Callable[[str, str | None], None]) -> None:
+    """Serve an archive until an interrupt. `say` is given a line with the URL once that can be opened, and what is
+    damaged.
 
     Raises what `open` raises, and UsageError where the port cannot be had.
     """
-    with open_archive(archive, device) as opened:
+    with open_archive(archive, device, keep_going=True) as opened:
         gallery, name = Gallery(opened), shown_place(place(archive))
         with GalleryServer(gallery, name, port) as server:
-            say(f"{server.url} shows the {count_text(len(gallery), 'file')} of {name}; Ctrl-C ends it")
+            line = f"{server.url} shows the {count_text(len(gallery), 'file')} of {name}; Ctrl-C ends it"
+            say(line, damage_text(name, "gallery", opened.damage) if opened.damage else None)
             with suppress(KeyboardInterrupt):
                 server.serve_forever()

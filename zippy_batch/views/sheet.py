@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zippy_batch.dataset import Archive, ArchivedFile, ArchivedFiles
+from zippy_batch.dataset import Archive, ArchivedFiles
 from zippy_batch.dataset import open as open_archive
 from zippy_batch.errors import OptionError, UsageError
 from zippy_batch.paths import display_path, encoded_path
-from zippy_batch.views.listing import Choice, chosen
+from zippy_batch.views.listing import Choice, chosen, files_or_damage
 from zippy_batch.views.web_image import WebImage, original_image, web_image
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ _BESIDE = 2
 """Pixels between an original and what came back."""
 _PAPER, _INK, _PALE = "white", "#222222", "#888888"
 _BATCH = 256
+_MOST_SAID = 400
+_MOST_FILE_BYTES = 1 << 20
+"""Larger originals are made smaller, as those of more pixels are."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,11 @@ def sheet(
     files: an archive, or what its `rows` chooses of it. worst: so many of those with the least PSNR, the worst first;
     else the first `limit`. columns: pictures side by side, by default about as many as make a square. against: the
     directory of the originals, to show each beside what came back. Pictures larger than 256 pixels are made smaller,
-    small ones larger. Raises UsageError for no picture or more than 2,000, what `open` raises, and DamagedRow.
+    small ones larger; what cannot be had back has an empty frame that says why. Raises UsageError for no picture or
+    more than 2,000, and what `open` raises.
     """
     if isinstance(files, str | Path):
-        files = open_archive(files)
+        files = open_archive(files, keep_going=True)
     every = files.rows() if isinstance(files, Archive) else files
     if worst is None:
         numbers = every.numbers[: _checked("limit", limit)]
@@ -75,18 +80,29 @@ def contact_sheet(files: ArchivedFiles, columns: int | None = None, against: Pat
     if against is not None and not against.is_dir():
         raise OptionError(f"{{against}} {against}: there is no such directory", "against")
     cells: list[_Cell] = []
-    for batch in files.batches(_BATCH):
-        read = batch.read()
-        cells += [_cell(file, data, against) for file, data in zip(read, read.files(), strict=True)]
+    for first in range(0, len(files), _BATCH):
+        cells += _cells(files.archive[list(files.numbers[first : first + _BATCH])], against)
     return _drawn(cells, columns or math.ceil(math.sqrt(len(cells))))
 
 
-def _cell(file: ArchivedFile, data: bytes, against: Path | None) -> _Cell:
-    quality = file.codec if file.psnr is None else f"{file.psnr:.2f} dB"
-    pictures = [web_image(data, LARGEST_SIDE, len(data))]
+def _cells(batch: ArchivedFiles, against: Path | None) -> list[_Cell]:
+    paths, quality, codecs = batch.paths, batch.column("psnr"), batch.column("codec")
+    return [
+        _Cell(
+            _pictures(path, data, against),
+            (display_path(encoded_path(path)), codec or "damaged" if psnr is None else f"{psnr:.2f} dB"),
+        )
+        for path, data, psnr, codec in zip(
+            paths, files_or_damage(batch.archive, batch.numbers), quality, codecs, strict=True
+        )
+    ]
+
+
+def _pictures(path: str, data: bytes | str, against: Path | None) -> tuple[Image.Image | str, ...]:
+    shown = [data if isinstance(data, str) else web_image(data, LARGEST_SIDE, len(data))]
     if against is not None:
-        pictures.insert(0, original_image(against, file.path, LARGEST_SIDE, len(data)))
-    return _Cell(tuple(map(_picture, pictures)), (display_path(encoded_path(file.path)), quality))
+        shown.insert(0, original_image(against, path, LARGEST_SIDE, _MOST_FILE_BYTES))
+    return tuple(map(_picture, shown))
 
 
 def _picture(shown: WebImage | str) -> Image.Image | str:
@@ -116,7 +132,8 @@ def _drawn(cells: Sequence[_Cell], columns: int) -> Image.Image:
             x = left + n * (side + _BESIDE)
             if isinstance(picture, str):
                 draw.rectangle((x, y, x + side - 1, y + side - 1), outline=_PALE)
-                draw.text((x + 4, y + 4), _fitted(picture, side - 8, font), _PALE, font)
+                for line, words in enumerate(_lines(picture, side - 8, font)[: (side - 8) // _LINE]):
+                    draw.text((x + 4, y + 4 + line * _LINE), words, _PALE, font)
             else:
                 # every pixel as a square: what small pictures lost is to be seen
                 times = max(1, side // largest)
@@ -133,10 +150,29 @@ def _fitted(text: str, width: int, font: object) -> str:
     from PIL import ImageFont
 
     assert isinstance(font, ImageFont.FreeTypeFont | ImageFont.ImageFont)
-    # the font has no letters but these
-    plain = "".join(c if " " <= c <= "~" else "?" for c in text)
+    plain = _plain(text)
     if font.getlength(plain) <= width:
         return plain
     while plain and font.getlength(f"...{plain}") > width:
         plain = plain[1:]
     return f"...{plain}"
+
+
+def _lines(text: str, width: int, font: object) -> list[str]:
+    """The text in lines, broken between words, and in a word that is too long for a line."""
+    from PIL import ImageFont
+
+    assert isinstance(font, ImageFont.FreeTypeFont | ImageFont.ImageFont)
+    lines, line = [], ""
+    for word in re.findall(r" *[^ ]", _plain(text)[:_MOST_SAID]):
+        if font.getlength(line + word) > width:
+            head, _, tail = line.rpartition(" ") if not word.startswith(" ") else (line, "", "")
+            lines.append(head or line)
+            line = tail if head else ""
+        line = line + word if line else word.lstrip()
+    return [*lines, line]
+
+
+def _plain(text: str) -> str:
+    """With a question mark for letters that the font has not."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
