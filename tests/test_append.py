@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,8 +55,9 @@ def again(
     output: str | Place,
     update: bool = False,
     watch: Callable[[Progress], None] | None = None,
+    checksum: bool = False,
 ) -> AppendReport:
-    return append(faces, output, AppendOptions(update, device="cpu"), RUN, watch, CODECS)
+    return append(faces, output, AppendOptions(update, checksum, device="cpu"), RUN, watch, CODECS)
 
 
 def by_path(path: Place) -> dict[bytes, Row]:
@@ -104,6 +107,41 @@ def test_changed_files_replace_their_rows_where_update_says_so(faces: Path, outp
     assert rows[b"3.jpg"].mtime_s == 10
     assert verify(output, against=faces, run=RUN, codecs=CODECS).exit_code == 0
     assert again(faces, output, update=True).updated == 0
+
+
+def test_a_new_file_that_could_not_be_restored_beside_an_old_one_is_refused(faces: Path, tmp_path: Path) -> None:
+    """Whichever of the two comes back in another format, also where the source no longer has the old one."""
+    options = replace(OPTIONS, exact="never")
+    for old, new in (("p.png", "p.png.jpg"), ("p.png.jpg", "p.png")):
+        (tmp_path / old).mkdir()
+        Image.fromarray(pixels(3, 48, 48)).save(tmp_path / old / old)
+        archive(tmp_path / old, tmp_path / "out.parquet", options, RunOptions(workers=1, overwrite=True), codecs=CODECS)
+        (tmp_path / old / old).unlink()
+        Image.fromarray(pixels(4, 48, 48)).save(tmp_path / old / new)
+        before = content(tmp_path / "out.parquet")
+        with pytest.raises(UsageError, match=r"p\.png: would be restored as p\.png\.jpg, which is there as well"):
+            again(tmp_path / old, tmp_path / "out.parquet")
+        assert content(tmp_path / "out.parquet") == before
+
+
+def test_by_checksum_files_of_other_content_alone_replace_their_rows(faces: Path, output: Path) -> None:
+    os.utime(faces / "3.jpg", (10, 10))
+    other = io.BytesIO()
+    Image.fromarray(pixels(77)).save(other, "JPEG", quality=20)
+    for name, data in (("notes.txt", b"Not a picture"), ("1.jpg", other.getvalue())):
+        facts = (faces / name).stat()
+        (faces / name).write_bytes(data.ljust(facts.st_size, b"\0"))
+        os.utime(faces / name, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert again(faces, output, update=True).updated == 1
+    os.utime(faces / "3.jpg", (20, 20))
+    assert again(faces, output, update=True, checksum=True).updated == 2
+    rows = by_path(output)
+    assert rows[b"notes.txt"].payload == b"Not a picture"
+    assert rows[b"3.jpg"].mtime_s == 10
+    assert verify(output, against=faces, run=RUN, codecs=CODECS).exit_code == 0
+    assert again(faces, output, update=True, checksum=True).updated == 0
+    with pytest.raises(UsageError, match="checksum says how update compares; give both"):
+        again(faces, output, checksum=True)
 
 
 def test_parts_that_stay_are_linked_and_a_reader_of_the_old_state_goes_on(faces: Path, tmp_path: Path) -> None:

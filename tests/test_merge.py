@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +80,21 @@ def test_a_path_that_two_archives_have_is_refused_and_prefixes_keep_them_apart(t
     ]
     with pytest.raises(UsageError, match="two of the archives are called a"):
         merge([tmp_path / "a.parquet"] * 2, tmp_path / "d", prefix=True)
+
+
+def test_files_that_could_not_be_restored_side_by_side_are_refused(tmp_path: Path) -> None:
+    face, other = face_rows(2)
+    png = replace(face, path=b"a.png", source_format="png", jpeg_tables=None, jpeg_quality=None)
+    write_archive(tmp_path / "a.parquet", [png])
+    for path in (b"a.png.jpg", b"a.png.jpg/b.jpg"):
+        write_archive(tmp_path / "b.parquet", [replace(other, path=path)])
+        sources = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+        with pytest.raises(UsageError, match=r"side by side: a\.png\.jpg would be both; --prefix puts the name"):
+            merge(sources, tmp_path / "c")
+        assert [one.name for one in tmp_path.iterdir() if one.name.startswith((".", "c"))] == []
+        merge(sources, tmp_path / "c", prefix=True)
+        shutil.rmtree(tmp_path / "c")
+        shutil.rmtree(tmp_path / "b.parts")
 
 
 def test_models_are_carried_and_two_of_one_codec_refused(tmp_path: Path) -> None:

@@ -164,8 +164,9 @@ def append(
     """Archive those files of `source` that `archive` does not have, by path, with the archive's options and models.
 
     Fields of AppendOptions and RunOptions may be given as keywords: `update` also takes files whose size or
-    modification time is not that of their row. Where nothing is new, nothing is written. An interrupted call goes on
-    when it is called again, and the archive is the old or the new one meanwhile.
+    modification time is not that of their row, and with `checksum` those whose content is not. Where nothing is new,
+    nothing is written. An interrupted call goes on when it is called again, and the archive is the old or the new one
+    meanwhile.
 
     Raises what `archive` raises, and UsageError while another run works on the archive.
     """

@@ -267,6 +267,11 @@ class AppendOptions:
     """What is added to an archive; how it is coded, the archive says."""
 
     update: bool = _option(False, "Also files whose size or time has changed; they replace their rows.")
+    checksum: bool = _option(
+        False,
+        "Have --update go by what is in a file: its bytes where it is stored exactly or as it is, else the quality "
+        "that its row promises. Every file that the archive has is read.",
+    )
     input: str = _option("auto", "What the source is; auto tells by its name.", choices=INPUTS)
     labels: str | None = _option(
         None,
@@ -278,6 +283,8 @@ class AppendOptions:
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.checksum and not self.update:
+            raise OptionError("{checksum} says how {update} compares; give both", "checksum", "update")
         if self.labels is not None:
             check_labels(self.labels, None)
 

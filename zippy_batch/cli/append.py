@@ -33,6 +33,7 @@ def append(
     \b
       zippy-batch append ./faces out.parquet
       zippy-batch append ./faces out --update --workers 4
+      zippy-batch append ./faces out --update --checksum
     """
     import zippy_batch as zb
     from zippy_batch.cli.progress import Shown, showing

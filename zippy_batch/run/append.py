@@ -15,18 +15,19 @@ from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION
 from zippy_batch.codecs.model_file import Model
 from zippy_batch.config import LABELS, AppendOptions, ArchiveOptions, RunOptions
-from zippy_batch.errors import UsageError
+from zippy_batch.errors import DamagedRow, UsageError
 from zippy_batch.run.archive_shard import ArchiveJob
 from zippy_batch.run.copy_rows import CopyPlan, holds, rows_of_shard, shown_place
-from zippy_batch.run.executor import run_units, settle_device
+from zippy_batch.run.executor import choose_layout, run_units, settle_device
 from zippy_batch.run.pipeline import Clock, Codecs, Watch, codec_maker, models_for_archive
 from zippy_batch.run.plan import ArchivePlan, plan_archive, source_states
 from zippy_batch.run.report import Done, count_text, rounded, size_text
 from zippy_batch.run.rewrite import Kept, keep_shards, left_after, open_rewriting, publish, recover
 from zippy_batch.run.rows import model_of
 from zippy_batch.run.staging import Staging, refuse_output
+from zippy_batch.run.verify_shard import VerifyJob, VerifyUnit
 from zippy_batch.sources import Source, Wanted, list_source
-from zippy_batch.sources.clashes import refuse_restored_clashes
+from zippy_batch.sources.clashes import RESTORED_FORMAT, refuse_clashes_with_rows
 from zippy_batch.sources.directory import Files, Listing, SourceFile
 from zippy_batch.stores.object_path import Place, place
 
@@ -100,7 +101,8 @@ def append(
     with ArchiveReader.open(archive) as opened:
         coding = _options(opened, options, settle_device(options.device, run.address))
         refuse_output(source, archive, overwrite=True)
-        found = _find(source, opened, coding, options.update)
+        content = _ByContent(run, clock, codecs) if options.checksum else None
+        found = _find(source, opened, coding, options.update, content)
         updated = sum(map(len, found.replaced.values()))
         if found.fresh:
             _add(opened, found, coding, run, clock, codecs)
@@ -131,33 +133,103 @@ def _options(opened: ArchiveReader, wish: AppendOptions, device: str) -> Archive
     return ArchiveOptions(**given, labels=labels, device=device, input=wish.input)
 
 
-def _find(source: Place, opened: ArchiveReader, options: ArchiveOptions, update: bool) -> _NewFiles:
+@dataclass(frozen=True)
+class _Known:
+    """A row of the archive, and what of its file it says."""
+
+    size_bytes: int
+    mtime_s: int
+    has_promise: bool
+    """Whether the file's content can be compared with it: a lossy row that was not verified says nothing."""
+    gets_suffix: bool
+    """Whether the file is restored in another format, with the suffix of that behind its path."""
+    shard: int
+    row: int
+
+    def is_of(self, file: SourceFile) -> bool:
+        return (self.size_bytes, self.mtime_s) == (file.size_bytes, file.mtime_s)
+
+
+def _find(
+    source: Place, opened: ArchiveReader, options: ArchiveOptions, update: bool, content: _ByContent | None
+) -> _NewFiles:
+    """With `update` also files that have changed: by size and time, or by content."""
     origin, listing = list_source(source, Wanted.of(options))
     there = _rows_by_path(opened)
+    other = set[tuple[int, int]]()
+    if content is not None:
+        known = {file.path: file for file in listing.files if file.path in there and there[file.path].has_promise}
+        other = content.changed(opened, origin, known, options.device)
     fresh: list[SourceFile] = []
     replaced: dict[int, set[int]] = {}
     for file in listing.files:
-        known = there.get(file.path)
-        if known is None:
+        row = there.get(file.path)
+        if row is None:
             fresh.append(file)
-        elif update and known[:2] != (file.size_bytes, file.mtime_s):
+        elif update and _has_changed(row, file, other if content and row.has_promise else None):
             fresh.append(file)
-            replaced.setdefault(known[2], set()).add(known[3])
-    if fresh and options.exact != "always":
-        refuse_restored_clashes(source, listing.files, lambda file: origin.reader((file,))(file))
+            replaced.setdefault(row.shard, set()).add(row.row)
+    if fresh:
+        suffixed = {path: row.gets_suffix for path, row in there.items()}
+        read = None if options.exact == "always" else lambda file: origin.reader((file,))(file)
+        refuse_clashes_with_rows(source, fresh, suffixed, read)
     return _NewFiles(origin, listing, fresh, replaced)
 
 
-def _rows_by_path(opened: ArchiveReader) -> dict[bytes, tuple[int, int, int, int]]:
-    """Source bytes, time, shard and row of each path. Raises DamagedRow for one that is lost."""
+def _has_changed(row: _Known, file: SourceFile, other: set[tuple[int, int]] | None) -> bool:
+    return not row.is_of(file) if other is None else (row.shard, row.row) in other
+
+
+@dataclass(frozen=True)
+class _ByContent:
+    """Compares files with their rows as `verify --against` does."""
+
+    run: RunOptions
+    clock: Clock
+    codecs: Codecs
+
+    def changed(
+        self, opened: ArchiveReader, origin: Source, files: Mapping[bytes, SourceFile], device: str
+    ) -> set[tuple[int, int]]:
+        """Shard and row of those files, by path, that are not those of their rows. Raises DamagedRow for a row that
+        nothing can be compared with."""
+        models = {codec: model_of(opened, codec, self.codecs.find) for codec in opened.info.models}
+        job = VerifyJob(opened.path.absolute(), origin, False, device, models, self.codecs.make, with_labels=False)
+        units = []
+        for shard in opened.shards():
+            some = [(row, path) for row, path in enumerate(opened.paths(shard)) if path is not None and path in files]
+            originals = {path: files[path] for _, path in some}
+            units += [VerifyUnit(shard, originals, tuple(row for row, _ in some))] if some else []
+        checked, shards, found = 0, 0, set[tuple[int, int]]()
+
+        def tick(done: Done) -> None:
+            nonlocal checked
+            checked += done.images
+            self.clock.tell_check(checked, len(files), shards, len(units))
+
+        size_bytes = sum(file.size_bytes for file in files.values())
+        layout = choose_layout(len(units), len(files), size_bytes, device, self.run)
+        for result in run_units(job, units, layout, tick, self.clock.settle) if units else ():
+            if result.damaged:
+                raise DamagedRow(f"{opened.path}: {result.damaged[0]}")
+            found |= {(one.shard or 0, one.row or 0) for one in result.differing}
+            shards += 1
+        return found
+
+
+def _rows_by_path(opened: ArchiveReader) -> dict[bytes, _Known]:
+    """Raises DamagedRow for a path that is lost."""
     found = {}
     for shard in opened.shards():
-        columns = opened.read_columns(shard, ("source_bytes", "mtime_s"))
-        facts = zip(columns["source_bytes"], columns["mtime_s"], strict=True)
-        for row, (path, (size_bytes, mtime_s)) in enumerate(zip(opened.paths(shard), facts, strict=True)):
+        columns = opened.read_columns(shard, ("source_bytes", "mtime_s", "codec", "psnr", "source_format"))
+        paths = opened.paths(shard)
+        for row, (size_bytes, mtime_s, codec, psnr, kind) in enumerate(zip(*columns.values(), strict=True)):
+            path = paths[row]
             if path is None:
                 path = opened.sound_rows(shard, [row])[0].path
-            found[path] = (size_bytes, mtime_s, shard, row)
+            is_lossy = codec == "latent"
+            gets_suffix = is_lossy and kind != RESTORED_FORMAT
+            found[path] = _Known(size_bytes, mtime_s, not is_lossy or psnr is not None, gets_suffix, shard, row)
     return found
 
 

@@ -21,11 +21,13 @@ from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION, Row
 from zippy_batch.archives.writer import write_part
 from zippy_batch.errors import ArchiveError, ModelError, UsageError
+from zippy_batch.images.pixels import restored_path
 from zippy_batch.paths import display_path
 from zippy_batch.run.plan import IMAGES_PER_SHARD, SOURCE_BYTES_PER_SHARD
 from zippy_batch.run.report import count_text, rounded, size_text
 from zippy_batch.run.staging import Staging, committing, open_staging, refuse_output
 from zippy_batch.run.thread_pool import OrderedThreadPool
+from zippy_batch.sources.clashes import RESTORED_FORMAT
 from zippy_batch.stores.object_path import Place
 
 _THREADS = 4
@@ -163,6 +165,8 @@ def rows_of_shard(shard: NewShard, sources: Sequence[ArchiveReader]) -> int:
 def plan_copy(sources: Sequence[ArchiveReader], folders: Sequence[bytes], pieces: Sequence[Piece]) -> CopyPlan:
     """Raises UsageError for two rows of one path, and ModelError for sources whose rows need two models of a codec."""
     _refuse_clashes(sources, folders, pieces)
+    if len(sources) > 1 and not any(folders):
+        _refuse_restored_clashes(sources, pieces)
     shards = cut_pieces(pieces, sources)
     rows = tuple(rows_of_shard(shard, sources) for shard in shards)
     return CopyPlan(tuple(sources), tuple(folders), shards, common_info(sources, rows))
@@ -178,7 +182,9 @@ def common_info(sources: Sequence[ArchiveReader], shards: tuple[int, ...]) -> Ar
             if known != model:
                 raise ModelError(
                     f"{first.path} and {source.path} were coded with two models of the {codec} codec ({known[:12]} and "
-                    f"{model[:12]}), and an archive has one; keep them apart, or archive the originals of one anew"
+                    f"{model[:12]}), and an archive has one model for each codec, since its rows name the codec alone; "
+                    f"keep two archives, or archive the originals of one anew with the model of the other (not its "
+                    f"restored files, which would be coded a second time)"
                 )
         files |= source.info.model_files
     options = dict(sources[0].info.options)
@@ -202,6 +208,37 @@ def _refuse_clashes(sources: Sequence[ArchiveReader], folders: Sequence[bytes], 
         more = f" (and {clashes - 1} more)" if clashes > 1 else ""
         raise UsageError(
             f"{first}{more}: a path names one file of an archive; "
+            f"--prefix puts the name of its archive before each path"
+        )
+
+
+def _refuse_restored_clashes(sources: Sequence[ArchiveReader], pieces: Sequence[Piece]) -> None:
+    """Raises UsageError where a restore could not write the files of two archives below one directory."""
+    files: dict[bytes, tuple[bytes, int]] = {}
+    for piece in pieces:
+        source = sources[piece.source]
+        columns = source.read_columns(piece.shard, ("codec", "source_format"))
+        facts = [*zip(columns["codec"], columns["source_format"], strict=True)]
+        chosen = range(len(facts)) if piece.rows is None else piece.rows
+        for row, path in zip(chosen, _paths_of(piece, sources, [b""] * len(sources)), strict=True):
+            codec, kind = facts[row]
+            target = restored_path(path, kind or "", RESTORED_FORMAT) if codec == "latent" else path
+            _refuse_other(files.setdefault(target, (path, piece.source)), (path, piece.source), sources, target)
+    for target, found in files.items():
+        cut = target.rfind(b"/")
+        while cut > 0:
+            if target[:cut] in files:
+                _refuse_other(files[target[:cut]], found, sources, target[:cut])
+            cut = target.rfind(b"/", 0, cut)
+
+
+def _refuse_other(
+    one: tuple[bytes, int], other: tuple[bytes, int], sources: Sequence[ArchiveReader], target: bytes
+) -> None:
+    if one[1] != other[1]:
+        named = [f"{display_path(path)} of {sources[source].path}" for path, source in (one, other)]
+        raise UsageError(
+            f"{named[0]} and {named[1]} cannot be restored side by side: {display_path(target)} would be both; "
             f"--prefix puts the name of its archive before each path"
         )
 

@@ -2,11 +2,12 @@
 
 Files, sorted by path -> refuse_clashes             one path twice; a file that is also a directory of other files
                       -> refuse_restored_clashes    a.png, restored as a.png.jpg, beside another file of that name
+                      -> refuse_clashes_with_rows   both, of files that come to those of an archive
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 from zippy_batch.paths import MAX_NAME_BYTES, MAX_PATH_BYTES, display_path, name_problem
@@ -34,21 +35,40 @@ def clashes(files: Iterable[SourceFile], containers: Sequence[Container]) -> Ite
 def refuse_restored_clashes(place: Place, files: Files, read: Callable[[SourceFile], bytes]) -> None:
     """Raises UsageError naming the pictures whose restored file would be in the way of another one, or have too long a
     name. Only files that this may be true of are read."""
-    refused = sorted(_restored_clashes(files, read))
+    refused = sorted(_restored_clashes(files, lambda file: _changes_format(read(file))))
     require_none_refused(place if isinstance(place, Path) else str(place), refused)
 
 
-def _restored_clashes(files: Iterable[SourceFile], read: Callable[[SourceFile], bytes]) -> Iterator[tuple[bytes, str]]:
+def refuse_clashes_with_rows(
+    place: Place, fresh: Sequence[SourceFile], rows: Mapping[bytes, bool], read: Callable[[SourceFile], bytes] | None
+) -> None:
+    """As `refuse_restored_clashes`, of files that become rows of an archive which has `rows`: paths, and whether their
+    files get another suffix. `read` is None where no file of the source does."""
+    new = {file.path for file in fresh}
+
+    def changes(file: SourceFile) -> bool:
+        return rows[file.path] if file.path not in new else read is not None and _changes_format(read(file))
+
+    old = (SourceFile(path, 0, 0) for path in rows if path not in new)
+    files = sorted([*fresh, *old], key=lambda file: file.path)
+    refused = sorted([*clashes(files, ()), *_restored_clashes(files, changes, new)])
+    require_none_refused(place if isinstance(place, Path) else str(place), refused)
+
+
+def _restored_clashes(
+    files: Iterable[SourceFile], changes: Callable[[SourceFile], bool], only: Set[bytes] | None = None
+) -> Iterator[tuple[bytes, str]]:
+    """Where `only` is given, those alone that these paths have a part in."""
     named: SourceFile | None = None
     for file, beginnings in _with_beginnings(files):
-        if _too_long(file.path) and _changes_format(read(file)):
+        if _too_long(file.path) and (only is None or file.path in only) and changes(file):
             suffix = display_path(_suffix(file.path))
             yield file.path, f"too long for the suffix {suffix} that it would get on restore; {_ADVICE}"
         for one in beginnings:
             new = one.path + _suffix(one.path)
             if one is named or new == one.path or not (file.path == new or file.path.startswith(new + b"/")):
                 continue
-            if _changes_format(read(one)):
+            if (only is None or one.path in only or file.path in only) and changes(one):
                 named = one
                 yield one.path, f"would be restored as {display_path(new)}, which is there as well; {_ADVICE}"
 
