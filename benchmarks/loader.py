@@ -16,7 +16,7 @@ caches; the second one is timed.
                        install beside every build of torch
     webdataset         a tar for every 1,000 images
     hugging face       Parquet with JPEG bytes, as a datasets.Dataset with an Image column
-    mosaicml           MDS shards of JPEG bytes
+    mosaicml           MDS shards of JPEG bytes; its part for torchvision is left out where torchvision does not load
     litdata            chunks of JPEG bytes
 
 What is not installed is left out and named. Bytes are those of the files; a folder takes more on most file systems,
@@ -34,6 +34,7 @@ import os
 import sys
 import tempfile
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,9 +172,14 @@ def mosaicml(faces: Path, work: Path) -> Made:
     with streaming.MDSWriter(out=str(work / "mds"), columns={"image": "bytes", "label": "int"}) as sink:
         for path, label in Folder(faces).files:
             sink.write({"image": Path(path).read_bytes(), "label": label})
-    streaming.base.util.clean_stale_shared_memory()
-    data = streaming.StreamingDataset(local=str(work / "mds"), shuffle=True, batch_size=BATCH)
-    return work / "mds", loader_of(data, shuffle=False, collate_fn=collated)
+
+    def make(workers: int) -> Any:
+        # one data set waits for ever where it meets another number of workers
+        streaming.base.util.clean_stale_shared_memory()
+        data = streaming.StreamingDataset(local=str(work / "mds"), shuffle=True, batch_size=BATCH)
+        return loader_of(data, shuffle=False, collate_fn=collated)(workers)
+
+    return work / "mds", make
 
 
 def collated(rows: list[dict[str, Any]]) -> Any:
@@ -286,11 +292,22 @@ def bytes_of(path: Path) -> tuple[int, int]:
     return sum(one.st_size for one in found), sum(one.st_blocks * 512 for one in found)
 
 
+def without_torchvision() -> None:
+    """Let `streaming` load without the part of it that needs torchvision, which nothing here uses: a torchvision of
+    another build than torch's does not load."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
+
+
 def missing(library: str) -> str | None:
     """Why a library cannot be had; None where it can."""
     if importlib.util.find_spec(library) is None:
         return f"{library} is not installed"
     try:
+        if library == "streaming":
+            without_torchvision()
         importlib.import_module(library)
     except Exception as error:
         # what a library wants at import, and in which version, is its own affair
@@ -308,10 +325,17 @@ def measure(size: str, faces: Path, images: int, options: argparse.Namespace) ->
             continue
         work = faces.parent / f"{faces.name}-files"
         work.mkdir(exist_ok=True)
-        path, loader = make(faces, work)
-        if options.shares and name.startswith("archive"):
-            print(f"{size} {name}: the codec takes {codec_share(loader(0)):.1%} of the processor's time")
-        rates = {workers: rate(loader(workers), images, name) for workers in options.workers}
+        try:
+            path, loader = make(faces, work)
+            if options.shares and name.startswith("archive"):
+                print(f"{size} {name}: the codec takes {codec_share(loader(0)):.1%} of the processor's time")
+            rates = {workers: rate(loader(workers), images, name) for workers in options.workers}
+        except Exception as error:
+            if library is None:
+                raise
+            # versions that do not go together are no reason to lose the other figures
+            print(f"{name}: left out, it failed: {type(error).__name__}: {str(error).splitlines()[-1:]}")
+            continue
         size_bytes, blocks = bytes_of(path)
         found.append(
             {"size": size, "name": name, "images": images, "bytes": size_bytes, "blocks": blocks, "rates": rates}
