@@ -1,6 +1,7 @@
 """Images per second into a training loop, and bytes on disk, of an archive and of what people train from today.
 
-    python benchmarks/loader.py [--images 2000] [--larger 256] [--workers 0,1,2] [--only NAME;...] [--json FILE]
+    python benchmarks/loader.py [--images 2000] [--larger 256] [--workers 0,1,2] [--only NAME;...] [--shares]
+                                [--json FILE]
 
 Faces are drawn: `--images` of 42x42 and `--larger` of 178x218, JPEG of quality 75, in ten classes. Everything holds
 these same JPEG files and gives batches of 64 uint8 RGB tensors in a shuffled order to a loop that only looks at them,
@@ -35,6 +36,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +239,46 @@ def rate(loader: Any, images: int, name: str) -> float:
     return images / (time.perf_counter() - started)
 
 
+@contextmanager
+def timed_codecs() -> Iterator[list[float]]:
+    """Seconds of the processor that decoding takes inside, in this process."""
+    from zippy_batch.codecs.exact.codec import ExactCodec
+    from zippy_batch.codecs.latent.codec import LatentCodec
+
+    taken: list[float] = []
+    kinds: list[Any] = [ExactCodec, LatentCodec]
+    whole = [kind.decode_checked for kind in kinds]
+
+    def timed(decode: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def decoding(codec: Any, items: Any) -> Any:
+            started = time.process_time()
+            try:
+                return decode(codec, items)
+            finally:
+                taken.append(time.process_time() - started)
+
+        return decoding
+
+    for kind, decode in zip(kinds, whole, strict=True):
+        kind.decode_checked = timed(decode)
+    try:
+        yield taken
+    finally:
+        for kind, decode in zip(kinds, whole, strict=True):
+            kind.decode_checked = decode
+
+
+def codec_share(loader: Any) -> float:
+    """Of the processor's time of an epoch without workers, what the codec takes: the rest is reading and handing on."""
+    for _ in loader:
+        pass
+    with timed_codecs() as taken:
+        started = time.process_time()
+        for _ in loader:
+            pass
+        return sum(taken) / (time.process_time() - started)
+
+
 def bytes_of(path: Path) -> tuple[int, int]:
     """Bytes of the files, and of the blocks that hold them."""
     files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
@@ -267,6 +309,8 @@ def measure(size: str, faces: Path, images: int, options: argparse.Namespace) ->
         work = faces.parent / f"{faces.name}-files"
         work.mkdir(exist_ok=True)
         path, loader = make(faces, work)
+        if options.shares and name.startswith("archive"):
+            print(f"{size} {name}: the codec takes {codec_share(loader(0)):.1%} of the processor's time")
         rates = {workers: rate(loader(workers), images, name) for workers in options.workers}
         size_bytes, blocks = bytes_of(path)
         found.append(
@@ -291,6 +335,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--larger", type=int, default=256)
     parser.add_argument("--workers", type=lambda text: [int(one) for one in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--only", help="names, separated by semicolons")
+    parser.add_argument("--shares", action="store_true", help="also say what part of the time the codec takes")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", "This DataLoader will create")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -12,8 +13,11 @@ KILLED, FAILED = 9, 3
 
 
 def in_child(work: Callable[[], None]) -> int:
+    # what is there already is not looked through in the child, which would copy every page of it
+    gc.freeze()
     child = os.fork()
     if child == 0:
+        gc.disable()
         try:
             work()
         except BaseException:

@@ -1,7 +1,7 @@
 """Kills a command on archives before each thing that it does to the file system, and lets the next run finish.
 
-A program of its own, because it forks: `python living_crash_points.py COMMAND OUTPUT`. Prints how many points there
-were, or what went wrong at one.
+A program of its own, because it forks: `python living_crash_points.py DIRECTORY`. Prints how many points each command
+had, or what went wrong at one.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def void(act: Callable[[], object]) -> None:
     act()
 
 
-def main() -> None:
-    command, output = sys.argv[1], Path(sys.argv[2])
+def points(command: str, output: Path) -> int:
+    output.parent.mkdir()
     old = output.with_name(f"old{output.suffix}")
     write_archive(old, ROWS, 5, INFO)
     other = write_archive(output.with_name("other"), below("b", face_rows(7)), 5, INFO)
@@ -100,24 +100,30 @@ def main() -> None:
             (shutil.copytree if old.is_dir() else shutil.copyfile)(old, output)
 
     prepare()
-    assert in_child(lambda: void(run)) == 0
+    run()  # here, so that the children find loaded and compiled what they need
     expected = content(output)
     point = 0
     while True:
         prepare()
         status = in_child(killing_before(point, lambda: void(run)))
         if status == 0:
-            break
-        assert status == KILLED, f"point {point}: ended with {status}"
+            return point
+        where = f"{command} of {output.name}, point {point}"
+        assert status == KILLED, f"{where}: ended with {status}"
         if is_in_place:
-            assert in_child(lambda: recover(output)) == 0, f"point {point}: not recovered"
-            assert content(output) in (content(old), expected), f"point {point}: neither old nor new"
-        assert in_child(lambda: void(again)) == 0, f"point {point}: the next run failed"
-        assert content(output) == expected, f"point {point}: another archive"
+            assert in_child(lambda: recover(output)) == 0, f"{where}: not recovered"
+            assert content(output) in (content(old), expected), f"{where}: neither old nor new"
+        assert in_child(lambda: void(again)) == 0, f"{where}: the next run failed"
+        assert content(output) == expected, f"{where}: another archive"
         if command == "erase":
-            check_receipts(output, f"point {point}")
+            check_receipts(output, where)
         point += 1
-    print(point)
+
+
+def main() -> None:
+    root, names = Path(sys.argv[1]), ("out.parquet", "out")
+    cases = [(command, name) for command in ("merge", "erase", "append") for name in names]
+    print(*(points(command, root / f"{command}-{name}" / name) for command, name in cases))
 
 
 if __name__ == "__main__":

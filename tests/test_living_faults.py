@@ -36,15 +36,14 @@ WISH = Erasure("label == 'id_1'")
 INFO = ArchiveInfo(FORMAT_VERSION, {}, {"quality": 75}, ())
 
 
-@pytest.mark.parametrize("command", ["merge", "erase", "append"])
-@pytest.mark.parametrize("name", ["out.parquet", "out"])
-def test_a_command_killed_at_any_point_leaves_old_or_new_and_the_next_finishes(
-    command: str, name: str, root: Path, tmp_path: Path
-) -> None:
-    program = [sys.executable, str(root / "tests/living_crash_points.py"), command, str(tmp_path / name)]
+def test_a_command_killed_at_any_point_leaves_old_or_new_and_the_next_finishes(root: Path, tmp_path: Path) -> None:
+    """merge, erase and append, of a file and of a directory."""
+    program = [sys.executable, str(root / "tests/living_crash_points.py"), str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=root / "tests")
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 10
+    points = [int(word) for word in done.stdout.split()]
+    assert len(points) == 6
+    assert min(points) > 10
 
 
 def the_merge(archives: Path, output: Path) -> None:
