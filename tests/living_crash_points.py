@@ -128,6 +128,7 @@ def points(command: str, output: Path) -> int:
 def main() -> None:
     root, names = Path(sys.argv[1]), ("out.parquet", "out")
     cases = [(command, name) for command in ("merge", "erase", "append") for name in names]
+    cases.append(("select", "out"))
     print(*(points(command, root / f"{command}-{name}" / name) for command, name in cases))
 
 
