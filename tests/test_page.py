@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import EVIL, chromium, run
+from browser import EVIL, Tab, chromium, run
 from PIL import Image
 from rows import info_for, labelled, mixed_rows, raw_row
 from synthetic_faces import draw_faces
@@ -293,6 +293,39 @@ def test_a_browser_shows_every_picture_and_complains_of_nothing(archive: Path, f
     found = json.loads(html.unescape(title[1]))
     # the worst 12 beside their originals, and 14 of which one is a text
     assert found == {"images": 12 * 2 + 13, "broken": 0, "hacked": False, "wide": False}
+
+
+SHOWN = "document.querySelector('dialog[open] p')?.textContent ?? ''"
+FOCUSED = "[...document.querySelectorAll('button.pic')].indexOf(document.activeElement)"
+
+
+def test_the_enlarged_view_is_used_by_the_keyboard_alone(archive: Path, faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(page_text(archive, PageOptions(against=faces, images=3)))
+    with Tab(tmp_path / "profile", (tmp_path / "page.html").as_uri()) as tab:
+        last = tab.ask("document.querySelectorAll('button.pic').length") - 1
+        for _ in range(40):
+            tab.press("Tab")
+            if tab.ask(FOCUSED) == 0:
+                break
+        tab.press("Enter")
+        first = tab.ask(SHOWN)
+        assert first
+        assert tab.ask("document.querySelectorAll('dialog img').length") == 2
+        tab.press("ArrowRight")
+        second = tab.ask(SHOWN)
+        assert second not in ("", first)
+        tab.press("ArrowLeft")
+        assert tab.ask(SHOWN) == first
+        tab.press("ArrowLeft")
+        # from the first to the last, which is one of those without their originals
+        assert tab.ask("document.querySelectorAll('dialog img').length") == 1
+        tab.press("Escape")
+        assert not tab.ask(SHOWN)
+        # the picture that was shown has the focus, and opens again
+        assert tab.ask(FOCUSED) == last
+        tab.press("Enter")
+        tab.press("ArrowRight")
+        assert tab.ask(SHOWN) == first
 
 
 def test_options_of_a_page_are_checked() -> None:
