@@ -1,6 +1,7 @@
 """Images per second into a training loop, and bytes on disk, of an archive and of what people train from today.
 
-    python benchmarks/loader.py [--images 2000] [--larger 256] [--workers 0,1,2] [--only NAME;...] [--json FILE]
+    python benchmarks/loader.py [--images 2000] [--larger 256] [--workers 0,1,2] [--only NAME;...] [--shares]
+                                [--json FILE]
 
 Faces are drawn: `--images` of 42x42 and `--larger` of 178x218, JPEG of quality 75, in ten classes. Everything holds
 these same JPEG files and gives batches of 64 uint8 RGB tensors in a shuffled order to a loop that only looks at them,
@@ -15,7 +16,7 @@ caches; the second one is timed.
                        install beside every build of torch
     webdataset         a tar for every 1,000 images
     hugging face       Parquet with JPEG bytes, as a datasets.Dataset with an Image column
-    mosaicml           MDS shards of JPEG bytes
+    mosaicml           MDS shards of JPEG bytes; its part for torchvision is left out where torchvision does not load
     litdata            chunks of JPEG bytes
 
 What is not installed is left out and named. Bytes are those of the files; a folder takes more on most file systems,
@@ -33,8 +34,10 @@ import os
 import sys
 import tempfile
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +172,14 @@ def mosaicml(faces: Path, work: Path) -> Made:
     with streaming.MDSWriter(out=str(work / "mds"), columns={"image": "bytes", "label": "int"}) as sink:
         for path, label in Folder(faces).files:
             sink.write({"image": Path(path).read_bytes(), "label": label})
-    streaming.base.util.clean_stale_shared_memory()
-    data = streaming.StreamingDataset(local=str(work / "mds"), shuffle=True, batch_size=BATCH)
-    return work / "mds", loader_of(data, shuffle=False, collate_fn=collated)
+
+    def make(workers: int) -> Any:
+        # one data set waits for ever where it meets another number of workers
+        streaming.base.util.clean_stale_shared_memory()
+        data = streaming.StreamingDataset(local=str(work / "mds"), shuffle=True, batch_size=BATCH)
+        return loader_of(data, shuffle=False, collate_fn=collated)(workers)
+
+    return work / "mds", make
 
 
 def collated(rows: list[dict[str, Any]]) -> Any:
@@ -237,6 +245,46 @@ def rate(loader: Any, images: int, name: str) -> float:
     return images / (time.perf_counter() - started)
 
 
+@contextmanager
+def timed_codecs() -> Iterator[list[float]]:
+    """Seconds of the processor that decoding takes inside, in this process."""
+    from zippy_batch.codecs.exact.codec import ExactCodec
+    from zippy_batch.codecs.latent.codec import LatentCodec
+
+    taken: list[float] = []
+    kinds: list[Any] = [ExactCodec, LatentCodec]
+    whole = [kind.decode_checked for kind in kinds]
+
+    def timed(decode: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def decoding(codec: Any, items: Any) -> Any:
+            started = time.process_time()
+            try:
+                return decode(codec, items)
+            finally:
+                taken.append(time.process_time() - started)
+
+        return decoding
+
+    for kind, decode in zip(kinds, whole, strict=True):
+        kind.decode_checked = timed(decode)
+    try:
+        yield taken
+    finally:
+        for kind, decode in zip(kinds, whole, strict=True):
+            kind.decode_checked = decode
+
+
+def codec_share(loader: Any) -> float:
+    """Of the processor's time of an epoch without workers, what the codec takes: the rest is reading and handing on."""
+    for _ in loader:
+        pass
+    with timed_codecs() as taken:
+        started = time.process_time()
+        for _ in loader:
+            pass
+        return sum(taken) / (time.process_time() - started)
+
+
 def bytes_of(path: Path) -> tuple[int, int]:
     """Bytes of the files, and of the blocks that hold them."""
     files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
@@ -244,11 +292,22 @@ def bytes_of(path: Path) -> tuple[int, int]:
     return sum(one.st_size for one in found), sum(one.st_blocks * 512 for one in found)
 
 
+def without_torchvision() -> None:
+    """Let `streaming` load without the part of it that needs torchvision, which nothing here uses: a torchvision of
+    another build than torch's does not load."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
+
+
 def missing(library: str) -> str | None:
     """Why a library cannot be had; None where it can."""
     if importlib.util.find_spec(library) is None:
         return f"{library} is not installed"
     try:
+        if library == "streaming":
+            without_torchvision()
         importlib.import_module(library)
     except Exception as error:
         # what a library wants at import, and in which version, is its own affair
@@ -266,8 +325,17 @@ def measure(size: str, faces: Path, images: int, options: argparse.Namespace) ->
             continue
         work = faces.parent / f"{faces.name}-files"
         work.mkdir(exist_ok=True)
-        path, loader = make(faces, work)
-        rates = {workers: rate(loader(workers), images, name) for workers in options.workers}
+        try:
+            path, loader = make(faces, work)
+            if options.shares and name.startswith("archive"):
+                print(f"{size} {name}: the codec takes {codec_share(loader(0)):.1%} of the processor's time")
+            rates = {workers: rate(loader(workers), images, name) for workers in options.workers}
+        except Exception as error:
+            if library is None:
+                raise
+            # versions that do not go together are no reason to lose the other figures
+            print(f"{name}: left out, it failed: {type(error).__name__}: {str(error).splitlines()[-1:]}")
+            continue
         size_bytes, blocks = bytes_of(path)
         found.append(
             {"size": size, "name": name, "images": images, "bytes": size_bytes, "blocks": blocks, "rates": rates}
@@ -291,6 +359,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--larger", type=int, default=256)
     parser.add_argument("--workers", type=lambda text: [int(one) for one in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--only", help="names, separated by semicolons")
+    parser.add_argument("--shares", action="store_true", help="also say what part of the time the codec takes")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", "This DataLoader will create")

@@ -25,13 +25,14 @@ from zippy_batch.archives.schema import FORMAT_VERSION
 from zippy_batch.config import AppendOptions, RunOptions
 from zippy_batch.run.append import append
 from zippy_batch.run.erase import Erasure, erase
-from zippy_batch.run.merge import merge
+from zippy_batch.run.merge import Wish, merge, select
 from zippy_batch.run.rewrite import recover
 from zippy_batch.run.staging_local import is_publishing, staging_path
 
 ROWS = labelled(face_rows(15))
 WISH = Erasure("label == 'id_3' or path == '000008.jpg'")
 LEFT = 13
+CHOSEN = Wish("label != 'id_3'")
 INFO = ArchiveInfo(
     FORMAT_VERSION, {"latent": MODEL.id, "exact": EXACT_MODEL.id}, {"quality": 75, "shard_size": 2, "batch_size": 3}, ()
 )
@@ -44,9 +45,9 @@ def erase_again(output: Path) -> None:
         erase(output, WISH)
 
 
-def merge_again(sources: list[Path], output: Path) -> None:
+def make_again(output: Path, make: Callable[[], object]) -> None:
     if not output.exists() or is_publishing(output):
-        merge(sources, output)
+        make()
 
 
 def add(faces: Path, output: Path) -> None:
@@ -84,12 +85,16 @@ def points(command: str, output: Path) -> int:
     other = write_archive(output.with_name("other"), below("b", face_rows(7)), 5, INFO)
     faces = make_new_files(output.with_name("faces"))
     runs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-        "merge": (lambda: merge([old, other], output), lambda: merge_again([old, other], output)),
+        "merge": (lambda: merge([old, other], output), lambda: make_again(output, lambda: merge([old, other], output))),
+        "select": (
+            lambda: select(old, output, CHOSEN),
+            lambda: make_again(output, lambda: select(old, output, CHOSEN)),
+        ),
         "append": (lambda: add(faces, output), lambda: add(faces, output)),
         "erase": (lambda: erase(output, WISH), lambda: erase_again(output)),
     }
     run, again = runs[command]
-    is_in_place = command != "merge"
+    is_in_place = command in ("erase", "append")
 
     def prepare() -> None:
         remove(output)
@@ -123,6 +128,7 @@ def points(command: str, output: Path) -> int:
 def main() -> None:
     root, names = Path(sys.argv[1]), ("out.parquet", "out")
     cases = [(command, name) for command in ("merge", "erase", "append") for name in names]
+    cases.append(("select", "out"))
     print(*(points(command, root / f"{command}-{name}" / name) for command, name in cases))
 
 

@@ -104,6 +104,18 @@ def test_a_signed_receipt_can_be_checked(tmp_path: Path) -> None:
         zb.erase(tmp_path / "a.parquet", "label == 'id_1'", sign=tmp_path / "key.pem")
 
 
+def test_a_preset_says_where_receipts_go_and_who_signs(tmp_path: Path) -> None:
+    write_archive(tmp_path / "a.parquet", ROWS)
+    preset = tmp_path / "preset.toml"
+    preset.write_text(f"[erase]\nreceipt = '{tmp_path}/r.json'\nsign = '{tmp_path}/key.pem'\n")
+    command = ["erase", str(tmp_path / "a.parquet"), "--where", WHERE, "--config", str(preset)]
+    found = CliRunner().invoke(app, command)
+    assert (found.exit_code, "key.pem cannot be read" in found.stderr) == (2, True)
+    preset.write_text(f"[erase]\nreceipt = '{tmp_path}/r.json'\n")
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert json.loads((tmp_path / "r.json").read_bytes())["rows"] == len(GONE)
+
+
 def test_a_dry_run_lists_and_changes_nothing(faces: Path) -> None:
     before = files_of(faces.parent)
     found = CliRunner().invoke(app, ["erase", str(faces), "--where", WHERE, "--dry-run"])

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
+import os
 import pickle
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,6 +25,7 @@ import zippy_batch as zb
 from zippy_batch.cli.app import app
 
 GOLDEN = Path(__file__).parent / "golden"
+ONE = GOLDEN / "v3.parquet"
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +63,41 @@ def test_it_lists_as_a_directory_does(files: Any) -> None:
     assert sizes["notes.txt"] == 13
     assert sizes["tall.png"] is None
     assert files.info("tall.png")["size"] == files.size("tall.png") == len(files.cat("tall.png"))
+    assert (files.info("tall.png")["mode"], files.info("faces")["mode"]) == (0o444, 0o555)
+    with zb.open(ONE) as archive:
+        assert files.info("notes.txt")["mtime"] == archive["notes.txt"].columns["mtime_s"]
     with pytest.raises(FileNotFoundError):
         files.ls("nowhere")
+
+
+@pytest.mark.skipif(not os.access("/dev/fuse", os.W_OK), reason="no /dev/fuse")
+def test_a_mount_shows_the_files(tmp_path: Path) -> None:
+    try:
+        importlib.import_module("fuse")
+    except (ImportError, OSError):
+        pytest.skip("fusepy, or libfuse 2, is not installed")
+    script = (
+        "import sys, fsspec, fsspec.fuse, zippy_batch as zb\n"
+        "zb.filesystem.register()\n"
+        "fsspec.fuse.run(fsspec.url_to_fs(sys.argv[1])[0], '', sys.argv[2])"
+    )
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    done = subprocess.Popen([sys.executable, "-c", script, f"zippy://::file://{ONE}", str(mount)])
+    try:
+        for _ in range(600):
+            if mount.is_mount() or done.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert done.poll() is None
+        assert sorted(os.listdir(mount / "faces")) == [f"face_0000{i}.jpg" for i in range(4)]
+        assert (mount / "tall.png").read_bytes() == zb.open(ONE, device="cpu")["tall.png"].bytes()
+        with pytest.raises(OSError, match="Read-only"):
+            (mount / "new.jpg").write_bytes(b"new")
+    finally:
+        subprocess.run(["umount", mount], check=False)
+        done.terminate()
+        done.wait()
 
 
 def test_several_files_are_read_at_once(files: Any) -> None:
@@ -71,8 +111,19 @@ def test_several_files_are_read_at_once(files: Any) -> None:
 
 
 def test_it_is_read_only_and_pickles(files: Any, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="read-only"):
-        files.open("new.jpg", "wb")
+    changes = (
+        lambda: files.open("new.jpg", "wb"),
+        lambda: files.touch("notes.txt"),
+        lambda: files.mkdir("new"),
+        lambda: files.rm("notes.txt"),
+        lambda: files.mv("notes.txt", "new.txt"),
+        lambda: files.pipe("new.jpg", b"new"),
+        lambda: files.put(__file__, "new.py"),
+    )
+    for change in changes:
+        with pytest.raises(OSError, match="read-only") as raised:
+            change()
+        assert raised.value.errno == errno.EROFS
     assert pickle.loads(pickle.dumps(files)).cat("notes.txt") == b"not an image\n"
     files.get("faces/", str(tmp_path / "out"), recursive=True)
     assert len([*(tmp_path / "out").rglob("*.jpg")]) == 4

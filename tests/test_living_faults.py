@@ -37,12 +37,12 @@ INFO = ArchiveInfo(FORMAT_VERSION, {}, {"quality": 75}, ())
 
 
 def test_a_command_killed_at_any_point_leaves_old_or_new_and_the_next_finishes(root: Path, tmp_path: Path) -> None:
-    """merge, erase and append, of a file and of a directory."""
+    """merge, erase and append, of a file and of a directory, and select."""
     program = [sys.executable, str(root / "tests/living_crash_points.py"), str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=root / "tests")
     assert done.returncode == 0, done.stderr
     points = [int(word) for word in done.stdout.split()]
-    assert len(points) == 6
+    assert len(points) == 7
     assert min(points) > 10
 
 

@@ -213,6 +213,15 @@ def test_from_and_to_an_object_store(name: str, s3: S3, tmp_path: Path) -> None:
     assert rows_of(tmp_path / name) == [*a, *b]
 
 
+def test_a_preset_sets_what_a_run_replaces(tmp_path: Path) -> None:
+    write_archive(tmp_path / "a.parquet", face_rows(20))
+    (tmp_path / "preset.toml").write_text("[run]\noverwrite = true\nworkers = 4\n")
+    command = ["select", str(tmp_path / "a.parquet"), "--where", "psnr > 0", "-o", str(tmp_path / "b.parquet")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert CliRunner().invoke(app, command).exit_code == 2
+    assert CliRunner().invoke(app, [*command, "--config", str(tmp_path / "preset.toml")]).exit_code == 0
+
+
 def test_the_command_line(tmp_path: Path) -> None:
     write_archive(tmp_path / "a.parquet", face_rows(20))
     write_archive(tmp_path / "b.parquet", face_rows(20))

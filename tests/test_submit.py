@@ -44,7 +44,9 @@ def run(*arguments: object) -> Result:
     [
         (["--", "archive", "faces", "/out"], "faces: give an absolute path"),
         (["--", "archive", "/faces", "/out", "--model", "mine.safetensors"], "mine.safetensors: give an absolute path"),
-        (["--", "stats", "/out"], "submit runs archive, restore, verify, train; stats works without a cluster"),
+        (["--", "stats", "/out"], "dedupe, train; stats works without a cluster"),
+        (["--", "erase", "s3://bucket/out", "--where", "psnr < 1"], "say by --receipt where the receipt goes"),
+        (["--", "merge", "/a", "b", "-o", "/out"], "b: give an absolute path"),
         ([], "give either a command after -- or one of"),
         (["--status", "a", "--", "verify", "/out"], "give either a command after -- or one of"),
         (["--address", "head:8265", "--logs", "a"], "the job server speaks HTTP; give http://HOST:8265"),
@@ -72,7 +74,26 @@ def test_paths_are_those_that_a_command_reads_and_writes() -> None:
     assert Paths.of(parsed(["archive", "s3://bucket/faces", "/out"])) == Paths((), ("/out",))
     assert Paths.of(parsed(["restore", "/out", "/back"])) == Paths(("/out",), ("/back",))
     assert Paths.of(parsed(["verify", "/out", "--against", "/faces"])) == Paths(("/out", "/faces"), ())
+    assert Paths.of(parsed(["append", "/new", "/out"])) == Paths(("/new", "/out"), ())
+    assert Paths.of(parsed(["merge", "/a", "/b", "-o", "/c"])) == Paths(("/a", "/b"), ("/c",))
+    assert Paths.of(parsed(["select", "/a", "--split", "2", "-o", "/c"])) == Paths(("/a",), ("/c",))
+    assert Paths.of(parsed(["erase", "/a", "--paths", "/p", "--receipt", "/r"])) == Paths(("/a", "/p"), ("/r",))
+    assert Paths.of(parsed(["diff", "/a", "/b", "--json"])) == Paths(("/a", "/b"), ())
     assert Paths.of(parsed(["train", "/a", "/b", "-o", "/m", "--from", "faces"])) == Paths(("/a", "/b"), ("/m",))
+
+
+@pytest.mark.parametrize(
+    ("line", "sent"),
+    [
+        (["append", "/new", "/out"], "append --address auto /new /out"),
+        (["append", "--address", "head:6379", "/new", "/out"], "append --address head:6379 /new /out"),
+        (["merge", "/a", "/b", "-o", "/c"], "merge /a /b -o /c"),
+    ],
+)
+def test_only_what_spreads_over_a_cluster_is_told_to_join_it(line: list[str], sent: str) -> None:
+    jobs = Jobs(["SUCCEEDED"])
+    job_client.submit(jobs, line, parsed(line))
+    assert jobs.sent[0].endswith(sent)
 
 
 def free_port() -> int:

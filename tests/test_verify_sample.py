@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import importlib.util
 import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rows import face_rows, rows_of, write_archive
@@ -11,7 +19,7 @@ from typer.testing import CliRunner
 
 from zippy_batch.api import verify
 from zippy_batch.cli.app import app
-from zippy_batch.errors import UsageError
+from zippy_batch.errors import StorageError, UsageError
 
 ROWS = face_rows(200)
 
@@ -59,3 +67,87 @@ def test_a_sample_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
         verify(tmp_path / "a.parquet", against=tmp_path, sample=5)
     found = CliRunner().invoke(app, ["verify", str(tmp_path / "a.parquet"), "--sample", "0"])
     assert (found.exit_code, found.stderr) == (2, "error: --sample must be 1 or more, not 0\n")
+
+
+@dataclass
+class Web:
+    """Serves a directory, whole files or ranges of their bytes."""
+
+    folder: Path
+    address: str = ""
+    has_ranges: bool = True
+    sent: list[int] = field(default_factory=list)
+    """Bytes of each answer."""
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, web: Web, *rest: Any) -> None:
+        self.web = web
+        super().__init__(*rest)
+
+    def log_message(self, *rest: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        file = self.web.folder / self.path.lstrip("/")
+        if not file.is_file():
+            self.send_error(404)
+            return
+        data = file.read_bytes()
+        asked = re.fullmatch(r"bytes=([0-9]+)-([0-9]+)", self.headers.get("Range", ""))
+        if asked and self.web.has_ranges:
+            start, end = int(asked[1]), min(int(asked[2]), len(data) - 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{end}/{len(data)}")
+            data = data[start : end + 1]
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.web.sent.append(len(data))
+            self.wfile.write(data)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *rest: object) -> None:
+        """Whoever hangs up is not told of."""
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    if importlib.util.find_spec("aiohttp") is None:
+        pytest.skip("fsspec reads no web without aiohttp")
+    made = Web(tmp_path)
+    with Server(("127.0.0.1", 0), functools.partial(Answer, made)) as server:
+        made.address = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield made
+        server.shutdown()
+
+
+def test_an_archive_on_the_web_is_read_by_ranges(web: Web) -> None:
+    rows = face_rows(4000)
+    write_archive(web.folder / "a.parquet", rows, 1000)
+    size_bytes = (web.folder / "a.parquet").stat().st_size
+    assert verify(f"{web.address}/a.parquet").exit_code == 0
+    assert size_bytes < sum(web.sent) < 1.5 * size_bytes
+    web.sent.clear()
+    assert verify(f"{web.address}/a.parquet", sample=1).exit_code == 0
+    assert sum(web.sent) < size_bytes // 2
+    spoil(web.folder / "a.parquet", rows[77].payload)
+    assert [finding.path for finding in verify(f"{web.address}/a.parquet").damaged] == ["000078.jpg"]
+    with pytest.raises(UsageError, match="there is no archive"):
+        verify(f"{web.address}/b.parquet")
+
+
+def test_a_server_that_sends_whole_files_is_named(web: Web) -> None:
+    web.has_ranges = False
+    write_archive(web.folder / "a.parquet", face_rows(1000), 500)
+    with pytest.raises(StorageError, match="does not answer requests for a range of bytes; download the file"):
+        verify(f"{web.address}/a.parquet")

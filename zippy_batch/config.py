@@ -304,6 +304,17 @@ class AppendOptions:
 
 
 @dataclass(frozen=True)
+class EraseOptions:
+    """What is said of an erasure."""
+
+    receipt: Path | None = _option(None, "Where the receipt goes.", metavar="FILE", shown="beside the archive")
+    sign: Path | None = _option(None, "Sign the receipt with this Ed25519 key, a PEM file.", metavar="KEY")
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True)
 class VerifyOptions:
     """How closely an archive is looked at."""
 
@@ -397,10 +408,13 @@ class Preset:
     restore: Mapping[str, Any] = field(default_factory=dict)
     verify: Mapping[str, Any] = field(default_factory=dict)
     append: Mapping[str, Any] = field(default_factory=dict)
+    erase: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
 
 
-Options = TypeVar("Options", ArchiveOptions, RunOptions, RestoreOptions, VerifyOptions, AppendOptions, TrainOptions)
+Options = TypeVar(
+    "Options", ArchiveOptions, RunOptions, RestoreOptions, VerifyOptions, AppendOptions, EraseOptions, TrainOptions
+)
 
 TABLES: Mapping[str, type] = {
     "archive": ArchiveOptions,
@@ -408,6 +422,7 @@ TABLES: Mapping[str, type] = {
     "restore": RestoreOptions,
     "verify": VerifyOptions,
     "append": AppendOptions,
+    "erase": EraseOptions,
     "train": TrainOptions,
 }
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippy_batch.archives.info import ArchiveInfo, Damage, damaged_name
-from zippy_batch.archives.reader import ArchiveReader, as_columns
+from zippy_batch.archives.reader import ArchiveReader, as_column, as_columns
 from zippy_batch.archives.schema import BY_NAME, MAX_ROWS_PER_GROUP, Row, arrow_schema
 from zippy_batch.archives.where import parse_condition
 from zippy_batch.config import DEVICES, MAX_ROW_BYTES
@@ -415,7 +415,7 @@ class ArchivedFiles:
         if name not in BY_NAME:
             raise UsageError(f"there is no column {name!r}; there are {', '.join(BY_NAME)}")
         if self._read is not None and name != "crc":
-            return [as_columns(row)[name] for row in self._read]
+            return [as_column(row, name) for row in self._read]
         return self.archive._columns(self.numbers, name)
 
     def read(self) -> ArchivedFiles:

@@ -5,6 +5,7 @@ Found by its entry point; whatever opens URLs with fsspec opens members: pandas,
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,8 @@ from zippy_batch.errors import UsageError
 
 __all__ = ["ZippyFileSystem", "register"]
 
+_READ, _ENTER = 0o444, 0o111
+"""Permissions, as a mount shows them."""
 _RECENT = 64
 """Files that are kept, because who asks for a size reads the file next."""
 
@@ -71,9 +74,10 @@ class ZippyFileSystem(AbstractFileSystem):
         """Of one file, with its size, or of a directory."""
         path = self._strip_protocol(path)
         if path in self._archive:
-            return {"name": path, "type": "file", "size": len(self._content(path))}
+            size, mtime_s = len(self._content(path)), self._archive[path].row.mtime_s
+            return {"name": path, "type": "file", "size": size, "mtime": mtime_s, "mode": _READ}
         if path in self._directories():
-            return {"name": path, "type": "directory", "size": 0}
+            return {"name": path, "type": "directory", "size": 0, "mode": _READ | _ENTER}
         raise FileNotFoundError(path)
 
     def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
@@ -108,8 +112,14 @@ class ZippyFileSystem(AbstractFileSystem):
 
     def _open(self, path: str, mode: str = "rb", *arguments: Any, **options: Any) -> io.BytesIO:
         if mode != "rb":
-            raise OSError(f"{self.fo} is an archive, and read-only: {path} cannot be opened to be written")
+            self._refuse(path)
         return io.BytesIO(self._content(self._strip_protocol(path)))
+
+    def _refuse(self, path: Any, *arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EROFS, f"{self.fo} is an archive, and read-only", path)
+
+    # what is not refused here does nothing in fsspec, or fails in a way of its own
+    touch = mkdir = makedirs = rmdir = rm = rm_file = cp_file = mv = pipe_file = put_file = _refuse
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         return self._content(self._strip_protocol(path))[start:end]

@@ -50,7 +50,7 @@ from zippy_batch.archives.schema import (
     Column,
     Value,
 )
-from zippy_batch.errors import ArchiveError
+from zippy_batch.errors import ArchiveError, StorageError
 from zippy_batch.stores.atomic_file import ONLY_WRITING
 from zippy_batch.stores.object_path import TAIL_BYTES, ObjectFile, ObjectPath, Place, reading
 
@@ -635,13 +635,13 @@ def as_text(values: Sequence[Value], name: str) -> list[Any]:
 @contextmanager
 def foreign(what: str) -> Iterator[None]:
     """Turns whatever a Parquet library or hostile bytes raise into an ArchiveError, but not that there is no room to
-    write."""
+    write, or that a store does not answer."""
     import pyarrow as pa
 
     expected = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError, RecursionError)
     try:
         yield
-    except ArchiveError:
+    except (ArchiveError, StorageError):
         raise
     except (pa.ArrowException, *expected) as error:
         if isinstance(error, OSError) and error.errno in ONLY_WRITING:

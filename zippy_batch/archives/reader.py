@@ -61,7 +61,7 @@ LISTED_ROWS = 1 << 16
 _LISTED_PROBLEMS = 100
 _KEPT_BYTES = 1 << 27
 """Of row groups whose columns but for the long ones are kept for reading row by row: some 0.4 MB each."""
-_FEW = 12
+_FEW, _FEW_OF = 12, 4
 """Rows of a row group from which on reading all of it is faster than page by page."""
 _LONG = ("payload", "raw", "exif")
 """Columns of which one page is read where one row is wanted."""
@@ -270,7 +270,7 @@ class ArchiveReader:
             starts = [0, *accumulate(file.groups[group].rows for group in groups)]
             with foreign(str(file.path)), file.opened() as opened:
                 for i, some in _by_group(starts, rows).items():
-                    if len(some) < _FEW:
+                    if len(some) < max(_FEW, file.groups[groups[i]].rows // _FEW_OF):
                         try:
                             found |= self._whole_rows(shard, opened, groups[i], starts[i], some)
                         except (ArchiveError, ValueError):
@@ -290,17 +290,14 @@ class ArchiveReader:
         chunks = opened.file.groups[group].chunks
         long = [name for name in _LONG if chunks[name].index is not None]
         small = self._small_columns(shard, opened, group, long)
-        pages: dict[str, tuple[pa.ChunkedArray, int]] = {}
+        places = [row - start for row in rows]
+        fields = {name: _values_at(values, places) for name, values in small.items()}
+        fields |= _long_values(opened, group, long, places)
         found: dict[int, Row | Damage] = {}
-        for row in rows:
-            at = row - start
-            left = [name for name in long if name not in pages or at - pages[name][1] >= len(pages[name][0])]
-            pages |= {name: (some, at - place) for name, (some, place) in opened.columns_at(group, left, at).items()}
-            places = {name: (small[name], at) if name in small else (pages[name][0], at - pages[name][1])
-                      for name in _NAMES}  # fmt: skip
-            fields = {name: plain_values(values.slice(place, 1))[0] for name, (values, place) in places.items()}
-            if fields.pop("crc") == row_crc(fields) and not self._excess(one := row_of(fields)):
-                found[row] = one
+        for i, row in enumerate(rows):
+            one = {name: fields[name][i] for name in _NAMES}
+            if one.pop("crc") == row_crc(one) and not self._excess(whole := row_of(one)):
+                found[row] = whole
         return found
 
     def _small_columns(self, shard: int, opened: OpenFile, group: int, long: Sequence[str]) -> Columns:
@@ -749,6 +746,32 @@ def _read_rows(file: File, group: int, shard: int, start: int, rows: Sequence[in
     return found
 
 
+def _values_at(column: pa.ChunkedArray, places: Sequence[int]) -> list[Value]:
+    """Text as UTF-8."""
+    # for one value, a slice costs half as much
+    return plain_values(column.slice(places[0], 1) if len(places) == 1 else column.take(places))
+
+
+def _long_values(opened: OpenFile, group: int, names: Sequence[str], rows: Sequence[int]) -> dict[str, list[Value]]:
+    """Values at positions in a row group (ascending), of columns that have pages to be read alone."""
+    pages: dict[str, tuple[pa.ChunkedArray, int]] = {}
+    inside: dict[str, list[int]] = {name: [] for name in names}
+    found: dict[str, list[Value]] = {name: [] for name in names}
+    for at in rows:
+        next_page = [name for name in names if name not in pages or at - pages[name][1] >= len(pages[name][0])]
+        for name in next_page:
+            if name in pages:
+                found[name] += _values_at(pages[name][0], inside[name])
+                inside[name] = []
+        if next_page:
+            pages |= {k: (some, at - place) for k, (some, place) in opened.columns_at(group, next_page, at).items()}
+        for name in names:
+            inside[name].append(at - pages[name][1])
+    for name, (page, _) in pages.items():
+        found[name] += _values_at(page, inside[name])
+    return found
+
+
 def _read_group(opened: OpenFile, group: int) -> _GroupRows:
     try:
         columns = opened.columns(group, _NAMES)
@@ -828,11 +851,24 @@ def _may_hold(condition: Condition, row: Row | Damage) -> bool:
     return condition.holds(as_columns(row.rest))
 
 
+_AS_STORED = frozenset(
+    ("codec", "label", "width", "height", "mode", "grey", "quality", "source_bytes", "source_format")
+)
+"""Columns that a row has under their names, as `as_columns` gives them."""
+
+
 def _known(row: Row | Damage, name: str) -> Any:
     """Value of a column; None where it is lost."""
     if isinstance(row, Row):
-        return as_columns(row)[name]
-    return None if row.rest is None or name in row.lost else as_columns(row.rest)[name]
+        return as_column(row, name)
+    return None if row.rest is None or name in row.lost else as_column(row.rest, name)
+
+
+def as_column(row: Row, name: str) -> Any:
+    """One value of `as_columns`."""
+    if name in _AS_STORED:
+        return getattr(row, name)
+    return as_columns(row)[name]
 
 
 def as_columns(row: Row) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import typer
 
 from zippy_batch.cli.options import ArchivePath, Json, Quiet, as_command, flag
 from zippy_batch.cli.outcome import print_report, reserved_stdout
+from zippy_batch.config import EraseOptions
 from zippy_batch.errors import UsageError
 
 
@@ -24,12 +25,8 @@ def erase(
         Path | None, flag("--paths", metavar="FILE", help="Erase the paths that this file has, one on each line.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be erased, and change nothing.")] = False,
-    receipt: Annotated[
-        Path | None, flag("--receipt", metavar="FILE", help="Where the receipt goes.", default="beside the archive")
-    ] = None,
-    sign: Annotated[
-        Path | None, flag("--sign", metavar="KEY", help="Sign the receipt with this Ed25519 key, a PEM file.")
-    ] = None,
+    *,
+    options: EraseOptions,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -48,7 +45,7 @@ def erase(
 
     listed = None if paths is None else _lines(paths)
     with reserved_stdout():
-        report = zb.erase(archive, where, listed, receipt, sign, dry_run)
+        report = zb.erase(archive, where, listed, options.receipt, options.sign, dry_run)
     print_report(report, as_json, quiet)
 
 

@@ -27,8 +27,8 @@ from zippy_batch.config import LABELS, builtin_presets
 from zippy_batch.errors import UsageError, WorkerError
 from zippy_batch.stores.object_path import is_uri
 
-COMMANDS = ("archive", "restore", "verify", "train")
-"""Those that work on a cluster."""
+COMMANDS = ("archive", "restore", "verify", "append", "merge", "select", "erase", "diff", "dedupe", "train")
+"""Those that work on a cluster, or in a process of it, where the data is."""
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 """Environment variable that Ray's own tools read as well."""
@@ -44,8 +44,20 @@ POLL_S = 0.5
 LOST_S = 60.0
 """How long the job server may be gone before its log is given up."""
 
-_NEEDED = ("source", "sources", "archive", "against", "reference", "exclude_from")
-_MADE = ("output", "destination")
+_NEEDED = (
+    "source",
+    "sources",
+    "archive",
+    "archives",
+    "a",
+    "b",
+    "against",
+    "reference",
+    "exclude_from",
+    "paths",
+    "sign",
+)
+_MADE = ("output", "destination", "receipt")
 _MODELS = ("model", "exact_model", "start")
 
 
@@ -67,6 +79,8 @@ class Paths:
         needed += [name for name in _listed(parameters.get("config")) if name not in builtin_presets()]
         needed += [name for name in _listed(parameters.get("labels")) if name not in LABELS]
         made = [path for name in _MADE for path in _listed(parameters.get(name))]
+        if "receipt" in parameters and not (made or parameters["dry_run"]) and is_uri(str(parameters["archive"])):
+            raise UsageError("say by --receipt where the receipt goes: the directory that a job starts in is not known")
         for path in (*needed, *made):
             if not os.path.isabs(path):
                 raise UsageError(f"{path}: give an absolute path, as the machines of the cluster see it")
@@ -148,10 +162,12 @@ def _ray_version_at(address: str) -> str | None:
         raise UsageError(f"what answers at {address} is not the job server of a Ray cluster: {error}") from error
 
 
-def submit(client: Any, arguments: Sequence[str], joins: bool) -> str:
-    """Id of a new job for a command line of zippy-batch, which `joins` a cluster of its own choice or gets this one."""
+def submit(client: Any, arguments: Sequence[str], parameters: Mapping[str, Any]) -> str:
+    """Id of a new job for a command line of zippy-batch with these parameters. It joins a cluster of its own choice or
+    gets this one, if it takes any."""
     name, *rest = arguments
-    command = [name, *rest] if joins else [name, "--address", "auto", *rest]
+    takes_one = "address" in parameters and parameters["address"] is None
+    command = [name, "--address", "auto", *rest] if takes_one else [name, *rest]
     say(f"here: zippy-batch {__version__}, {platform_text()}")
     entrypoint = shlex.join(["python", "-m", "zippy_batch.cli.job_entry", __version__, *command])
     until = time.monotonic() + AGENT_S

@@ -20,10 +20,11 @@ Output = Annotated[
         help="NAME.parquet for one file; any other name is a directory of parts. A path or an s3:// URI.",
     ),
 ]
-Overwrite = Annotated[bool | None, declared(RunOptions, "overwrite")]
+_IN_PROCESS = ("workers", "address")
+"""Options of a run that copies have no use for: they take as long as the disk does."""
 
 
-@as_command("run the same command again to go on where it stopped")
+@as_command("run the same command again to go on where it stopped", without=_IN_PROCESS)
 def merge(
     ctx: typer.Context,
     archives: Annotated[list[str], typer.Argument(metavar="ARCHIVE...", help="Archives, each a path or an s3:// URI.")],
@@ -31,7 +32,8 @@ def merge(
     prefix: Annotated[
         bool, typer.Option("--prefix", help="Put the name of its archive and a slash before each path.")
     ] = False,
-    overwrite: Overwrite = None,
+    *,
+    run: RunOptions,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -48,11 +50,11 @@ def merge(
     import zippy_batch as zb
 
     with reserved_stdout():
-        report = zb.merge(archives, output, prefix, bool(overwrite))
+        report = zb.merge(archives, output, prefix, run.overwrite)
     print_reports([report], as_json, quiet)
 
 
-@as_command("run the same command again to go on where it stopped")
+@as_command("run the same command again to go on where it stopped", without=_IN_PROCESS)
 def select(
     ctx: typer.Context,
     archive: ArchivePath,
@@ -76,7 +78,8 @@ def select(
             default="path",
         ),
     ] = None,
-    overwrite: Overwrite = None,
+    *,
+    run: RunOptions,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -98,5 +101,5 @@ def select(
     parts = None if split is None else merging.Split.parse(split, split_by or "path")
     with reserved_stdout():
         wish = merging.Wish(where, tuple(select or ()))
-        reports = merging.select(archive, output, wish, parts, bool(overwrite))
+        reports = merging.select(archive, output, wish, parts, run.overwrite)
     print_reports(reports, as_json, quiet)

@@ -18,7 +18,7 @@ def submit(
     ctx: typer.Context,
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- COMMAND", help="archive, restore, verify or train, with all it needs."),
+        typer.Argument(metavar="-- COMMAND", help="A command that works on archives, with all it needs."),
     ] = None,
     address: Annotated[
         str | None,
@@ -68,13 +68,13 @@ def submit(
     elif logs:
         _follow(client, logs, address)
     elif command:
-        _submit(client, command, address, detach, joins=wanted.get("address") is not None)
+        _submit(client, command, wanted, address, detach)
 
 
-def _submit(client: Any, command: list[str], address: str, detach: bool, joins: bool) -> None:
+def _submit(client: Any, command: list[str], wanted: dict[str, Any], address: str, detach: bool) -> None:
     from zippy_batch.cli import job_client as jobs
 
-    job = jobs.submit(client, command, joins)
+    job = jobs.submit(client, command, wanted)
     if not detach:
         _follow(client, job, address)
     elif code := jobs.wait_until_checked(client, job, _note):

@@ -56,6 +56,7 @@ def verify(
       zippy-batch verify out.parquet --deep
       zippy-batch verify out.parquet --against ./faces
       zippy-batch verify s3://bucket/out.parquet --sample 1000
+      zippy-batch verify https://example.org/out.parquet
     """
     import zippy_batch as zb
     from zippy_batch.cli.progress import Shown, showing

@@ -56,6 +56,8 @@ _ETAG = re.compile(r'"?([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?"?')
 _MOST_PART_SIZES = 16
 """That are tried for an object of several parts, whose ETag does not say how large they are."""
 
+_HTTP = ("http", "https")
+
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _COLLAPSED = re.compile(r"(s3|gs|gcs|file):/[^/]")
 
@@ -194,7 +196,8 @@ def _fsspec_place(store: Store, key: str) -> ObjectPath:
     try:
         _, path = fsspec.core.url_to_fs(_uri(store, key))
     except ImportError as error:
-        raise UsageError(f"{shown}: {error}") from error
+        hint = "; pip install 'zippy-batch[fsspec]' brings it" if store.scheme in _HTTP else ""
+        raise UsageError(f"{shown}: {error}{hint}") from error
     except ValueError as error:
         raise UsageError(
             f"{shown}: unknown scheme {store.scheme}://; there are s3://, gs://, file:// and those that fsspec knows"
@@ -213,7 +216,7 @@ def _uri(store: Store, key: str) -> str:
 def _filesystem(store: Store) -> pa_fs.FileSystem:
     path = ObjectPath(store, store.authority.rpartition("@")[2])
     with asking(path):
-        return _OPENERS.get(store.scheme, _open_fsspec)(store)
+        return _OPENERS.get(store.scheme, _open_http if store.scheme in _HTTP else _open_fsspec)(store)
 
 
 def _open_s3(store: Store) -> pa_fs.FileSystem:
@@ -257,6 +260,17 @@ def _open_fsspec(store: Store) -> pa_fs.FileSystem:
     import pyarrow.fs as pa_fs
 
     return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(fsspec.core.url_to_fs(_uri(store, ""))[0]))
+
+
+def _open_http(store: Store) -> pa_fs.FileSystem:
+    """Reads the bytes that are asked for and no others: `ObjectFile` holds what it has read by itself."""
+    import fsspec
+    import pyarrow.fs as pa_fs
+
+    remote = fsspec.filesystem(store.scheme, cache_type="none", skip_instance_cache=True)
+    # it would ask for all of a file to see whether that is there, which opening it says as well
+    remote.isfile = lambda path: True
+    return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(remote))
 
 
 _OPENERS: dict[str, Callable[[Store], pa_fs.FileSystem]] = {"s3": _open_s3, "gs": _open_google, "gcs": _open_google}
@@ -445,8 +459,15 @@ class ObjectFile(io.RawIOBase):
     def _get(self, start: int, stop: int) -> bytes:
         """Raises OSError where the object has become shorter."""
         source = self._source()
-        with asking(self._path):
-            data = source.read_at(stop - start, start)
+        try:
+            with asking(self._path):
+                data = source.read_at(stop - start, start)
+        except ValueError as error:
+            # what fsspec says of a server that sends all of a file instead
+            raise StorageError(
+                f"{self._path}: the server does not answer requests for a range of bytes; download the file, and read "
+                f"it from there"
+            ) from error
         if len(data) != stop - start:
             raise OSError(f"{self._path} has changed: {len(data)} bytes instead of {stop - start} at {start}")
         return data
