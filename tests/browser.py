@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Tab:
         self._read = bytearray()
         target = self.call("Target.createTarget", url=url)["targetId"]
         self._session["sessionId"] = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self.wait("document.readyState === 'complete'")
+        self.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
 
     def __enter__(self) -> Tab:
         return self
@@ -81,7 +82,8 @@ class Tab:
         while True:
             answer = self._next()
             if answer.get("id") == self._number:
-                assert "error" not in answer, answer
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']}")
                 return answer["result"]
 
     def _next(self) -> Any:
@@ -100,14 +102,17 @@ class Tab:
         return answer["result"].get("value")
 
     def wait(self, script: str) -> None:
-        for _ in range(300):
-            if self.ask(script):
-                return
+        """Until an expression is true: what a key does is done a little later."""
+        for _ in range(500):
+            # a page that has just been asked for has no scripts yet
+            with suppress(RuntimeError):
+                if self.ask(script):
+                    return
             time.sleep(0.02)
         raise AssertionError(f"never so: {script}")
 
     def press(self, key: str) -> None:
         text = {"text": "\r"} if key == "Enter" else {}
-        code = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9}[key]
+        code = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}[key]
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)

@@ -294,7 +294,7 @@ def test_the_enlarged_view_is_used_by_the_keyboard_alone(server: GalleryServer, 
         tab.wait("document.querySelectorAll('button.pic').length === 10")
         tab.ask("document.querySelectorAll('button.pic')[8].focus()")
         tab.press("Enter")
-        assert tab.ask(shown) == paths[8]
+        tab.wait(f"({shown}) === {json.dumps(paths[8])}")
         tab.press("ArrowRight")
         tab.wait(f"({shown}) === {json.dumps(paths[9])}")
         # there is nothing behind the last one, and nothing before the first
@@ -304,8 +304,8 @@ def test_the_enlarged_view_is_used_by_the_keyboard_alone(server: GalleryServer, 
             tab.press("ArrowLeft")
         tab.wait(f"({shown}) === {json.dumps(paths[0])}")
         tab.press("Escape")
-        assert tab.ask(shown) == ""
-        assert tab.ask("[...document.querySelectorAll('button.pic')].indexOf(document.activeElement)") == 0
+        focused = "[...document.querySelectorAll('button.pic')].indexOf(document.activeElement)"
+        tab.wait(f"({shown}) === '' && {focused} === 0")
         # keys in the condition are the condition's
         tab.ask("document.querySelector('[name=where]').focus()")
         tab.press("ArrowRight")
