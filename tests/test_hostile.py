@@ -6,25 +6,26 @@ import json
 import os
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rows import MODEL, face_rows, info_for
+from rows import MODEL, face_rows, info_for, raw_row
 from test_archive import directory_of_parts
 
+import zippy_batch as zb
 import zippy_batch.archives.writer
 from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, model_name
 from zippy_batch.archives.reader import ArchiveReader
-from zippy_batch.archives.schema import Row, problem_of
+from zippy_batch.archives.schema import FORMAT_VERSION, GROUP_BYTES, Row, problem_of
 from zippy_batch.archives.writer import part_name, write_part
 from zippy_batch.codecs.model_file import model_from_bytes
 from zippy_batch.config import RestoreOptions, RunOptions, VerifyOptions
 from zippy_batch.errors import ArchiveError
 from zippy_batch.run.pipeline import Codecs, restore, stats, verify
-from zippy_batch.run.report import VerifyReport
+from zippy_batch.run.report import Finding, VerifyReport
 
 GOLDEN = Path(__file__).parent / "golden" / "v3.parquet"
 HERE = RunOptions(workers=1)
@@ -166,3 +167,62 @@ def test_stats_of_malformed_numbers_are_numbers(
     report = stats(tmp_path / "part")
     assert report.lines()
     json.dumps(report.to_dict())
+
+
+# ---- rows that take more memory than is given to one ----
+
+LITTLE = 10_000_000
+
+
+def opened(archive: Path) -> list[Finding]:
+    with zb.open(archive, "cpu", max_row_bytes=LITTLE) as files:
+        assert files["a.bin"].bytes() == b"little"
+        with pytest.raises(zb.DamagedRow) as error:
+            files[files.paths[1]]
+        return [Finding(files.paths[1], str(error.value).split("): ")[1])]
+
+
+def bounded(way: str, archive: Path, tmp_path: Path, codecs: Codecs | None = None) -> Finding:
+    """What is said of the second row by whatever reads rows, with a bound on what one may take."""
+    if way == "restore":
+        options = replace(KEEP_GOING, max_row_bytes=LITTLE)
+        restoring = restore(archive, tmp_path / "back", options, HERE, codecs=codecs)
+        assert (tmp_path / "back" / "a.bin").read_bytes() == b"little"
+        found: Sequence[Finding] = restoring.total.damaged
+    elif way == "open":
+        found = opened(archive)
+    else:
+        checking = VerifyOptions(deep=way == "verify", sample=9 if way == "sample" else None, max_row_bytes=LITTLE)
+        found = verify(archive, options=checking, run=HERE, codecs=codecs).damaged
+    (one,) = found
+    return one
+
+
+@pytest.fixture(scope="module")
+def zeros(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few kB of which one row is 140 MB."""
+    part = tmp_path_factory.mktemp("zeros") / "part.parquet"
+    rows = [raw_row(b"a.bin", b"little"), raw_row(b"zeros.bin", bytes(LITTLE + 2 * GROUP_BYTES))]
+    write_part(part, rows, ArchiveInfo(FORMAT_VERSION, {}, {}, (2,)))
+    assert part.stat().st_size < 50_000
+    return part
+
+
+@pytest.mark.parametrize("way", ["verify", "sample", "restore", "open"])
+def test_a_row_that_would_take_all_memory_is_refused_before_it_does(way: str, zeros: Path, tmp_path: Path) -> None:
+    found: list[Finding] = []
+    assert peak_bytes(lambda: found.append(bounded(way, zeros, tmp_path))) < LITTLE
+    assert found[0].path == "zeros.bin"
+    assert "bytes of memory, which rows of at most 10000000 do not; raise max_row_bytes" in found[0].what
+
+
+@pytest.mark.parametrize("way", ["verify", "sample", "restore", "open"])
+def test_a_picture_that_would_take_all_memory_is_refused_before_it_is_decoded(way: str, tmp_path: Path) -> None:
+    rows, info = golden_rows()
+    large = replace(next(row for row in rows if not row.grey), path=b"b.jpg", width=4096, height=4096)
+    part = tmp_path / "part.parquet"
+    write_part(part, [raw_row(b"a.bin", b"little"), large], replace(info, shards=(2,)))
+    codecs = Codecs(find=lambda _: model_from_bytes(info.model_files["latent"]))
+    found = bounded(way, part, tmp_path, codecs)
+    assert found.path == "b.jpg"
+    assert found.what.startswith("its pixels have 50331648 bytes, and max_row_bytes is 10000000")

@@ -19,7 +19,7 @@ from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION, Row
 from zippy_batch.archives.writer import write_part
 from zippy_batch.codecs.exact.codec import ExactItem
-from zippy_batch.config import ArchiveOptions, RestoreOptions
+from zippy_batch.config import ArchiveOptions, RestoreOptions, VerifyOptions
 from zippy_batch.errors import DamagedRow, SourceError, WorkerError
 from zippy_batch.jpeg.file import Coefficients, parse
 from zippy_batch.run.archive_shard import archive_shard
@@ -299,7 +299,7 @@ def verified(rows: Sequence[Row], tmp_path: Path, against: Path | None, deep: bo
     write_part(tmp_path / "v.parquet", rows, ArchiveInfo(FORMAT_VERSION, models, {}, (len(rows),)))
     source = Source("files", against) if against else None
     originals = {file.path: file for file in list_files(against).files} if against else {}
-    job = VerifyJob(tmp_path / "v.parquet", source, deep, "cpu", {}, lambda model, device: None)
+    job = VerifyJob(tmp_path / "v.parquet", source, VerifyOptions(deep=deep), "cpu", {}, lambda model, device: None)
     coders = Coders(FakeCodec(), FakeExactCodec())
     with ArchiveReader.open(tmp_path / "v.parquet") as archive:
         return verify_shard(VerifyUnit(0, originals), archive, job, coders, OrderedThreadPool(1), ignore)

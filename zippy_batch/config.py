@@ -30,6 +30,8 @@ TRAINABLE_CODECS = ("latent", "exact")
 LOSSES = ("mse", "ssim", "mix")
 INPUTS = ("auto", "files", "list", "tar", "zip", "parquet", "recordio")
 LABELS = ("auto", "folders", "none")
+MAX_ROW_BYTES = 1 << 30
+"""More than any file of an archive has."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,17 @@ def option_of(of: Any) -> Option:
 
 def _device() -> Any:
     return _option("auto", "Where the networks run.", choices=DEVICES)
+
+
+def _max_row_bytes() -> Any:
+    return _option(
+        MAX_ROW_BYTES,
+        "Most bytes that one file, or the pixels of one picture at 3 bytes each, may have; what has more counts as "
+        "damaged, and no memory is taken for it. Decoding takes some 40 bytes for one of pixels, a file that was kept "
+        "3 to 4.",
+        metavar="N",
+        low=1,
+    )
 
 
 def _batch_size() -> Any:
@@ -245,6 +258,7 @@ class RestoreOptions:
         "--sync/--no-sync",
         shown="sync",
     )
+    max_row_bytes: int = _max_row_bytes()
     batch_size: int = _batch_size()
     device: str = _device()
 
@@ -309,6 +323,7 @@ class VerifyOptions:
     sample: int | None = _option(
         None, "Look at N rows, chosen at random, and at no file as a whole.", metavar="N", low=1
     )
+    max_row_bytes: int = _max_row_bytes()
 
     def __post_init__(self) -> None:
         _check(self)

@@ -27,7 +27,7 @@ from zippy_batch.archives.info import ArchiveInfo, Damage, damaged_name
 from zippy_batch.archives.reader import ArchiveReader, as_column, as_columns
 from zippy_batch.archives.schema import BY_NAME, MAX_ROWS_PER_GROUP, Row, arrow_schema
 from zippy_batch.archives.where import parse_condition
-from zippy_batch.config import DEVICES
+from zippy_batch.config import DEVICES, MAX_ROW_BYTES
 from zippy_batch.errors import ArchiveError, DamagedRow, OptionError, UsageError
 from zippy_batch.paths import decoded_path, encoded_path
 from zippy_batch.stores.object_path import Place, place
@@ -46,10 +46,14 @@ _READ_AHEAD = MAX_ROWS_PER_GROUP
 """Rows read at a time where batches follow one another."""
 
 
-def open(path: str | Path | Place, device: str = "auto", keep_going: bool = False) -> Archive:
+def open(
+    path: str | Path | Place, device: str = "auto", keep_going: bool = False, max_row_bytes: int = MAX_ROW_BYTES
+) -> Archive:
     """Open an archive: a file, a directory of parts, or the URI of either in an object store.
 
-    Reads the footer or the manifest, and no row. `device` is where the networks run: auto, cpu or cuda.
+    Reads the footer or the manifest, and no row. `device` is where the networks run: auto, cpu or cuda. Files of more
+    than `max_row_bytes`, and pictures whose pixels have more at 3 bytes each, count as damaged; for what the row groups
+    of larger ones would take no memory is taken.
 
     Raises UsageError where there is nothing and for another device, and ArchiveError for what is not an archive. Raises
     it for an archive with a missing part, a damaged footer or a damaged model too, unless `keep_going`: then what is
@@ -58,7 +62,9 @@ def open(path: str | Path | Place, device: str = "auto", keep_going: bool = Fals
     """
     if device not in DEVICES:
         raise OptionError(f"{{device}} must be one of {', '.join(DEVICES)}, not {device!r}", "device")
-    archive = Archive(place(path), device, keep_going)
+    if max_row_bytes < 1:
+        raise OptionError(f"{{max_row_bytes}} must be 1 or more, not {max_row_bytes}", "max_row_bytes")
+    archive = Archive(place(path), device, keep_going, max_row_bytes)
     archive.info  # noqa: B018 - what is no archive is said here
     return archive
 
@@ -69,8 +75,11 @@ class Archive:
     A mapping from paths to files, and a sequence of them by number, in the order of their paths.
     """
 
-    def __init__(self, path: Place, device: str = "auto", keep_going: bool = False) -> None:
+    def __init__(
+        self, path: Place, device: str = "auto", keep_going: bool = False, max_row_bytes: int = MAX_ROW_BYTES
+    ) -> None:
         self._path, self._device, self._keep_going = path.absolute(), device, keep_going
+        self._max_row_bytes = max_row_bytes
         self._start()
 
     def _start(self) -> None:
@@ -80,11 +89,11 @@ class Archive:
         self._damage: dict[str, None] = {}
         self._decodes: RowDecoder | None = None
 
-    def __getstate__(self) -> tuple[Place, str, bool]:
-        return self._path, self._device, self._keep_going
+    def __getstate__(self) -> tuple[Place, str, bool, int]:
+        return self._path, self._device, self._keep_going, self._max_row_bytes
 
-    def __setstate__(self, state: tuple[Place, str, bool]) -> None:
-        self._path, self._device, self._keep_going = state
+    def __setstate__(self, state: tuple[Place, str, bool, int]) -> None:
+        self._path, self._device, self._keep_going, self._max_row_bytes = state
         self._start()
 
     def __enter__(self) -> Archive:
@@ -177,7 +186,7 @@ class Archive:
     def _opened(self) -> ArchiveReader:
         with self._lock:
             if self._reader is None:
-                reader = ArchiveReader.open(self._path, allow_damage=self._keep_going)
+                reader = ArchiveReader.open(self._path, self._keep_going, self._max_row_bytes)
                 self._starts = [0, *accumulate(reader.info.shards)]
                 self._reader = reader
             return self._reader

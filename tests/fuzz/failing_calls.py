@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import random
 import shutil
@@ -82,8 +83,10 @@ def content(path: Path) -> dict[bytes, bytes]:
 def in_child(work: Callable[[], None], root: Path, call: int, error: int) -> tuple[int, int, str]:
     """How a run with this failure ended, how many calls it made, and what it said."""
     reading, writing = os.pipe()
+    gc.freeze()  # a child that looks through what is there copies all of it
     child = os.fork()
     if child == 0:
+        gc.disable()
         code, said = DONE, ""
         shim.arm(os.fsencode(root), call, error)
         try:

@@ -508,6 +508,9 @@ class OpenFile:
             places = [p for p in self._pages(group, name) if not p.rows or 0 <= row - p.first_row < p.rows]
             pages = [(page, self._read(page.start, page.stop)) for page in places]
             checked = [(data, check_page(data, BY_NAME[name], page)) for page, data in pages]
+            claimed = sum(header.size_bytes + header.decompressed_bytes for _, header in checked)
+            if claimed > self.file.groups[group].chunks[name].decompressed_bytes:
+                raise ValueError("a page holds more than the footer says of all")
         return places[-1].first_row, places[-1].rows, checked
 
     def _decoded(

@@ -32,6 +32,8 @@ from zippy_batch.archives.schema import (
     CODED,
     COLUMNS,
     FORMAT_VERSION,
+    GROUP_BYTES,
+    MAX_STORED_BYTES,
     Row,
     Value,
     arrow_schema,
@@ -80,11 +82,13 @@ class ArchiveReader:
     repairs: tuple[str, ...]
     """What was damaged of it, apart from rows, and is put right: in memory, the files stay as they are."""
     _store: _SingleFile | _Directory
+    max_row_bytes: int = MAX_STORED_BYTES
+    """Most bytes of a payload or of pixels; rows of more are Damage, and are not read."""
     _kept: dict[tuple[int, int], tuple[Columns, int]] = field(default_factory=dict, repr=False, compare=False)
     """Columns but the long ones, and their bytes, by shard and row group; what was used last comes last."""
 
     @classmethod
-    def open(cls, path: Place, allow_damage: bool = False) -> ArchiveReader:
+    def open(cls, path: Place, allow_damage: bool = False, max_row_bytes: int = MAX_STORED_BYTES) -> ArchiveReader:
         """Reads the footer or the manifest, and no row.
 
         Raises UsageError when there is nothing at `path`, and ArchiveError for what is not an archive, is truncated or
@@ -108,7 +112,7 @@ class ArchiveReader:
             raise ArchiveError(listed(problems))
         head = store.head
         info = ArchiveInfo(FORMAT_VERSION, head.models, head.options, head.shards, models)
-        return cls(path, info, store.size_bytes, problems, repairs, store)
+        return cls(path, info, store.size_bytes, problems, repairs, store, max_row_bytes)
 
     def __enter__(self) -> ArchiveReader:
         return self
@@ -174,12 +178,40 @@ class ArchiveReader:
         found: list[Row | Damage] = []
         for i, some in _by_group(starts, wanted).items():
             try:
-                found += _read_rows(file, groups[i], shard, starts[i], some)
+                self._refuse_large(file, groups[i])
+            except ArchiveError as error:
+                found += _named(file, groups[i], shard, {row: row - starts[i] for row in some}, str(error))
+                continue
+            try:
+                for row, one in zip(some, _read_rows(file, groups[i], shard, starts[i], some), strict=True):
+                    whole = one if isinstance(one, Row) else one.rest
+                    excess = None if whole is None else self._excess(whole)
+                    found.append(one if excess is None or whole is None else Damage(shard, row, whole.path, excess))
             except ArchiveError as error:
                 found += [Damage(shard, row, None, str(error)) for row in some]
         if file.path != self.path and file.repairs and found and isinstance(found[0], Row):
             found[0] = Damage(shard, wanted[0], found[0].path, "; ".join(file.repairs), found[0])
         return found
+
+    def _refuse_large(self, file: File, group: int, names: Iterable[str] = _NAMES) -> None:
+        """Raises ArchiveError for columns of a row group that no rows of up to `max_row_bytes` take so much for."""
+        chunks = file.groups[group].chunks
+        size_bytes = sum(chunks[name].decompressed_bytes for name in names)
+        if size_bytes > self.max_row_bytes + 2 * GROUP_BYTES:
+            raise ArchiveError(
+                f"row group {group} of {file.path} would take {size_bytes} bytes of memory, which rows of at most "
+                f"{self.max_row_bytes} do not; raise max_row_bytes to read it"
+            )
+
+    def _excess(self, row: Row) -> str | None:
+        """What of a row is too large."""
+        pixels_bytes = 0 if row.codec == "raw" else 3 * (row.width or 0) * (row.height or 0)
+        for size_bytes, what in ((len(row.payload), "it is stored in"), (pixels_bytes, "its pixels have")):
+            if size_bytes > self.max_row_bytes:
+                return (
+                    f"{what} {size_bytes} bytes, and max_row_bytes is {self.max_row_bytes}; raise it to take this file"
+                )
+        return None
 
     def copy_shard(self, shard: int, path: Path, info: ArchiveInfo) -> None:
         """Write a shard as a part of another archive, without decoding it: its row groups as they are.
@@ -254,6 +286,7 @@ class ArchiveReader:
     ) -> dict[int, Row | Damage]:
         """Those of a row group's rows that are what was written. Raises ArchiveError, and ValueError for fields that
         contradict each other."""
+        self._refuse_large(opened.file, group)
         chunks = opened.file.groups[group].chunks
         long = [name for name in _LONG if chunks[name].index is not None]
         small = self._small_columns(shard, opened, group, long)
@@ -263,8 +296,8 @@ class ArchiveReader:
         found: dict[int, Row | Damage] = {}
         for i, row in enumerate(rows):
             one = {name: fields[name][i] for name in _NAMES}
-            if one.pop("crc") == row_crc(one):
-                found[row] = row_of(one)
+            if one.pop("crc") == row_crc(one) and not self._excess(whole := row_of(one)):
+                found[row] = whole
         return found
 
     def _small_columns(self, shard: int, opened: OpenFile, group: int, long: Sequence[str]) -> Columns:
@@ -312,7 +345,7 @@ class ArchiveReader:
 
     def whole_sizes(self, shard: int) -> tuple[int, int] | None:
         """Sums of the source_bytes and of the payloads of a shard whose every row has the checksum that it was written
-        with; None where one may not have.
+        with; None where one may not have, or may be larger than the reader takes.
 
         Faster than `read_rows` by an order of magnitude: no row becomes an object.
         """
@@ -322,6 +355,8 @@ class ArchiveReader:
         from zippy_batch.archives.checksums import group_crcs
 
         source_bytes = stored_bytes = 0
+        if self.max_row_bytes < MAX_STORED_BYTES:
+            return None  # each row is to be looked at
         try:
             file, groups = self._store.locate(shard)
             with foreign(str(file.path)), file.opened() as opened:
@@ -347,6 +382,7 @@ class ArchiveReader:
         with foreign(f"{file.path}"), file.opened() as opened:
             opened.fetch(_chunks(file, groups, found))
             for group in groups:
+                self._refuse_large(file, group, found)
                 for name, values in opened.columns(group, list(found)).items():
                     found[name] += as_text(plain_values(values), name)
         return found
@@ -374,6 +410,7 @@ class ArchiveReader:
 
         file, groups = self._store.locate(shard)
         schema = arrow_schema()
+        self._refuse_large(file, groups[group], names)
         with foreign(str(file.path)), file.opened() as opened:
             opened.fetch(_chunks(file, (groups[group],), names))
             columns = opened.columns(groups[group], names) if names else {}
@@ -677,6 +714,20 @@ class _GroupRows:
     """By damaged column, the rows whose value is lost, or of a page with a wrong checksum."""
     repairs: Sequence[tuple[int, str]]
     """What was put right, and the first row that it concerns."""
+
+
+def _named(file: File, group: int, shard: int, rows: Mapping[int, int], reason: str) -> list[Row | Damage]:
+    """Damage in place of rows of a row group (position in the shard -> in the group), of which no more is read than
+    their paths."""
+    paths: list[bytes | None] = [None] * file.groups[group].rows
+    try:
+        with foreign(str(file.path)), file.opened() as opened:
+            columns = opened.columns(group, ("path", "path_bytes"))
+        shown, exact = (plain_values(columns[name]) for name in ("path", "path_bytes"))
+        paths = [_path(a if b is None else b) for a, b in zip(shown, exact, strict=True)]
+    except ArchiveError:
+        pass
+    return [Damage(shard, row, paths[at], reason) for row, at in rows.items()]
 
 
 def _read_rows(file: File, group: int, shard: int, start: int, rows: Sequence[int]) -> list[Row | Damage]:

@@ -14,7 +14,7 @@ from zippy_batch.archives.info import ArchiveInfo
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import FORMAT_VERSION
 from zippy_batch.codecs.model_file import Model
-from zippy_batch.config import LABELS, AppendOptions, ArchiveOptions, RunOptions
+from zippy_batch.config import LABELS, AppendOptions, ArchiveOptions, RunOptions, VerifyOptions
 from zippy_batch.errors import DamagedRow, UsageError
 from zippy_batch.run.archive_shard import ArchiveJob
 from zippy_batch.run.copy_rows import CopyPlan, holds, rows_of_shard, shown_place
@@ -194,7 +194,8 @@ class _ByContent:
         """Shard and row of those files, by path, that are not those of their rows. Raises DamagedRow for a row that
         nothing can be compared with."""
         models = {codec: model_of(opened, codec, self.codecs.find) for codec in opened.info.models}
-        job = VerifyJob(opened.path.absolute(), origin, False, device, models, self.codecs.make, with_labels=False)
+        options = VerifyOptions()
+        job = VerifyJob(opened.path.absolute(), origin, options, device, models, self.codecs.make, with_labels=False)
         units = []
         for shard in opened.shards():
             some = [(row, path) for row, path in enumerate(opened.paths(shard)) if path is not None and path in files]

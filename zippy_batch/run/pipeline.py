@@ -386,7 +386,7 @@ def restore(
         raise UsageError(f"--reference {options.reference}: not a directory")
     clock = Clock(progress)
     lines: list[RestoreLine] = []
-    with ArchiveReader.open(archive_path, allow_damage=options.keep_going) as opened:
+    with ArchiveReader.open(archive_path, options.keep_going, options.max_row_bytes) as opened:
         planned = plan_restore(opened, options)
         models = _models_of(opened, planned.codecs, options.keep_going, codecs)
         options = replace(options, device=settle_device(options.device, run.address) if models else "cpu")
@@ -435,14 +435,16 @@ def verify(
     clock, archive_path = Clock(progress), place(archive_path)
     against = None if against is None else place(against)
     results: list[ShardVerified] = []
-    with ArchiveReader.open(archive_path, allow_damage=True) as opened:
+    with ArchiveReader.open(archive_path, True, options.max_row_bytes) as opened:
         matched = _match(opened, against, options.input) if against else _Matched(_units(opened, sample))
         models = _models_of(opened, opened.info.models, False, codecs) if deep or against else {}
         device = settle_device("auto", run.address) if models else "cpu"
         source_bytes = sum(opened.payload_bytes(shard) for shard in opened.shards())
         rows = min(sample, opened.row_count) if sample else opened.row_count
         layout = clock.expect(Done(rows, source_bytes), len(matched.units), device, run)
-        job = VerifyJob(archive_path.absolute(), matched.source, deep, device, models, codecs.make, matched.with_labels)
+        job = VerifyJob(
+            archive_path.absolute(), matched.source, options, device, models, codecs.make, matched.with_labels
+        )
         for result in run_units(job, matched.units, layout, clock.tick, clock.settle):
             results.append(result)
             clock.shard_done()

@@ -76,7 +76,7 @@ class RestoreJob:
     def start(self, threads: int) -> Callable[[RestoreUnit, Tick], ShardRestored]:
         coders = Coders.of(self.models, self.options.device, self.make_codec)
         archive, pool, writer = (
-            ArchiveReader.open(self.archive, allow_damage=self.options.keep_going),
+            ArchiveReader.open(self.archive, self.options.keep_going, self.options.max_row_bytes),
             OrderedThreadPool(threads),
             FileWriter(self.destination, self.temporary),
         )

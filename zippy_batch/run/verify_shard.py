@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.archives.schema import Row
 from zippy_batch.codecs.model_file import Model
-from zippy_batch.config import ArchiveOptions
+from zippy_batch.config import ArchiveOptions, VerifyOptions
 from zippy_batch.images.pixels import Picture, read_picture
 from zippy_batch.paths import display_path
 from zippy_batch.run.encode_verified import Coders, MakeCodec, Pixels, compare_restored
@@ -62,7 +62,7 @@ class ShardVerified:
 class VerifyJob:
     archive: Place
     against: Source | None
-    deep: bool
+    options: VerifyOptions
     device: str
     models: Mapping[str, Model]
     """Codec -> model; none where nothing is decoded."""
@@ -72,7 +72,8 @@ class VerifyJob:
 
     def start(self, threads: int) -> Callable[[VerifyUnit, Tick], ShardVerified]:
         coders = Coders.of(self.models, self.device, self.make_codec)
-        archive, pool = ArchiveReader.open(self.archive, allow_damage=True), OrderedThreadPool(threads)
+        archive = ArchiveReader.open(self.archive, True, self.options.max_row_bytes)
+        pool = OrderedThreadPool(threads)
 
         def work(unit: VerifyUnit, tick: Tick) -> ShardVerified:
             return verify_shard(unit, archive, self, coders, pool, tick)
@@ -86,8 +87,9 @@ class VerifyJob:
 def verify_shard(
     unit: VerifyUnit, archive: ArchiveReader, job: VerifyJob, coders: Coders, pool: OrderedThreadPool, tick: Tick
 ) -> ShardVerified:
-    """Checksums of all rows; with `job.deep` decodes them, with `job.against` compares them with their originals."""
-    only_checksums = not job.deep and job.against is None
+    """Checksums of all rows; with `deep` among its options decodes them, with `job.against` compares them with their
+    originals."""
+    only_checksums = not job.options.deep and job.against is None
     if only_checksums and unit.rows is None and archive.row_count >= BULK_ROWS:
         whole = archive.whole_sizes(unit.index)
         if whole is not None:
