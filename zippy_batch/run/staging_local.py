@@ -151,7 +151,8 @@ class LocalStaging:
         flush(self.output.parent)
 
     def set_replaced_aside(self) -> None:
-        """Where an earlier run was killed just after an exchange of names, `finished` is what was replaced."""
+        """Put what was replaced out of the way: it is `finished` where an earlier run was killed just after an exchange
+        of names."""
         if is_publishing(self.output) and self.finished.exists():
             mark = (self.root / "publishing").read_text()
             if mark and mark != _mark_of(self.finished):
