@@ -263,9 +263,9 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 
 
 def _remove_remains(root: Path) -> None:
-    """Remove a staging of which nothing is left but its lock: a run that had published could not remove that."""
+    """Remove a staging of which nothing is left but its plan and its lock: a run that had published could not."""
     with suppress(OSError, UsageError):
-        if set(os.listdir(root)) <= {"lock"}:
+        if set(os.listdir(root)) <= {PLAN_FILE, "lock"}:
             with _locked(root):
                 _remove(root)
 
