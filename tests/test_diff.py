@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rows import exact_row, face_rows, info_for, labelled, mixed_rows, raw_row, write_archive
+from tiny import pictures, tiny_model
 from typer.testing import CliRunner
 
 import zippy_batch as zb
+from zippy_batch.archives.info import ArchiveInfo
+from zippy_batch.archives.schema import FORMAT_VERSION
 from zippy_batch.cli.app import app
+from zippy_batch.config import ArchiveOptions, RunOptions
+from zippy_batch.errors import UsageError
+from zippy_batch.images.dhash import dhash, near_pairs
 from zippy_batch.run.diff import Change
+from zippy_batch.run.pipeline import archive
 
 ROWS = labelled(face_rows(30))
 
@@ -91,3 +103,70 @@ def test_dedupe_says_that_it_only_reports(flags: list[str], code: int, tmp_path:
     found = CliRunner().invoke(app, ["dedupe", str(tmp_path / "a.parquet"), *flags])
     assert found.exit_code == code
     assert "labels disagree: 000003.jpg (id_2), x.jpg (None)" in found.stdout or code
+
+
+def picture(seed: int, size: int = 96) -> Image.Image:
+    return Image.fromarray(pictures(1, size, size, seed)[0])
+
+
+def as_bytes(image: Image.Image, format: str, **options: int) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def test_pictures_that_were_scaled_or_coded_again_are_near(tmp_path: Path) -> None:
+    one, other = picture(1), picture(2)
+    files = {
+        "a.png": as_bytes(one, "PNG"),
+        "b.jpg": as_bytes(one, "JPEG", quality=40),
+        "c.png": as_bytes(one.resize((40, 40), Image.Resampling.BOX), "PNG"),
+        "d.png": as_bytes(other, "PNG"),
+        "e.gif": as_bytes(one.convert("L"), "GIF"),
+        "f.txt": b"notes",
+        "g.txt": b"notes",
+    }
+    rows = [replace(raw_row(name.encode(), data), label=name[0]) for name, data in files.items()]
+    write_archive(tmp_path / "a", rows, 3, ArchiveInfo(FORMAT_VERSION, {}, {}, ()))
+    assert [group.paths for group in zb.dedupe(tmp_path / "a").groups] == [("f.txt", "g.txt")]
+    report = zb.dedupe(tmp_path / "a", near=4)
+    assert [group.paths for group in report.groups] == [("a.png", "b.jpg", "c.png", "e.gif"), ("f.txt", "g.txt")]
+    assert report.groups[0].disagrees
+    found = CliRunner().invoke(app, ["dedupe", str(tmp_path / "a"), "--report", "--near", "4", "--json"])
+    assert (json.loads(found.stdout)["near_bits"], json.loads(found.stdout)["duplicates"]) == (4, 4)
+    for wrong in (-1, 16):
+        with pytest.raises(UsageError, match="near must be from 0 to 15 bits"):
+            zb.dedupe(tmp_path / "a", near=wrong)
+
+
+def test_coded_rows_are_decoded_to_be_compared(tmp_path: Path) -> None:
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "tiny.safetensors").write_bytes(tiny_model().data)
+    for name, seed in (("a", 1), ("b", 2), ("c", 1)):
+        picture(seed, 40).save(tmp_path / "faces" / f"{name}.png", compress_level=ord(name) % 9)
+    options = ArchiveOptions(model=str(tmp_path / "tiny.safetensors"), exact="never", verify=False, device="cpu")
+    archive(tmp_path / "faces", tmp_path / "a.parquet", options, RunOptions(workers=1))
+    [group] = zb.dedupe(tmp_path / "a.parquet", near=0).groups
+    assert group.paths == ("a.png", "c.png")
+
+
+@pytest.mark.parametrize("most_bits", [0, 1, 4, 15])
+def test_all_near_pairs_are_found_and_no_others(most_bits: int) -> None:
+    draw = random.Random(most_bits)
+    hashes = {draw.getrandbits(64) for _ in range(60)}
+    for one in list(hashes):
+        hashes.add(one ^ sum(1 << bit for bit in draw.sample(range(64), draw.randrange(1, 18))))
+    array = np.array(sorted(hashes), np.uint64)
+    found = {tuple(sorted(pair)) for some in near_pairs(array, most_bits) for pair in zip(*some, strict=True)}
+    pairs = itertools.combinations(range(len(array)), 2)
+    assert found == {(i, j) for i, j in pairs if (int(array[i]) ^ int(array[j])).bit_count() <= most_bits}
+
+
+def test_the_hash_of_a_picture_is_what_it_was(tmp_path: Path) -> None:
+    """It says which fields are brighter than those to their left."""
+    ramp = np.tile(np.arange(18, dtype=np.uint8) * 10, (16, 1))
+    assert dhash(ramp) == 2**64 - 1
+    assert dhash(ramp[:, ::-1]) == 0
+    assert dhash(np.full((3, 2, 3), 7, np.uint8)) == 0
+    ramp[2:4] = ramp[2:4, ::-1]
+    assert dhash(ramp) == 0xFF00FFFFFFFFFFFF

@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from browser import EVIL, chromium, run
+from browser import EVIL, Tab, chromium, run
 from PIL import Image
 from rows import face_rows, info_for, labelled, mixed_rows
 from synthetic_faces import draw_faces
@@ -284,3 +284,29 @@ def test_a_browser_shows_the_gallery_and_complains_of_nothing(server: GallerySer
     assert sorted(map(int, shown)) == list(range(10))
     assert "That is all." in done.stdout
     assert "<script>window.hacked" not in done.stdout
+
+
+def test_the_enlarged_view_is_used_by_the_keyboard_alone(server: GalleryServer, tmp_path: Path) -> None:
+    shown = "document.querySelector('dialog[open] p')?.textContent.split(' ')[0] ?? ''"
+    _, found = rows(server, "order=worst&count=60")
+    paths = [row["path"].split(" ")[0] for row in found["rows"]]
+    with Tab(tmp_path / "profile", f"{server.url}?order=worst") as tab:
+        tab.wait("document.querySelectorAll('button.pic').length === 10")
+        tab.ask("document.querySelectorAll('button.pic')[8].focus()")
+        tab.press("Enter")
+        tab.wait(f"({shown}) === {json.dumps(paths[8])}")
+        tab.press("ArrowRight")
+        tab.wait(f"({shown}) === {json.dumps(paths[9])}")
+        # there is nothing behind the last one, and nothing before the first
+        tab.press("ArrowRight")
+        assert tab.ask(shown) == paths[9]
+        for _ in range(12):
+            tab.press("ArrowLeft")
+        tab.wait(f"({shown}) === {json.dumps(paths[0])}")
+        tab.press("Escape")
+        focused = "[...document.querySelectorAll('button.pic')].indexOf(document.activeElement)"
+        tab.wait(f"({shown}) === '' && {focused} === 0")
+        # keys in the condition are the condition's
+        tab.ask("document.querySelector('[name=where]').focus()")
+        tab.press("ArrowRight")
+        assert tab.ask(shown) == ""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import EVIL, chromium, run
+from browser import EVIL, Tab, chromium, run
 from PIL import Image
 from rows import info_for, labelled, mixed_rows, raw_row
 from synthetic_faces import draw_faces
@@ -293,6 +293,35 @@ def test_a_browser_shows_every_picture_and_complains_of_nothing(archive: Path, f
     found = json.loads(html.unescape(title[1]))
     # the worst 12 beside their originals, and 14 of which one is a text
     assert found == {"images": 12 * 2 + 13, "broken": 0, "hacked": False, "wide": False}
+
+
+SHOWN = "document.querySelector('dialog[open] p')?.textContent ?? ''"
+IMAGES = "document.querySelectorAll('dialog[open] img').length"
+FOCUSED = "[...document.querySelectorAll('button.pic')].indexOf(document.activeElement)"
+
+
+def test_the_enlarged_view_is_used_by_the_keyboard_alone(archive: Path, faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(page_text(archive, PageOptions(against=faces, images=3)))
+    with Tab(tmp_path / "profile", (tmp_path / "page.html").as_uri()) as tab:
+        last = tab.ask("document.querySelectorAll('button.pic').length") - 1
+        tab.ask("document.querySelector('button.pic').focus()")
+        tab.press("Enter")
+        tab.wait(f"{IMAGES} === 2 && ({SHOWN})")
+        first = tab.ask(SHOWN)
+        tab.press("ArrowRight")
+        tab.wait(f"({SHOWN}) !== {json.dumps(first)}")
+        tab.press("ArrowLeft")
+        tab.wait(f"({SHOWN}) === {json.dumps(first)}")
+        # from the first to the last, which is one of those without their originals
+        tab.press("ArrowLeft")
+        tab.wait(f"{IMAGES} === 1")
+        tab.press("Escape")
+        # the picture that was shown has the focus, and opens again
+        tab.wait(f"({SHOWN}) === '' && {FOCUSED} === {last}")
+        tab.press("Enter")
+        tab.wait(f"{IMAGES} === 1 && ({SHOWN})")
+        tab.press("ArrowRight")
+        tab.wait(f"({SHOWN}) === {json.dumps(first)}")
 
 
 def test_options_of_a_page_are_checked() -> None:

@@ -182,12 +182,18 @@ def diff(a: str | Path, b: str | Path) -> DiffReport:
     return differ.diff(a, b)
 
 
-def dedupe(archive: str | Path) -> DedupeReport:
+def dedupe(
+    archive: str | Path,
+    near: int | None = None,
+    run: RunOptions | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> DedupeReport:
     """Find files that an archive has under several paths, by what is stored of them: those whose labels disagree first.
 
-    Changes nothing. Raises ArchiveError for damage.
+    With `near`, from 0 to 15, pictures that look alike as well: every row is decoded, and a group has those whose
+    hashes of 64 bits differ in at most so many. Changes nothing. Raises ArchiveError for damage.
     """
-    return differ.dedupe(archive)
+    return differ.dedupe(archive, near, run, progress)
 
 
 def erase(

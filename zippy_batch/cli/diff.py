@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from zippy_batch.cli.options import ArchivePath, Json, Quiet, as_command
+from zippy_batch.cli.options import ArchivePath, Json, ProgressFlag, Quiet, as_command, flag
 from zippy_batch.cli.outcome import print_report, reserved_stdout
+from zippy_batch.config import RunOptions
 from zippy_batch.errors import UsageError, ZippyError
 
 
@@ -40,13 +41,25 @@ def diff(
     print_report(report, as_json, quiet and not as_json)
 
 
-@as_command("nothing was changed")
+@as_command("nothing was changed", without=("overwrite",))
 def dedupe(
     ctx: typer.Context,
     archive: ArchivePath,
     report: Annotated[
         bool, typer.Option("--report", help="List groups of paths with the same content; all that dedupe does.")
     ] = False,
+    near: Annotated[
+        int | None,
+        flag(
+            "--near",
+            metavar="0..15",
+            help="Decode every picture, and list those that look alike, too: whose hashes differ in at most so many of "
+            "64 bits. 4 finds what was scaled or coded again.",
+        ),
+    ] = None,
+    *,
+    run: RunOptions,
+    progress: ProgressFlag = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -57,11 +70,14 @@ def dedupe(
     \b
       zippy-batch dedupe out.parquet --report
       zippy-batch dedupe out.parquet --report --json
+      zippy-batch dedupe out.parquet --report --near 4
     """
     import zippy_batch as zb
 
     if not report:
         raise UsageError("dedupe lists what is there twice, and changes nothing: give --report")
-    with reserved_stdout():
-        found = zb.dedupe(archive)
+    from zippy_batch.cli.progress import Shown, showing
+
+    with reserved_stdout(), showing("dedupe", Shown.of(progress, quiet)) as watch:
+        found = zb.dedupe(archive, near, run, watch)
     print_report(found, as_json, quiet)

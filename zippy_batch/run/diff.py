@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from zippy_batch.archives.reader import ArchiveReader
+from zippy_batch.config import RunOptions
+from zippy_batch.errors import UsageError
+from zippy_batch.images.dhash import MOST_BITS, near_groups
 from zippy_batch.paths import display_path
 from zippy_batch.run.copy_rows import shown_place
+from zippy_batch.run.near import hash_archive
+from zippy_batch.run.pipeline import Clock, Codecs, Watch
 from zippy_batch.run.report import count_text
 from zippy_batch.stores.object_path import Place, place
 
@@ -94,12 +100,14 @@ class DedupeReport:
     rows: int
     groups: tuple[DuplicateGroup, ...]
     """Those whose labels disagree first, then the largest."""
+    near: int | None = None
+    """How many bits the hashes of pictures may differ in; None where only what is the same was looked for."""
 
     exit_code = 0
 
     @property
     def spare(self) -> int:
-        """Rows that say nothing that another one does not."""
+        """Rows that say nothing, or with `near` little, that another one does not."""
         return sum(len(group.paths) - 1 for group in self.groups)
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,6 +115,7 @@ class DedupeReport:
             "archive": self.path,
             "exit_code": self.exit_code,
             "files": self.rows,
+            "near_bits": self.near,
             "duplicates": self.spare,
             "groups": [
                 {"paths": list(group.paths), "labels": list(group.labels), "labels_disagree": group.disagrees}
@@ -117,7 +126,8 @@ class DedupeReport:
     def lines(self, columns: int | None = None) -> list[str]:
         disagreeing = sum(group.disagrees for group in self.groups)
         out = [
-            f"{self.path}: {self.spare} of {count_text(self.rows, 'file')} are there already, in "
+            f"{self.path}: {self.spare} of {count_text(self.rows, 'file')} "
+            f"{'are there already' if self.near is None else 'look like another one'}, in "
             f"{count_text(len(self.groups), 'group')}; the labels of {disagreeing} disagree"
         ]
         shown = [
@@ -163,20 +173,49 @@ def diff(a: str | Place, b: str | Place) -> DiffReport:
     )
 
 
-def dedupe(archive: str | Place) -> DedupeReport:
+def dedupe(
+    archive: str | Place,
+    near: int | None = None,
+    run: RunOptions | None = None,
+    progress: Watch | None = None,
+    codecs: Codecs | None = None,
+) -> DedupeReport:
     """Files that are in an archive under several paths: the same file where it is stored exactly or as it is, and the
-    same payload where it was coded with loss. Changes nothing. Raises ArchiveError for damage."""
+    same payload where it was coded with loss. With `near`, pictures whose hashes (`images.dhash`) differ in at most so
+    many bits, too, or that are joined by others that do; then rows are decoded, in process or on Ray.
+
+    Changes nothing. Raises ArchiveError for damage, and UsageError for a number of bits that finds nothing or all.
+    """
+    if near is not None and not 0 <= near <= MOST_BITS:
+        raise UsageError(f"near must be from 0 to {MOST_BITS} bits, not {near}")
     with ArchiveReader.open(place(archive)) as opened:
-        found: dict[bytes, list[tuple[bytes, str | None]]] = defaultdict(list)
-        for path, facts in _rows(opened):
-            found[facts.digest].append((path, facts.label))
-        groups = [
-            DuplicateGroup(tuple(display_path(path) for path, _ in rows), tuple(label for _, label in rows))
-            for rows in map(sorted, found.values())
-            if len(rows) > 1
-        ]
+        rows = [(path, facts.label, facts.digest) for path, facts in _rows(opened)]
+        hashes: dict[int, int] = {}
+        if near is not None:
+            starts = [0, *accumulate(opened.info.shards)]
+            hashed = hash_archive(opened, run or RunOptions(), Clock(progress), codecs or Codecs())
+            hashes = {starts[shard] + row: one for (shard, row), one in hashed.items()}
+        found: dict[bytes, list[int]] = defaultdict(list)
+        for at, (_, _, digest) in enumerate(rows):
+            if at not in hashes:
+                found[digest].append(at)
+        places = [some for some in found.values() if len(some) > 1]
+        places += _near(hashes, near) if near is not None else []
+        groups = [_group_of(sorted(rows[at][:2] for at in some)) for some in places]
         groups.sort(key=lambda group: (not group.disagrees, -len(group.paths), group.paths))
-        return DedupeReport(shown_place(opened.path), opened.row_count, tuple(groups))
+        return DedupeReport(shown_place(opened.path), opened.row_count, tuple(groups), near)
+
+
+def _near(hashes: Mapping[int, int], most_bits: int) -> list[list[int]]:
+    """Groups of rows, of hashes by row."""
+    import numpy as np
+
+    rows = list(hashes)
+    return [[rows[at] for at in some] for some in near_groups(np.array([*hashes.values()], np.uint64), most_bits)]
+
+
+def _group_of(rows: Sequence[tuple[bytes, str | None]]) -> DuplicateGroup:
+    return DuplicateGroup(tuple(display_path(path) for path, _ in rows), tuple(label for _, label in rows))
 
 
 def _changes(a: RowFacts, b: RowFacts, comparable: frozenset[str]) -> tuple[str, ...]:
