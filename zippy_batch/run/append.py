@@ -154,7 +154,7 @@ class _Known:
 def _find(
     source: Place, opened: ArchiveReader, options: ArchiveOptions, update: bool, content: _ByContent | None
 ) -> _NewFiles:
-    """With `update` also files that have changed: by size and time, or by content."""
+    """Find new files, and with `update` those that have changed: by size and time, or by content."""
     origin, listing = list_source(source, Wanted.of(options))
     there = _rows_by_path(opened)
     other = set[tuple[int, int]]()
