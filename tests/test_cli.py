@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -176,17 +177,11 @@ main()
 
 
 def test_a_switch_that_numba_has_for_debugging_breaks_nothing(drawn_faces: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "zippy_batch",
-        "archive",
-        str(drawn_faces),
-        str(tmp_path / "out.parquet"),
-        "--exact",
-    ]
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    (tmp_path / "faces").mkdir()
+    shutil.copy(next(drawn_faces.iterdir()), tmp_path / "faces")
+    command = [sys.executable, "-m", "zippy_batch", "archive", "faces", "out.parquet", "--exact"]
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -113,7 +113,7 @@ class Archive:
 
     @property
     def path(self) -> Place:
-        """Where the archive is, absolute."""
+        """Place of the archive, absolute."""
         return self._path
 
     @property
@@ -128,7 +128,7 @@ class Archive:
 
     @property
     def damage(self) -> list[str]:
-        """With `keep_going`, what was found damaged: when it was opened, and since then in what was read."""
+        """What was found damaged, with `keep_going`: when it was opened, and since then in what was read."""
         return list(dict.fromkeys((*self._opened().problems, *self._damage)))
 
     @property
@@ -267,7 +267,7 @@ class Archive:
         return [found[number] for number in numbers]
 
     def _values(self, shard: int, name: str) -> Sequence[Any]:
-        """Of all rows of a shard. Raises ArchiveError where a column is damaged, unless it is to keep going."""
+        """Values of all rows of a shard. Raises ArchiveError where a column is damaged, unless it is to keep going."""
         reader = self._opened()
         if name == "path":
             paths = reader.paths(shard)

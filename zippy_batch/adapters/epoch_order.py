@@ -22,8 +22,8 @@ WINDOW_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Turn:
-    """Which of a rank's files are a worker's: of batches that are counted from file `origin` on, every `workers`-th,
-    beginning with number `worker`; none before file `start`."""
+    """Says which of a rank's files are a worker's: of batches that are counted from file `origin` on, every
+    `workers`-th, beginning with number `worker`; none before file `start`."""
 
     worker: int = 0
     workers: int = 1

@@ -71,7 +71,7 @@ class ZippyFileSystem(AbstractFileSystem):
         return super()._strip_protocol(path).lstrip("/") if isinstance(path, str) else super()._strip_protocol(path)
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
-        """Of one file, with its size, or of a directory."""
+        """Describe one file, with its size, or a directory."""
         path = self._strip_protocol(path)
         if path in self._archive:
             size, mtime_s = len(self._content(path)), self._archive[path].row.mtime_s

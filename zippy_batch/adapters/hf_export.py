@@ -88,7 +88,7 @@ def _write(path: Path, archive: Archive, numbers: Sequence[int], classes: Sequen
 
 
 def _schema(classes: Sequence[str]) -> Any:
-    """Of the table, with what `datasets` reads its features from."""
+    """Schema of the table, with what `datasets` reads its features from."""
     import pyarrow as pa
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

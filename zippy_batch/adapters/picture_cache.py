@@ -41,7 +41,7 @@ class PictureCache:
         self._arrays = None
 
     def get(self, places: Sequence[int]) -> dict[int, Pixels]:
-        """Those of the pictures that are there."""
+        """Find those of the pictures that are there."""
         known, pictures = self._opened()
         return {place: pictures[place] for place in places if known[place]}
 

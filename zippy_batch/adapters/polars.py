@@ -60,7 +60,7 @@ class _Group:
         self._archive, self._numbers, self._read = archive, numbers, read
 
     def columns(self, names: list[str], at: list[int]) -> pa.Table:
-        """Of some of its rows."""
+        """Columns of some of its rows."""
         import pyarrow as pa
 
         stored = self._read([name for name in names if name in BY_NAME])

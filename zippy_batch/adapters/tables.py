@@ -70,7 +70,7 @@ def pictures_or_none(rows: Sequence[Row], decoder: RowDecoder) -> list[Any]:
 
 @lru_cache(maxsize=8)
 def decoder_of(archive: str | Path | None, device: str) -> RowDecoder:
-    """With the models of an archive, or the built-in ones."""
+    """A decoder with the models of an archive, or with the built-in ones."""
     if archive is not None:
         return open_archive(archive, device)._decoder
     return RowDecoder.builtin(device)

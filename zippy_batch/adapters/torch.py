@@ -251,7 +251,7 @@ class StreamingArchive(_Samples, IterableDataset[Any]):
             self._shared[1:] = 0
 
     def state_dict(self, pictures: int | None = None) -> dict[str, int]:
-        """Where the epoch stands, for `load_state_dict`; numbers alone, which JSON and torch.save take.
+        """State of the epoch, for `load_state_dict`; numbers alone, which JSON and torch.save take.
 
         `pictures` are those that this rank's loop has taken in this epoch: batches times batch size. It must be said
         where workers read ahead, unless the loader is torchdata's StatefulDataLoader, which asks the workers. Without

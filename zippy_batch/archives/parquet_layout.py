@@ -268,7 +268,7 @@ def _row_group(group: Struct, at: int, footer_at: int) -> RowGroup:
 
 
 def write_page_index(pages: Sequence[Page]) -> bytes:
-    """Of the data pages of a chunk."""
+    """The page index of the data pages of a chunk."""
     return write_struct({1: [{1: p.start, 2: p.stop - p.start, 3: p.first_row} for p in pages]}, _PAGE_INDEX)
 
 
@@ -336,7 +336,7 @@ def mended_page(data: bytes, column: Column, page: Page) -> bytes | None:
 
 
 def _with_mended_header(data: bytes, column: Column, page: Page) -> bytes | None:
-    """As `mended_page`, for damage in the header: what follows it tells what it was."""
+    """Mend a page as `mended_page` does, for damage in the header: what follows it tells what it was."""
     forms: list[Struct] = [{}, {5: {5: {}}}] if page.rows else [{}]
     for size_bytes in range(1, min(PAGE_HEADER_BYTES, len(data)) + 1):
         for free in forms:
@@ -372,7 +372,7 @@ def _said(header: PageHeader) -> tuple[int, int | None]:
 
 
 def _parse_header(data: bytes, size_bytes: int, column: Column, page: Page) -> PageHeader:
-    """Of a page of this size that begins with these bytes."""
+    """Read the header of a page of this size that begins with these bytes."""
     header, header_bytes = parse_struct(data, _PAGE_HEADER)
     if header != _header_struct(header, column, page) or header[3] != size_bytes - header_bytes or header[2] < 0:
         raise ValueError("page of another kind or size")

@@ -202,7 +202,7 @@ class File:
     budget: _Budget = field(default_factory=_Budget, compare=False, repr=False)
 
     def bounds(self) -> tuple[bytes, bytes] | None:
-        """Of its paths, as the column `path` has them; None where that is not known, or there is no row."""
+        """Bounds of its paths, as the column `path` has them; None where that is not known, or there is no row."""
         chunks = [group.chunks["path"] for group in self.groups]
         least = [chunk.least for chunk in chunks if chunk.least is not None]
         most = [chunk.most for chunk in chunks if chunk.most is not None]
@@ -432,7 +432,7 @@ class OpenFile:
         return self._decoded(group, {name: self._pages_of_all_rows(group, name) for name in names}, rows)
 
     def columns_at(self, group: int, names: Sequence[str], row: int) -> dict[str, tuple[pa.ChunkedArray, int]]:
-        """By column, values of a row group of which one is that of a row, and its place among them; of columns of many
+        """Values by column of a row group, of which one is that of a row, and its place among them; of columns of many
         pages the one page is read. Raises ArchiveError, naming the column."""
         by_rows: dict[tuple[int, int], dict[str, list[CheckedPage]]] = {}
         for name in names:
@@ -610,7 +610,7 @@ def _check_dictionary(chunk: pa.DictionaryArray) -> None:
 
 
 def plain_values(column: pa.ChunkedArray) -> list[Value]:
-    """Text as UTF-8."""
+    """Values as Python has them, text as UTF-8."""
     import pyarrow as pa
 
     values: list[Value] = []

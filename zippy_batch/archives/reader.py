@@ -254,7 +254,8 @@ class ArchiveReader:
         return PartFacts(part.name, alone, part.size_bytes, part.sha256, bounds)
 
     def sound_rows(self, shard: int, rows: Sequence[int] | None = None) -> list[Row]:
-        """As `read_rows`, and raises DamagedRow for the first that is not what was written, or was put right."""
+        """Does what `read_rows` does, and raises DamagedRow for the first that is not what was written, or was put
+        right."""
         found = self.read_rows(shard, rows)
         for row in found:
             if not isinstance(row, Row):
@@ -262,8 +263,8 @@ class ArchiveReader:
         return [row for row in found if isinstance(row, Row)]
 
     def read_few(self, shard: int, rows: Sequence[int]) -> list[Row | Damage]:
-        """As `read_rows`, of rows here and there: reads the pages of payloads that they are in, and keeps what of their
-        row groups is small for the next call. Threads may call it side by side."""
+        """Does what `read_rows` does, for rows here and there: reads the pages of payloads that they are in, and keeps
+        what of their row groups is small for the next call. Threads may call it side by side."""
         found: dict[int, Row | Damage] = {}
         try:
             file, groups = self._store.locate(shard)
@@ -388,7 +389,7 @@ class ArchiveReader:
         return found
 
     def known_columns(self, shard: int, names: Iterable[str]) -> tuple[dict[str, list[Any]], list[str]]:
-        """As `read_columns`, with None where damage hides a value, and what is damaged of them.
+        """Reads what `read_columns` does, with None where damage hides a value, and says what is damaged.
 
         Raises ArchiveError for a part that cannot be read and whose rows are not listed one by one (`lost`).
         """
@@ -445,7 +446,7 @@ class ArchiveReader:
         return found
 
     def where(self, condition: Condition) -> dict[int, list[int]]:
-        """As `select`, of the rows that a condition on their columns holds for; reads those columns alone.
+        """Finds, as `select` does, the rows that a condition on their columns holds for; reads those columns alone.
 
         Where one of them is damaged, rows are read whole, and those that cannot be read are taken in.
         """
@@ -537,13 +538,13 @@ class _Directory:
         return sizes
 
     def _moving_from(self) -> Place | None:
-        """Where parts are that are on their way to their place."""
+        """Folder of parts that are on their way to their place."""
         if self.head.moving is None or not isinstance(self.path, ObjectPath):
             return None
         return self.path.parent / staging_name(self.path.name) / self.head.moving.folder
 
     def _place_of(self, shard: int) -> Place:
-        """Where a part is."""
+        """Place of a part."""
         part, folder = self.head.parts[shard], self._moving_from()
         if self.head.moving and folder is not None and shard in self.head.moving.shards:
             staged = folder / part.name
@@ -692,7 +693,7 @@ def _chunks(file: File, groups: Iterable[int], names: Iterable[str]) -> list[Chu
 
 
 def _read_paths(file: File, opened: OpenFile, group: int, shard: int, start: int) -> list[bytes | None]:
-    """Of a row group, whose first row has position `start` in the shard."""
+    """Paths of a row group, whose first row has position `start` in the shard."""
     try:
         columns = opened.columns(group, ("path", "path_bytes"))
     except ArchiveError:
@@ -877,7 +878,7 @@ def as_columns(row: Row) -> dict[str, Any]:
 
 
 def _text_scalar(text: bytes) -> pa.StringScalar:
-    """As `pa.scalar`, which would import pandas where that is installed: most of a second."""
+    """Makes what `pa.scalar` makes, which would import pandas where that is installed: most of a second."""
     import pyarrow as pa
 
     offsets = struct.pack("<ii", 0, len(text))

@@ -85,7 +85,7 @@ def print_report(report: Printable, as_json: bool, quiet: bool = False) -> None:
 
 
 def print_reports(reports: Sequence[Printable], as_json: bool, quiet: bool = False) -> None:
-    """As `print_report`, of one report or several: then JSON is a list."""
+    """Print one report or several, as `print_report` does: then JSON is a list."""
     if len(reports) == 1:
         print_report(reports[0], as_json, quiet)
     elif as_json:

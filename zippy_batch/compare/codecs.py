@@ -184,7 +184,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
 
 
 def code(task: tuple[str, Setting, Path]) -> Coded | Failed:
-    """One file with the codec of a name at a setting, and what came of it. Never raises on bad data."""
+    """Codes one file with the codec of a name at a setting, and says what came of it. Never raises on bad data."""
     name, setting, path = task
     try:
         pixels = source_pixels(path)

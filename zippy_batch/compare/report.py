@@ -215,7 +215,7 @@ class Comparison:
 
 
 def better_of(rows: Sequence[ComparisonRow], metric: str) -> list[ComparisonRow]:
-    """Of a contender's rows those that no other variant of it beats: what a careful user takes at each quality."""
+    """Those of a contender's rows that no other variant of it beats: what a careful user takes at each quality."""
     variants = list(dict.fromkeys(row.variant for row in rows))
     curves = [[row for row in rows if row.variant == variant] for variant in variants]
     kept = unbeaten([_points(curve, metric) for curve in curves])

@@ -112,7 +112,7 @@ class CopyReport:
 
 
 def shown_place(path: Place) -> str:
-    """As text that any stream and JSON take, also where the name is not UTF-8."""
+    """The place as text that any stream and JSON take, also where the name is not UTF-8."""
     return display_path(os.fsencode(path)) if isinstance(path, Path) else str(path)
 
 
@@ -127,7 +127,7 @@ def state_of(source: ArchiveReader) -> str:
 
 
 def chosen_pieces(source: ArchiveReader, number: int, rows: Mapping[int, Sequence[int]] | None) -> Iterator[Piece]:
-    """Those of an archive's rows, by shard, or all of them."""
+    """Pieces of these rows of an archive, by shard, or of all of them."""
     for shard in source.shards():
         count = source.info.shards[shard]
         chosen = range(count) if rows is None else rows.get(shard, ())
@@ -278,7 +278,7 @@ def copy_archive(plan: CopyPlan, output: Place, overwrite: bool) -> None:
 
 
 def info_of(info: ArchiveInfo, used: Iterable[str]) -> ArchiveInfo:
-    """With the models of the codecs alone that are used."""
+    """The description with the models of those codecs alone that are used."""
     models = {codec: info.models[codec] for codec in sorted(used)}
     return replace(info, models=models, model_files={k: v for k, v in info.model_files.items() if k in models})
 

@@ -148,7 +148,7 @@ def _listed(sign: str, items: Any) -> list[str]:
 
 
 def diff(a: str | Place, b: str | Place) -> DiffReport:
-    """Which paths only one of two archives has, and which rows differ in content, quality or label.
+    """Finds paths that only one of two archives has, and rows that differ in content, quality or label.
 
     The content differs where the source had another size, format or number of pixels, and where rows that were coded in
     the same way by the same model have another payload. Raises ArchiveError for damage, UsageError where there is no

@@ -26,7 +26,7 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class Erasure:
-    """Which rows are to go, and what is said of it."""
+    """What says which rows are to go, and what is said of it."""
 
     where: str | None = None
     paths: tuple[bytes, ...] | None = None
@@ -184,5 +184,5 @@ def _rewritten(source: ArchiveReader, gone: Mapping[int, set[int]]) -> tuple[str
 
 
 def as_paths(paths: Iterable[str | bytes] | None) -> tuple[bytes, ...] | None:
-    """Text as `os.fsencode` has it."""
+    """Paths as bytes; text becomes what `os.fsencode` makes of it."""
     return None if paths is None else tuple(p if isinstance(p, bytes) else encoded_path(p) for p in paths)

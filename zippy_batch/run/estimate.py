@@ -77,7 +77,7 @@ class Estimate:
 
     @property
     def staging_bytes(self) -> float:
-        """On the disk of the output while the run works: a single file is joined from its parts."""
+        """Bytes on the disk of the output while the run works: a single file is joined from its parts."""
         return self.archive.high * (2 if self.is_single_file else 1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,6 +140,6 @@ def payload_interval(sizes: Sequence[tuple[int, int]], files: int, source_bytes:
 
 
 def archive_interval(sample: Sample, files: int, source_bytes: int, shards: int) -> Interval:
-    """Without the models that it carries."""
+    """Bytes of the archive without the models that it carries."""
     payload = payload_interval(sample.sizes, files, source_bytes)
     return payload.plus(files * sample.overhead_bytes + shards * sample.fixed_bytes)

@@ -116,7 +116,7 @@ def choose_layout(units: int, images: int, source_bytes: int, device: str, run: 
 
 
 def choose_training_layout(device: str, run: RunOptions) -> WorkerLayout:
-    """Who trains one network together: one worker, here, unless several or a cluster are named.
+    """Chooses who trains one network together: one worker, here, unless several or a cluster are named.
 
     On a cluster without a number, one worker for each GPU, or for each `THREADS_PER_WORKER` CPUs. Raises UsageError for
     more workers than there is room for, who would wait for ever.

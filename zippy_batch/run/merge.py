@@ -39,7 +39,7 @@ class Split:
 
     @classmethod
     def of(cls, shares: int | Mapping[str, int], by: str = "path") -> Split:
-        """Of a number of archives, or of shares by name. Raises UsageError."""
+        """Make it of a number of archives, or of shares by name. Raises UsageError."""
         if by not in SPLIT_BY:
             raise UsageError(f"a split is by one of {', '.join(SPLIT_BY)}, not by {by!r}")
         named = {str(i): 1 for i in range(shares)} if isinstance(shares, int) else dict(shares)
@@ -53,14 +53,14 @@ class Split:
 
     @classmethod
     def parse(cls, text: str, by: str = "path") -> Split:
-        """Of "4", or "train=90,validation=10". Raises UsageError."""
+        """Make it of "4", or "train=90,validation=10". Raises UsageError."""
         if re.fullmatch(r"[0-9]{1,6}", text):
             return cls.of(int(text), by)
         pairs = [one.partition("=") for one in text.split(",")]
         return cls.of({name: int(share) if re.fullmatch(r"[0-9]{1,6}", share) else 0 for name, _, share in pairs}, by)
 
     def name_of(self, path: bytes, label: str | None) -> str:
-        """Which of the archives a row goes to."""
+        """Name of the archive that a row goes to."""
         key = path if self.by == "path" or label is None else b"\0" + label.encode()
         at = int.from_bytes(hashlib.sha256(key).digest()[:8], "big") * sum(self.shares.values()) >> 64
         for name, share in self.shares.items():
@@ -73,7 +73,7 @@ class Split:
 def merge(
     archives: Sequence[str | Place], output: str | Place, prefix: bool = False, overwrite: bool = False
 ) -> CopyReport:
-    """One archive of the rows of several, whose payloads stay as they are.
+    """Make one archive of the rows of several, whose payloads stay as they are.
 
     Rows of a path that two archives have are refused, unless `prefix` puts the name of its archive and a slash before
     each path. Killed or interrupted, the same call goes on. Raises UsageError before anything is written, ModelError
@@ -94,7 +94,7 @@ def merge(
 
 @dataclass(frozen=True)
 class Wish:
-    """Which rows: those that fulfil a condition and match any of the globs."""
+    """A choice of rows: those that fulfil a condition and match any of the globs."""
 
     where: str | None = None
     select: tuple[str, ...] = ()

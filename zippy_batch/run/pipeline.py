@@ -93,7 +93,7 @@ Watch = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Codecs:
-    """Where models and codecs come from; tests put their own here."""
+    """Sources of models and codecs; tests put their own here."""
 
     load: Callable[[str], Model] = load_model
     """Finds a model by name or path."""

@@ -79,7 +79,7 @@ class ArchivePlan:
 
     @property
     def recorded_labels(self) -> dict[str, str]:
-        """Where labels come from, for `recorded`; no path of a table."""
+        """What `recorded` says of where labels come from; no path of a table."""
         return {"labels": labels_kind(self.options.labels, self.options.label_pattern)} if self.labelled else {}
 
     @cached_property

@@ -47,7 +47,7 @@ class ReceiptSigner:
         self._public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
 
     def signed(self, receipt: Receipt) -> Receipt:
-        """With the signature of all else in it."""
+        """The receipt with the signature of all else in it."""
         found = self._key.sign(canonical(receipt)).hex()
         return {**receipt, "signature": {"algorithm": "ed25519", "public_key": self._public, "signature": found}}
 

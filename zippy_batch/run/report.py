@@ -66,7 +66,7 @@ Tick = Callable[[Done], None]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, or the check of what an earlier one left; sizes in bytes."""
+    """The state of a run, or of the check of what an earlier one left; sizes in bytes."""
 
     images: int
     images_total: int

@@ -151,7 +151,8 @@ class LocalStaging:
         flush(self.output.parent)
 
     def set_replaced_aside(self) -> None:
-        """Where an earlier run was killed just after an exchange of names, `finished` is what was replaced."""
+        """Put what was replaced out of the way: it is `finished` where an earlier run was killed just after an exchange
+        of names."""
         if is_publishing(self.output) and self.finished.exists():
             mark = (self.root / "publishing").read_text()
             if mark and mark != _mark_of(self.finished):
@@ -262,9 +263,9 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 
 
 def _remove_remains(root: Path) -> None:
-    """Remove a staging of which nothing is left but its lock: a run that had published could not remove that."""
+    """Remove a staging of which nothing is left but its plan and its lock: a run that had published could not."""
     with suppress(OSError, UsageError):
-        if set(os.listdir(root)) <= {"lock"}:
+        if set(os.listdir(root)) <= {PLAN_FILE, "lock"}:
             with _locked(root):
                 _remove(root)
 

@@ -42,8 +42,8 @@ def refuse_restored_clashes(place: Place, files: Files, read: Callable[[SourceFi
 def refuse_clashes_with_rows(
     place: Place, fresh: Sequence[SourceFile], rows: Mapping[bytes, bool], read: Callable[[SourceFile], bytes] | None
 ) -> None:
-    """As `refuse_restored_clashes`, of files that become rows of an archive which has `rows`: paths, and whether their
-    files get another suffix. `read` is None where no file of the source does."""
+    """Does what `refuse_restored_clashes` does, for files that become rows of an archive which has `rows`: paths, and
+    whether their files get another suffix. `read` is None where no file of the source does."""
     new = {file.path for file in fresh}
 
     def changes(file: SourceFile) -> bool:
@@ -58,7 +58,7 @@ def refuse_clashes_with_rows(
 def _restored_clashes(
     files: Iterable[SourceFile], changes: Callable[[SourceFile], bool], only: Set[bytes] | None = None
 ) -> Iterator[tuple[bytes, str]]:
-    """Where `only` is given, those alone that these paths have a part in."""
+    """Find the clashes; where `only` is given, those alone that these paths have a part in."""
     named: SourceFile | None = None
     for file, beginnings in _with_beginnings(files):
         if _too_long(file.path) and (only is None or file.path in only) and changes(file):

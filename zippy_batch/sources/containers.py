@@ -322,7 +322,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def decoded(data: bytes, encoding: str | None) -> str:
-    """Text in UTF-8, in UTF-16 that says so, or in `encoding`. Raises UnicodeDecodeError."""
+    """Decode text in UTF-8, in UTF-16 that says so, or in `encoding`. Raises UnicodeDecodeError."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16")
     try:

@@ -51,7 +51,10 @@ class FileSelection:
 
 
 def patterns_in(path: Path) -> tuple[str, ...]:
-    """One a line, in UTF-8; empty lines, and those that begin with #, are passed over. Raises UsageError."""
+    """Patterns of a file, one a line, in UTF-8; empty lines, and those that begin with #, are passed over.
+
+    Raises UsageError.
+    """
     shown = display_path(os.fsencode(path))
     try:
         lines = path.read_bytes().decode("utf-8-sig").splitlines()

@@ -392,7 +392,7 @@ class ObjectFile(io.RawIOBase):
     hundred kilobytes do."""
 
     def __init__(self, path: ObjectPath, size_bytes: int | None = None, tail: bytes = b"") -> None:
-        """With `size_bytes` and the last bytes known, nothing is asked of the store before another byte is needed.
+        """Where `size_bytes` and the last bytes are known, nothing is asked of the store before another byte is needed.
         Raises FileNotFoundError, then or later."""
         self._path, self._tail, self._at = path, tail, 0
         self._object: pa.NativeFile | None = None
@@ -491,7 +491,7 @@ def reading(path: Place, size_bytes: int, tail: bytes) -> Iterator[BinaryIO]:
 
 
 def exists(path: Place) -> bool:
-    """Also a link that leads nowhere."""
+    """Whether something is there; a link that leads nowhere counts."""
     return os.path.lexists(path) if isinstance(path, Path) else path.exists()
 
 
@@ -569,7 +569,7 @@ def put_bytes(data: bytes, path: ObjectPath) -> None:
 
 
 def copy(source: ObjectPath, path: ObjectPath) -> None:
-    """Within the store; `path` is replaced whole. Raises StorageError."""
+    """Copy within the store; `path` is replaced whole. Raises StorageError."""
     with asking(path):
         path.filesystem().copy_file(source.key, path.key)
 

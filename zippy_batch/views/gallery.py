@@ -51,7 +51,7 @@ _FULL_SIDE, _FULL_BYTES = 4096, 1 << 26
 
 @dataclass(frozen=True)
 class Search:
-    """Which rows, and in what order. Raises UsageError for an order that there is not."""
+    """A choice of rows, and their order. Raises UsageError for an order that there is not."""
 
     where: str = ""
     order: str = "archive"

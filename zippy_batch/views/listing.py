@@ -23,7 +23,7 @@ _NEAR = 2000
 
 @dataclass(frozen=True)
 class Choice:
-    """Which rows, and in what order."""
+    """A choice of rows, and their order."""
 
     where: str | None = None
     select: Sequence[str] = ()

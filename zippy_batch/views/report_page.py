@@ -105,7 +105,7 @@ def report_page(archive: str | Place, options: PageOptions, device: str = "auto"
 def _with_pictures(
     archive: Archive, options: PageOptions, report: ArchiveReport, sections: Sequence[_Section]
 ) -> list[_Section]:
-    """With those of damage and of pictures, as many as there is room for."""
+    """Add sections of damage and of pictures, as many as there is room for."""
     damage = archive.damage
     first: list[_Section] = [("damage", "Damage", damage_list(damage))] if damage else []
     rest = len(_page(report, [*first, *sections]).encode())
@@ -130,7 +130,7 @@ def damage_list(damage: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Spread:
-    """Of all files, N of them; NaN stands for what is not known."""
+    """Values of all files, N of them; NaN stands for what is not known."""
 
     psnr: NDArray[np.float64]
     ssim: NDArray[np.float64]
@@ -422,5 +422,5 @@ def asset(name: str) -> str:
 
 
 def hash_of(text: str) -> str:
-    """As a Content-Security-Policy names an inline script or style."""
+    """Name that a Content-Security-Policy has for an inline script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"

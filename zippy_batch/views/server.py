@@ -153,7 +153,7 @@ class _Requests(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Of requests that are malformed, or that ask for more than to look."""
+        """Answer requests that are malformed, or that ask for more than to look."""
         self.close_connection = True
         known = code != 501
         self._reply(code if known else 405, _TEXT, (message or "error") if known else "this gallery is read-only")

@@ -72,7 +72,7 @@ def _checked(name: str, count: int) -> int:
 
 
 def contact_sheet(files: ArchivedFiles, columns: int | None = None, against: Path | None = None) -> Image.Image:
-    """As `sheet`, of these files in their order."""
+    """Draw these files in their order, as `sheet` does."""
     if not len(files):
         raise UsageError("there is no file to show: nothing is there that the condition holds for")
     if columns is not None and columns < 1:
@@ -174,5 +174,5 @@ def _lines(text: str, width: int, font: object) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """With a question mark for letters that the font has not."""
+    """The text with a question mark for letters that the font has not."""
     return "".join(c if " " <= c <= "~" else "?" for c in text)

@@ -62,7 +62,7 @@ def web_image(data: bytes, most_side: int, most_bytes: int) -> WebImage | str:
 
 
 def original_image(directory: Path, path: str, most_side: int, most_bytes: int) -> WebImage | str:
-    """As `web_image`, of the file of this path below the directory, which no path leaves."""
+    """Does what `web_image` does, for the file of this path below the directory, which no path leaves."""
     problem = path_problem(encoded_path(path))
     if problem:
         return f"not looked for: {problem}"
