@@ -223,6 +223,19 @@ def test_what_is_left_of_a_damaged_archive_is_shown_and_what_is_not_is_said(
         assert sum(not isinstance(gallery.thumb(row["number"]), str) for row in rows) >= 5
 
 
+def test_ls_and_cat_of_a_damaged_archive_give_what_is_there(tmp_path: Path) -> None:
+    archive = damaged(tmp_path / "damaged.parquet", "psnr")
+    wanted = {path: run("cat", str(ONE), path).stdout_bytes for path in ("notes.txt", "grey.jpg")}
+    assert {path: run("cat", str(archive), path).stdout_bytes for path in wanted} == wanted
+    short, long = run("ls", str(archive)), run("ls", str(archive), "-l")
+    assert (short.exit_code, len(short.stdout.splitlines())) == (0, 20)
+    assert (long.exit_code, len(long.stdout.splitlines())) == (1, 20)
+    assert "column psnr of row group 0" in long.stderr
+    lost = damaged(tmp_path / "lost.parquet", "payload")
+    codes = {path: run("cat", str(lost), path).exit_code for path in run("ls", str(lost)).stdout.splitlines()}
+    assert set(codes.values()) == {0, 1}
+
+
 def test_a_gallery_of_an_archive_without_a_part_names_it(tmp_path: Path) -> None:
     archive = tmp_path / "parts"
     shutil.copytree(GOLDEN / "v3", archive)
@@ -230,6 +243,11 @@ def test_a_gallery_of_an_archive_without_a_part_names_it(tmp_path: Path) -> None
     missing.unlink()
     assert f"{missing} is missing" in run("report", str(archive), "-o", str(tmp_path / "page.html")).stderr
     assert f"{missing} is missing" in (tmp_path / "page.html").read_text()
+    found = run("ls", str(archive))
+    assert (found.exit_code, len(found.stdout.splitlines())) == (1, 20)
+    there = found.stdout.splitlines()[0]
+    assert run("cat", str(archive), there).stdout_bytes == run("cat", str(ONE), there).stdout_bytes != b""
+    assert run("cat", str(archive), found.stdout.splitlines()[-1]).exit_code != 0
     with zb.open(archive, device="cpu", keep_going=True) as opened, GalleryServer(Gallery(opened), "x", 0) as server:
         lost = opened.info.shards[-1]
         assert [path.startswith("damaged-names/") for path in opened.paths] == [False] * (20 - lost) + [True] * lost

@@ -57,13 +57,15 @@ def ls(
     import zippy_batch as zb
     from zippy_batch.views import listing
 
-    with _brief(), zb.open(archive) as opened:
+    with _brief(), zb.open(archive, keep_going=True) as opened:
         numbers = listing.chosen(opened, listing.Choice(where, tuple(select or ()), sort, limit))
         if as_json:
             # ASCII: a path may have bytes that are no text, and JSON's escapes keep them
             print_text(json.dumps(listing.table(opened, numbers), indent=2, allow_nan=False))
         elif numbers:
             print_text("\n".join((listing.long_lines if long else listing.short_lines)(opened, numbers)))
+        if damage := opened.damage:
+            raise ArchiveError(listing.damage_text(archive, "list", damage))
 
 
 @as_command("the rest of the file was not written")
@@ -90,20 +92,24 @@ def cat(
       zippy-batch cat out.parquet id_0001/face.jpg > face.jpg
     """
     import zippy_batch as zb
-    from zippy_batch.views.listing import file_of
+    from zippy_batch.views.listing import file_of, partial_text
 
     if sys.stdout.isatty() and not force:
         raise UsageError(
             "a file of an archive is no text for a terminal: redirect it, as in > face.jpg, or say --force"
         )
-    with _brief(), zb.open(archive, device or "cpu") as opened:
+    with _brief(), zb.open(archive, device or "cpu", keep_going=True) as opened:
+        elsewhere = opened.damage
         data = file_of(opened, path).bytes()
+        damage = [one for one in opened.damage if one not in elsewhere]
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if damage:
+        raise ArchiveError(partial_text(damage))
 
 
 @as_command("nothing was left behind")

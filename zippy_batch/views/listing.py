@@ -76,9 +76,9 @@ def long_lines(archive: Archive, numbers: Sequence[int]) -> list[str]:
     """Bytes, width x height, codec, PSNR, label and path, in columns."""
     cells = [
         (
-            str(row["source_bytes"]),
+            "-" if row["source_bytes"] is None else str(row["source_bytes"]),
             f"{row['width']}x{row['height']}" if row["width"] else "-",
-            row["codec"],
+            row["codec"] or "-",
             "-" if row["psnr"] is None else f"{row['psnr']:.1f} dB",
             "-" if row["label"] is None else display_path(row["label"].encode("utf-8", "surrogateescape")),
             display_path(encoded_path(row["path"])),
@@ -111,6 +111,11 @@ def file_of(archive: Archive, path: str) -> ArchivedFile:
 def damage_text(name: str, view: str, damage: Sequence[str]) -> str:
     """One line about an archive of which a view shows what is left."""
     return f"{name} is damaged, and the {view} shows what can be read: {listed(damage)}"
+
+
+def partial_text(damage: Sequence[str]) -> str:
+    """One line about a file that was written without what is lost of it."""
+    return f"the file was written as far as it can be had back: {listed(damage)}"
 
 
 def files_or_damage(archive: Archive, numbers: Sequence[int]) -> list[bytes | str]:
