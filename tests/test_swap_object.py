@@ -26,6 +26,7 @@ from zippy_batch.run.merge import merge
 from zippy_batch.run.pipeline import verify
 from zippy_batch.run.rewrite import recover
 from zippy_batch.run.staging_object import object_staging_path, open_object_staging
+from zippy_batch.stores import lease
 from zippy_batch.stores.object_path import ObjectPath, listed, place, put_bytes
 
 ROWS = labelled(face_rows(40))
@@ -136,11 +137,13 @@ def receipts() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "command"), [("out", "append"), ("out", "update"), ("out", "erase"), ("out.parquet", "erase")]
+    ("name", "command", "stride"),
+    [("out", "append", 4), ("out", "update", 1), ("out", "erase", 2), ("out.parquet", "erase", 3)],
 )
 def test_at_every_moment_a_reader_finds_old_or_new_and_the_next_run_finishes(
-    name: str, command: str, old: Path, faces: Path, store: Store
+    name: str, command: str, stride: int, old: Path, faces: Path, store: Store
 ) -> None:
+    """The store fails at every step of one command, and at some of those that take the same ones."""
     output = laid(old, at(name))
     seen: list[list[Row]] = []
     begun: list[bool] = []
@@ -173,7 +176,7 @@ def test_at_every_moment_a_reader_finds_old_or_new_and_the_next_run_finishes(
         assert not [info for info in listed(object_staging_path(output), recursive=True) if info.is_file]
         found = receipts()
         assert [one["after"] for one in found] == [one["after"] for one in made], f"point {point}"
-        point += 1
+        point += stride
     assert point > first + 10
 
 
@@ -225,7 +228,8 @@ def test_a_part_that_loses_all_its_rows_is_left_out(old: Path, store: Store) -> 
     assert not [row for row in ROWS[10:20] if row.payload in data or row.path in data]
 
 
-def test_two_at_once_do_not_mix(old: Path, faces: Path, store: Store) -> None:
+def test_two_at_once_do_not_mix(old: Path, faces: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "WITHDRAWAL_S", 0.1)
     output = laid(old, at("out"))
     before = content(output)
     with (
