@@ -80,10 +80,14 @@ def main() -> None:
         print(f"{count} files in {source}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}")
         print(f"{'command':44} {'first s':>8} {'best s':>8} {'peak MB':>10}")
         results = []
+        first = min(source.rglob("*.jpg"), default=min(path for path in source.rglob("*") if path.is_file()))
+        name = str(first.relative_to(source))
         for shown, args, clear in (
             ("zippy-batch --help", ["--help"], None),
             ("zippy-batch archive DIR out.parquet", ["archive", str(source), str(out), "--overwrite"], None),
             ("zippy-batch stats out.parquet", ["stats", str(out)], None),
+            ("zippy-batch ls out.parquet", ["ls", str(out)], None),
+            ("zippy-batch cat out.parquet NAME.jpg", ["cat", str(out), name], None),
             ("zippy-batch verify out.parquet", ["verify", str(out)], None),
             ("zippy-batch restore out.parquet back", ["restore", str(out), str(back)], back),
         ):

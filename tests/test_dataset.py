@@ -18,6 +18,7 @@ import zippy_batch as zb
 from zippy_batch.archives.part_file import OpenFile
 from zippy_batch.archives.schema import Row
 from zippy_batch.dataset import Archive
+from zippy_batch.run.encode_verified import build_codec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -172,3 +173,21 @@ def test_decoding_takes_one_thread_and_gives_the_others_back(golden: Archive, mo
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_after_a_few_images_the_faster_arithmetic_is_taken_and_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built: list[bool] = []
+
+    def noted(*args: Any, few: bool) -> Any:
+        built.append(few)
+        return build_codec(args[0], args[1], few=few)
+
+    monkeypatch.setattr("zippy_batch.run.row_decoder.build_codec", noted)
+    with zb.open(GOLDEN / "v3.parquet", device="cpu") as archive:
+        lossy = archive.rows("codec == 'latent'")
+        alone = [file.bytes() for file in lossy]
+        assert built == [True, False]
+        assert lossy.files() == alone
+        assert built == [True, False]

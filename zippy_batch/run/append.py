@@ -25,11 +25,12 @@ from zippy_batch.run.report import Done, count_text, rounded, size_text
 from zippy_batch.run.rewrite import Kept, keep_shards, left_after, open_rewriting, publish, recover
 from zippy_batch.run.rows import model_of
 from zippy_batch.run.staging import Staging, refuse_output
+from zippy_batch.run.thread_pool import OrderedThreadPool
 from zippy_batch.run.verify_shard import VerifyJob, VerifyUnit
 from zippy_batch.sources import Source, Wanted, list_source
 from zippy_batch.sources.clashes import RESTORED_FORMAT, refuse_clashes_with_rows
 from zippy_batch.sources.directory import Files, Listing, SourceFile
-from zippy_batch.stores.object_path import Place, place
+from zippy_batch.stores.object_path import REQUESTS, ObjectPath, Place, place
 
 _NOT_TAKEN = ("model", "exact_model", "labels", "label_pattern", "device", "input")
 """Options that an archive does not record, or not so that they could be used again."""
@@ -220,10 +221,12 @@ class _ByContent:
 
 def _rows_by_path(opened: ArchiveReader) -> dict[bytes, _Known]:
     """Raises DamagedRow for a path that is lost."""
+    names = ("source_bytes", "mtime_s", "codec", "psnr", "source_format")
+    # a store takes its time for an answer
+    pool = OrderedThreadPool(REQUESTS if isinstance(opened.path, ObjectPath) else 1)
+    read = pool.in_order(lambda shard: (opened.read_columns(shard, names), opened.paths(shard)), opened.shards())
     found = {}
-    for shard in opened.shards():
-        columns = opened.read_columns(shard, ("source_bytes", "mtime_s", "codec", "psnr", "source_format"))
-        paths = opened.paths(shard)
+    for shard, (columns, paths) in enumerate(read):
         for row, (size_bytes, mtime_s, codec, psnr, kind) in enumerate(zip(*columns.values(), strict=True)):
             path = paths[row]
             if path is None:

@@ -68,15 +68,17 @@ def make_codec(model: Model, device: str, effort: int = 0) -> LatentCoder | Exac
     return build_codec(model, device, effort)
 
 
-def build_codec(model: Model, device: str, effort: int = 0) -> LatentCoder | ExactCoder:
-    """Does what `make_codec` does, in a process whose threads are somebody else's to settle."""
+def build_codec(model: Model, device: str, effort: int = 0, few: bool = False) -> LatentCoder | ExactCoder:
+    """Does what `make_codec` does, in a process whose threads are somebody else's to settle. few: for so few images
+    that it takes longer to find out which arithmetic is faster than it saves; the results are the same.
+    """
     if model.codec == "exact":
         from zippy_batch.codecs.exact.codec import ExactCodec
 
         return ExactCodec(model, device)
     from zippy_batch.codecs.latent.codec import LatentCodec
 
-    return LatentCodec(model, device, effort=effort)
+    return LatentCodec(model, device, products="float32" if few else None, effort=effort)
 
 
 @dataclass(frozen=True)

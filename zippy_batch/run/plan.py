@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from itertools import islice, pairwise
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from zippy_batch.config import ArchiveOptions, labels_kind
-from zippy_batch.sources.directory import Listing, SourceFile
+
+if TYPE_CHECKING:
+    from zippy_batch.sources.directory import Listing, SourceFile
 
 IMAGES_PER_SHARD = 4096
 SOURCE_BYTES_PER_SHARD = 256 << 20

@@ -30,6 +30,10 @@ NO_PICTURE = frozenset({EMPTY, NOT_AN_IMAGE, CORRUPT, TRUNCATED, CODING})
 """Reasons for which a row is raw and nobody can see what it shows."""
 
 
+_FEW = 4
+"""Images that are decoded before it is found out which arithmetic is faster here."""
+
+
 def images_together(device: str) -> int:
     """Images per pass through the networks: a GPU would idle with few."""
     return 128 if device == "cpu" else 512
@@ -43,6 +47,8 @@ class RowDecoder:
         self._name, self._model_for, self._device = name, model_for, device
         self._lock = Lock()
         self._coders: dict[str, Any] = {}
+        self._images = 0
+        self._for_few = False
 
     @classmethod
     def builtin(cls, device: str) -> RowDecoder:
@@ -63,10 +69,17 @@ class RowDecoder:
         found = dict(zip(coded, self.pixels([rows[at] for at in coded]), strict=True))
         return [_in_colour(found[at]) if at in found else _converted(row) for at, row in enumerate(rows)]
 
-    def _coders_for(self, codecs: set[str]) -> Coders:
+    def _coders_for(self, codecs: set[str], images: int) -> Coders:
         with self._lock:
+            self._images += images
+            if self._for_few and self._images > _FEW:
+                # there is more to decode than it seemed at first
+                self._coders.pop("latent", None)
+            self._for_few = self._images <= _FEW
             for codec in sorted(codecs - self._coders.keys()):
-                self._coders[codec] = build_codec(self._model_for(codec), settle_device(self._device, None))
+                device = settle_device(self._device, None)
+                few = self._for_few and device == "cpu"
+                self._coders[codec] = build_codec(self._model_for(codec), device, few=few)
             return Coders(**self._coders)
 
     def _restored(self, rows: Sequence[Row], as_pixels: bool) -> list[Any]:
@@ -76,7 +89,7 @@ class RowDecoder:
             return self._decoded(rows, as_pixels)
 
     def _decoded(self, rows: Sequence[Row], as_pixels: bool) -> list[Any]:
-        coders = self._coders_for({row.codec for row in rows if row.codec != "raw"})
+        coders = self._coders_for({row.codec for row in rows if row.codec != "raw"}, len(rows))
         found: dict[int, Any] = {}
         keyed = sorted(enumerate(rows), key=lambda one: (one[1].codec, one[1].height or 0, one[1].width or 0))
         for batch in row_batches(keyed, images_together(self._device)):

@@ -25,10 +25,8 @@ from zippy_batch.codecs.integer import exact_products, fast_type, fetch
 from zippy_batch.codecs.latent.backend import Array, backend_of
 from zippy_batch.codecs.latent.context import QUALITY_LEVELS, SIXTEENTHS, IntegerContext, Place
 from zippy_batch.codecs.latent.features import ONE, PATCH, grid_size, level_features, spatial_features
-from zippy_batch.codecs.latent.float_network import fill_network
 from zippy_batch.codecs.latent.network import SCALE_LEVELS, Analysis, LatentArchitecture, LatentNetwork
 from zippy_batch.codecs.latent.order import visits
-from zippy_batch.codecs.latent.refine import can_refine, refined
 from zippy_batch.codecs.latent.static import Size
 from zippy_batch.codecs.latent.synthesis import IntegerSynthesis
 from zippy_batch.codecs.model_file import Model
@@ -131,6 +129,8 @@ class LatentCodec:
         self, images: Sequence[Pixels], sizes: Sequence[Size], quality: NDArray[np.int64]
     ) -> tuple[Array, Array]:
         """(N, h, w, M) float32 in sixteenths of a step, and the thresholds to round them with."""
+        from zippy_batch.codecs.latent.refine import can_refine, refined
+
         blocks = _to_blocks(images, *grid(*images[0].shape[:2]))
         y = self._analysed(blocks, sizes, quality)
         threshold = self._threshold
@@ -283,6 +283,8 @@ def _analysis(a: LatentArchitecture, arrays: Mapping[str, NDArray], device: torc
 
 def _float_network(a: LatentArchitecture, arrays: Mapping[str, NDArray]) -> LatentNetwork:
     """What the integer networks compute, with gradients."""
+    from zippy_batch.codecs.latent.float_network import fill_network
+
     network = LatentNetwork(a)
     with torch.no_grad():
         fill_network(network, arrays)
