@@ -27,8 +27,8 @@ ALONE = (
 """Tests that take long, and that share nothing with the others of their file."""
 LONGEST = (
     "test_nodes.py$", ON_RAY, "test_failing_calls", "test_submit", "test_nodes.py::", "test_stores",
-    "test_damaged_archives", "test_train.py", "test_codec", "test_faulty_store", "test_resume", "test_make",
-    "test_isolation", "test_living", "test_cli",
+    "test_faulty_store", "test_train.py", "test_codec", "test_pipeline", "test_damaged_archives", "test_resume",
+    "test_living", "test_make", "test_isolation", "test_torch", "test_cli",
 )  # fmt: skip
 """Parts of the names of groups, which end in $, by the seconds that they take: not all of those with a Ray at once."""
 MOST_PROCESSES = 8

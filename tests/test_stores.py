@@ -25,7 +25,7 @@ from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.cli import app
 from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions, VerifyOptions
 from zippy_batch.errors import DamagedRow, OutputExists, StagingMismatch, StorageError, UsageError, WorkerError
-from zippy_batch.run import staging_object
+from zippy_batch.run import staging_object, swap_object
 from zippy_batch.run.pipeline import archive, restore, stats, verify
 from zippy_batch.run.plan import Shard
 from zippy_batch.run.quarantine import CODING, JournalEntry, QuarantinedShard, open_journal, read_journal
@@ -243,9 +243,11 @@ def test_a_run_that_fails_while_it_publishes_is_finished_by_the_next(
             patch.setattr(staging_object, "put_bytes", fail_at_the_end)
         elif step != "_sweep":
             patch.setattr(staging_object, step, fail)
+            if step == "copy":
+                patch.setattr(swap_object, step, fail)
         else:
             patch.setattr(staging_object.ObjectStaging, "remove", fail)
-        if step == "copy" and name.endswith(".parquet"):
+        if step == ("copy" if name.endswith(".parquet") else "put"):
             make(faces, s3.uri(name), overwrite=True)
             return
         with pytest.raises(StorageError):

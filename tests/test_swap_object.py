@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import CODECS, EXACT_MODEL, MODEL
 from fsspec.implementations.memory import MemoryFileSystem
-from rows import face_rows, labelled, rows_of, write_archive
+from rows import face_rows, info_for, labelled, rows_of, write_archive
 from s3 import content, upload
 
 from zippy_batch.archives.info import ArchiveInfo
@@ -21,9 +22,11 @@ from zippy_batch.config import AppendOptions, RunOptions
 from zippy_batch.errors import ArchiveError, StorageError, UsageError, ZippyError
 from zippy_batch.run.append import append
 from zippy_batch.run.erase import Erasure, erase
+from zippy_batch.run.merge import merge
 from zippy_batch.run.pipeline import verify
 from zippy_batch.run.rewrite import recover
 from zippy_batch.run.staging_object import object_staging_path, open_object_staging
+from zippy_batch.stores import lease
 from zippy_batch.stores.object_path import ObjectPath, listed, place, put_bytes
 
 ROWS = labelled(face_rows(40))
@@ -45,9 +48,12 @@ class Store:
         """How many things it still does; None for any number."""
         self.before: Callable[[], object] = lambda: None
         """Called before each thing that it does."""
+        self._one_at_a_time = threading.Lock()
+        """What reads a file in memory moves it for all others who do."""
 
     def step(self) -> None:
-        self.before()
+        with self._one_at_a_time:
+            self.before()
         if self.left is not None:
             self.left -= 1
             if self.left < 0:
@@ -131,11 +137,13 @@ def receipts() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "command"), [("out", "append"), ("out", "update"), ("out", "erase"), ("out.parquet", "erase")]
+    ("name", "command", "stride"),
+    [("out", "append", 4), ("out", "update", 1), ("out", "erase", 2), ("out.parquet", "erase", 3)],
 )
 def test_at_every_moment_a_reader_finds_old_or_new_and_the_next_run_finishes(
-    name: str, command: str, old: Path, faces: Path, store: Store
+    name: str, command: str, stride: int, old: Path, faces: Path, store: Store
 ) -> None:
+    """The store fails at every step of one command, and at some of those that take the same ones."""
     output = laid(old, at(name))
     seen: list[list[Row]] = []
     begun: list[bool] = []
@@ -168,8 +176,32 @@ def test_at_every_moment_a_reader_finds_old_or_new_and_the_next_run_finishes(
         assert not [info for info in listed(object_staging_path(output), recursive=True) if info.is_file]
         found = receipts()
         assert [one["after"] for one in found] == [one["after"] for one in made], f"point {point}"
-        point += 1
+        point += stride
     assert point > first + 10
+
+
+def test_an_archive_that_is_overwritten_is_the_old_or_the_new_one(old: Path, store: Store, tmp_path: Path) -> None:
+    """Also where they have other models, and other numbers of parts."""
+    models = [{"latent": bytes([i]) * 1000} for i in range(2)]
+    new = write_archive(tmp_path / "new", ROWS[5:25], 5, info_for(model_files=models[1]))
+    output = laid(write_archive(tmp_path / "with model", ROWS, 3, info_for(model_files=models[0])), at("out"))
+    seen: list[tuple[int, Mapping[str, bytes]]] = []
+
+    def look() -> None:
+        with ArchiveReader.open(output) as opened:
+            rows = [row for shard in opened.shards() for row in opened.read_rows(shard)]
+        assert rows in (ROWS, ROWS[5:25])
+        seen.append((len(rows), opened.info.model_files))
+
+    store.before = look
+    merge([new], output, overwrite=True)
+    store.before = lambda: None
+    assert {number for number, _ in seen} == {20, 40}
+    assert all(files == models[number == 20] for number, files in seen)
+    before = content(output)
+    put_bytes(b"damaged", output / "part-00000.parquet")
+    merge([new], output, overwrite=True)
+    assert content(output) == before
 
 
 def test_parts_that_stay_are_not_touched(old: Path, faces: Path, store: Store) -> None:
@@ -196,7 +228,8 @@ def test_a_part_that_loses_all_its_rows_is_left_out(old: Path, store: Store) -> 
     assert not [row for row in ROWS[10:20] if row.payload in data or row.path in data]
 
 
-def test_two_at_once_do_not_mix(old: Path, faces: Path, store: Store) -> None:
+def test_two_at_once_do_not_mix(old: Path, faces: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "WITHDRAWAL_S", 0.1)
     output = laid(old, at("out"))
     before = content(output)
     with (

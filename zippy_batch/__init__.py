@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         erase,
         estimate,
         merge,
+        models,
         restore,
         select,
         split,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         verify,
     )
     from zippy_batch.archives.info import ArchiveInfo
+    from zippy_batch.codecs.model_file import ModelSummary
     from zippy_batch.config import AppendOptions, ArchiveOptions, RestoreOptions, RunOptions, VerifyOptions
     from zippy_batch.dataset import Archive, ArchivedFile, ArchivedFiles, open
     from zippy_batch.errors import (
@@ -81,6 +83,7 @@ __all__ = [
     "EraseReport",
     "Estimate",
     "ModelError",
+    "ModelSummary",
     "OptionError",
     "OutputExists",
     "Progress",
@@ -104,6 +107,7 @@ __all__ = [
     "erase",
     "estimate",
     "merge",
+    "models",
     "open",
     "restore",
     "select",
@@ -123,6 +127,7 @@ _MODULES = {
         "erase",
         "estimate",
         "merge",
+        "models",
         "restore",
         "select",
         "split",
@@ -130,6 +135,7 @@ _MODULES = {
         "verify",
     ),
     "zippy_batch.archives.info": ("ArchiveInfo",),
+    "zippy_batch.codecs.model_file": ("ModelSummary",),
     "zippy_batch.config": ("AppendOptions", "ArchiveOptions", "RestoreOptions", "RunOptions", "VerifyOptions"),
     "zippy_batch.dataset": ("Archive", "ArchivedFile", "ArchivedFiles", "open"),
     "zippy_batch.run.append": ("AppendReport",),

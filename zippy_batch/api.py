@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from zippy_batch.codecs.model_file import ModelSummary, builtin_names, list_models
 from zippy_batch.config import AppendOptions, ArchiveOptions, RestoreOptions, RunOptions, VerifyOptions
 from zippy_batch.errors import UsageError
 from zippy_batch.run import append as appending
@@ -105,6 +106,14 @@ def verify(
 def stats(archive: str | Path) -> ArchiveReport:
     """Sizes and quality as the archive tells them; no payload is read."""
     return pipeline.stats(archive)
+
+
+def models(names: Iterable[str | Path] | None = None) -> list[ModelSummary]:
+    """Say what is in models: in the built-in ones, or in those of these names and files.
+
+    Raises UsageError for a name that is none, and ModelError for a file that is no model or is damaged.
+    """
+    return list_models(builtin_names() if names is None else map(str, names))
 
 
 def merge(

@@ -622,6 +622,8 @@ class _Directory:
 
     def read_model(self, codec: str) -> tuple[bytes, tuple[str, ...]]:
         path, stored = self.path / model_name(codec), self.head.stored_models[codec]
+        if (folder := self._moving_from()) is not None and size_of(folder / path.name) == stored.size_bytes:
+            path = folder / path.name
         found = size_of(path)
         if found != stored.size_bytes:
             there = "is missing" if found is None else f"has {found} bytes instead of {stored.size_bytes}"

@@ -75,9 +75,9 @@ def models(
       zippy-batch models mine.safetensors --json
       zippy-batch archive ./faces out.parquet --model faces
     """
-    from zippy_batch.codecs import model_file
+    import zippy_batch as zb
 
-    summaries = model_file.list_models(wanted or model_file.builtin_names())
+    summaries = zb.models(wanted or None)
     if as_json:
         print_text(json_text([asdict(summary) for summary in summaries]))
     else:

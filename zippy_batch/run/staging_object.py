@@ -12,7 +12,8 @@ for a store that renames nothing and locks nothing.
 
 A part is committed by a copy within the store from an upload that was checked. A single file is joined on this machine
 and committed in the same way. Of a directory the parts are copied to their place, then the models, and the manifest
-last: without a manifest it is no archive, so nothing half done is ever taken for one.
+last: without a manifest it is no archive, so nothing half done is ever taken for one. Where an archive is there
+already, it becomes the new one in the steps of `swap_object`.
 """
 
 from __future__ import annotations
@@ -188,12 +189,15 @@ class ObjectStaging:
     def _publish_directory(self, folder: Path, shards: int, describe: Describe) -> None:
         facts = at_once(lambda shard: self._look(shard, folder), range(shards))
         info = describe({codec for one in facts for codec in one.head.models})
+        if (self.output / MANIFEST_NAME).exists():
+            swap, _ = plan_directory(self.root, self.output, self.parts.name, info, (facts, set()))
+            self._announce()
+            self.swap(swap)
+            return
         models = {model_name(codec): data for codec, data in info.model_files.items()}
         self._announce()
         if self.output.is_file():
             delete(self.output)
-        # what is there is no archive from here on, until the new manifest is
-        delete(self.output / MANIFEST_NAME)
         at_once(lambda shard: copy(self.part(shard), self.output / part_name(shard)), range(shards))
         there, names = sizes_in(self.output), {one.name: one.size_bytes for one in facts}
         for name in set(there) - set(names):

@@ -1,4 +1,4 @@
-"""An archive in an object store that becomes its next state: the sister of the rename in `staging_local`.
+"""An archive in an object store that becomes its next state, or another archive: what a rename does on a disk.
 
     next state, whole in the staging -> swap.json says how -> steps that may be taken again -> swap.json is gone
 
@@ -47,9 +47,9 @@ class Swap:
     folder: str = ""
     """Where in the staging the parts are."""
     fresh: Mapping[str, int] | None = None
-    """Bytes of the parts whose names are not taken, and of models."""
+    """Bytes of the parts and models whose names are not taken."""
     taken: Mapping[str, int] | None = None
-    """Bytes of the parts that take the place of others."""
+    """Bytes of the parts and models that take the place of others."""
     left_over: tuple[str, ...] = ()
     """What the next state does not have."""
     replaced: tuple[int, int] = (0, 0)
@@ -76,9 +76,15 @@ def plan_directory(
     the numbers of those that stay as they are."""
     facts, staying = parts
     there = sizes_in(output)
+    now = (output / MANIFEST_NAME).read_bytes()
     moved = {one.name: one.size_bytes for shard, one in enumerate(facts) if shard not in staying}
-    taken = {name: size for name, size in moved.items() if name in there}
     models = {model_name(codec): data for codec, data in info.model_files.items()}
+    # where no part stays, nobody has looked at the models that are there
+    known = _models_of(now) if staying else {}
+    kept_models = {model_name(codec) for codec, model in known.items() if info.models.get(codec) == model}
+    new_models = {name: len(data) for name, data in models.items() if name not in kept_models & set(there)}
+    moved |= new_models
+    taken = {name: size for name, size in moved.items() if name in there}
     names = {MANIFEST_NAME, *models, *(one.name for one in facts)}
     left_over = tuple(sorted(name for name in there if name not in names))
     final = manifest_text(info, facts)
@@ -86,16 +92,22 @@ def plan_directory(
     between = manifest_text(info, facts, moving) if taken or left_over else final
     put_bytes(final, root / NEXT_FILE)
     put_bytes(between, root / MOVING_FILE)
-    new_models = {name: data for name, data in models.items() if there.get(name) != len(data)}
-    for name, data in new_models.items():
-        put_bytes(data, root / folder / name)
-    sizes = {name: len(data) for name, data in new_models.items()}
-    fresh = {name: size for name, size in moved.items() if name not in taken} | sizes
-    now = (output / MANIFEST_NAME).read_bytes()
+    for name in new_models:
+        put_bytes(models[name], root / folder / name)
+    fresh = {name: size for name, size in moved.items() if name not in taken}
     swap = Swap((_sha256(now), _sha256(between), _sha256(final)), folder, fresh, taken, left_over)
     files: FileFacts = {one.name: {"bytes": one.size_bytes, "sha256": one.sha256} for one in facts}
     files |= {name: facts_of(data) for name, data in {**models, MANIFEST_NAME: final}.items()}
     return swap, files
+
+
+def _models_of(manifest: bytes) -> Mapping[str, str]:
+    """SHA-256 of each codec's model; none where the manifest is damaged."""
+    try:
+        found = json.loads(manifest)["models"]
+        return found if isinstance(found, dict) else {}
+    except (ValueError, TypeError, KeyError):
+        return {}
 
 
 def facts_of(data: bytes) -> dict[str, Any]:
@@ -145,8 +157,12 @@ def _swap_directory(swap: Swap, root: ObjectPath, output: ObjectPath, lease: Lea
         if _manifest_sha256(output) != old:
             return False
         copy(root / MOVING_FILE, output / MANIFEST_NAME)
-    if now != final and between != final:
-        _place(swap.taken or {}, root / swap.folder, output)
+    files = dict(swap.taken or {})
+    if old == final:
+        # the same archive again, whose files may have been damaged
+        files |= swap.fresh or {}
+    if old == final or now != final != between:
+        _place(files, root / swap.folder, output)
         at_once(lambda name: delete(output / name), swap.left_over)
         lease.require()
         copy(root / NEXT_FILE, output / MANIFEST_NAME)
