@@ -141,7 +141,7 @@ class IntegerPlane:
                 around = np.split(columns[f"taps.{g}"], 9, axis=1)
                 taps = np.concatenate([passes.columns_of(weight, b - a) for weight in around])
             self._groups.append(_CoefficientGroup(a, b, steps, taps))
-        self._most_inputs = max(END_FEATURES, *(group_inputs(a, b) for a, b, _ in spans if b < 64))
+        self._most_inputs = max([END_FEATURES, *(group_inputs(a, b) for a, b, _ in spans if b < 64)])
 
     def _load_step(self, p: str, outputs: int, arrays: Arrays) -> _Layers:
         widths = [self._shape.state, *self._shape.hidden]
