@@ -45,7 +45,7 @@ HEADER_MARGIN = 256
 
 PSNR_STEPS_PER_DB = 16
 SSIM_STEPS = 512
-"""psnr and ssim are rounded down to a multiple of 1/16 dB and of 1/512: what is stored is kept, and both together take under 2 bytes."""
+"""psnr and ssim are rounded down to a multiple of 1/16 dB and of 1/512: and so kept; they take 1 byte each."""
 
 CODECS = ("latent", "exact", "raw")
 CODED = ("latent", "exact")
