@@ -3,6 +3,8 @@
 Every function takes and fills NumPy arrays; `device_passes.py` has the same functions for other devices, and is their
 reference in tests. All arithmetic is on integers, in 64 bits where a product needs them.
 
+Sums of products come as int32, or as float32 that hold whole numbers.
+
 Letters: N images, h w grid, P positions of a visit (h' * w'), R = N * P rows, M latents, C units, G channels of a
 group. A scale is the mantissas and the shift of an `int8.Multiplier`, as a pair.
 """
@@ -16,6 +18,12 @@ import numba
 import numpy as np
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+@_jit
+def _whole(total):
+    """A sum, which int32 always holds, as int64: processors convert floats to 32 bits many at a time."""
+    return np.int64(np.int32(total))
 
 
 @_jit
@@ -69,7 +77,7 @@ def share(sums, scale, static, level, out):
             at = n * positions + p
             if len(sums):
                 for i in range(width):
-                    seen = (np.int64(sums[at, i]) * mantissa[i] + half) >> shift
+                    seen = (_whole(sums[at, i]) * mantissa[i] + half) >> shift
                     out[at, i] = static[of_size, p, i] + level[n, i] + seen
             else:
                 for i in range(width):
@@ -87,7 +95,7 @@ def rectify(shared, bias, own, own_scale, scale, out):
     for r in range(shared.shape[0]):
         if len(own):
             for i in range(shared.shape[1]):
-                z = shared[r, i] + bias[i] + ((np.int64(own[r, i]) * own_mantissa[i] + own_half) >> own_shift)
+                z = shared[r, i] + bias[i] + ((_whole(own[r, i]) * own_mantissa[i] + own_half) >> own_shift)
                 out[r, i] = min(max((z * mantissa[i] + half) >> shift, 0), 255) - 128
         else:
             for i in range(shared.shape[1]):
@@ -102,7 +110,7 @@ def rectify_sums(sums, bias, scale, out):
     half = np.int64(1) << (shift - 1)
     for r in range(sums.shape[0]):
         for i in range(sums.shape[1]):
-            z = np.int64(sums[r, i]) + bias[i]
+            z = _whole(sums[r, i]) + bias[i]
             out[r, i] = min(max((z * mantissa[i] + half) >> shift, 0), 255) - 128
 
 
@@ -124,11 +132,11 @@ def predict(sums, bias, scale, level_scale, offset, limits, mean, index):
         for p in range(positions):
             r = n * positions + p
             for i in range(size):
-                t = ((np.int64(sums[r, i]) + bias[i]) * mantissa[i] + half) >> shift
+                t = ((_whole(sums[r, i]) + bias[i]) * mantissa[i] + half) >> shift
                 t = min(max(t, -most), most)
                 v = (t * level_mantissa[n, i] + level_half) >> level_shift
                 mean[r, i] = min(max(v, -most_sixteenths), most_sixteenths)
-                s = ((np.int64(sums[r, size + i]) + bias[size + i]) * mantissa[size + i] + half) >> shift
+                s = ((_whole(sums[r, size + i]) + bias[size + i]) * mantissa[size + i] + half) >> shift
                 index[r, i] = min(max((s + offset[n, i] + 8) >> 4, 0), top)
 
 
@@ -223,8 +231,8 @@ def begin_stream(high, low, first, scale, static, level, limit, out):
         n, p = (first + r) // positions, (first + r) % positions
         of_size = n if len(static) > 1 else 0
         for i in range(width):
-            outer = np.int64(high[r, i]) * 128 + high[r, width + i]
-            inner = np.int64(low[r, i]) * 128 + low[r, width + i]
+            outer = _whole(high[r, i]) * 128 + _whole(high[r, width + i])
+            inner = _whole(low[r, i]) * 128 + _whole(low[r, width + i])
             v = (((outer << 8) + inner) * mantissa[i] + half) >> shift
             out[r, i] = min(max(v + static[of_size, p, i] + level[n, i], -limit), limit)
 
@@ -259,8 +267,8 @@ def gate(sums, bias, scale, limit, gate_scale, out):
     half, gate_half = np.int64(1) << (shift - 1), np.int64(1) << (gate_shift - 1)
     for r in range(out.shape[0]):
         for i in range(width):
-            a = ((np.int64(sums[r, i]) + bias[i]) * mantissa[i] + half) >> shift
-            b = ((np.int64(sums[r, width + i]) + bias[width + i]) * mantissa[width + i] + half) >> shift
+            a = ((_whole(sums[r, i]) + bias[i]) * mantissa[i] + half) >> shift
+            b = ((_whole(sums[r, width + i]) + bias[width + i]) * mantissa[width + i] + half) >> shift
             a, b = min(max(a, 0), limit), min(max(b, -limit), limit)
             out[r, i] = min(max((a * b * gate_mantissa[i] + gate_half) >> gate_shift, -127), 127)
 
@@ -272,7 +280,7 @@ def add_to_stream(sums, bias, scale, limit, x):
     half = np.int64(1) << (shift - 1)
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
-            v = x[r, i] + (((np.int64(sums[r, i]) + bias[i]) * mantissa[i] + half) >> shift)
+            v = x[r, i] + (((_whole(sums[r, i]) + bias[i]) * mantissa[i] + half) >> shift)
             x[r, i] = min(max(v, -limit), limit)
 
 
@@ -288,8 +296,8 @@ def to_colour(high, low, first, bias, scale, grid, out):
     for r in range(high.shape[0]):
         n, y, x = (first + r) // (h * w), (first + r) // w % h * 8, (first + r) % w * 8
         for i in range(192):
-            outer = np.int64(high[r, i]) * 128 + high[r, 192 + i]
-            inner = np.int64(low[r, i]) * 128 + low[r, 192 + i]
+            outer = _whole(high[r, i]) * 128 + _whole(high[r, 192 + i])
+            inner = _whole(low[r, i]) * 128 + _whole(low[r, 192 + i])
             v = (((outer << 8) + inner + bias[i]) * mantissa[i] + half) >> shift
             levels[i] = min(max((v + 8) >> 4, 0), 255)
         for i in range(8):
@@ -310,7 +318,7 @@ def to_grey(high, low, first, bias, scale, grid, out):
             total = np.int64(24)
             for k in range(3):
                 j = 64 * k + i
-                outer = np.int64(high[r, j]) * 128 + high[r, 192 + j]
-                inner = np.int64(low[r, j]) * 128 + low[r, 192 + j]
+                outer = _whole(high[r, j]) * 128 + _whole(high[r, 192 + j])
+                inner = _whole(low[r, j]) * 128 + _whole(low[r, 192 + j])
                 total += (((outer << 8) + inner + bias[j]) * mantissa[j] + half) >> shift
             out[n, y + i // 8, x + i % 8] = min(max(total // 48, 0), 255)
