@@ -28,7 +28,7 @@ def _whole(total):
 
 @_jit
 def _scaled(value, mantissa, half, shift):
-    """A value within 32 bits times a mantissa, shifted; processors multiply 32 bits by 32 in one step, 64 by 64 in many."""
+    """A value within 32 bits times a mantissa, shifted; it is faster to multiply 32 by 32 bits than 64 by 64."""
     return (np.int64(np.int32(value)) * np.int64(mantissa) + half) >> shift
 
 
