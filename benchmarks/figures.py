@@ -100,13 +100,7 @@ TABLES = {
     "compression-larger": Table(
         "README", "compression.py", lambda folders, limit: [*folders[1:], "--limit", limit], compression_rows
     ),
-    "compression-fast": Table(
-        "README, docs/models.md", "compression.py", lambda folders, limit: [folders[0], "--model", "faces-fast"]
-    ),
     "throughput": Table("README", "throughput.py", lambda folders, limit: [*folders]),
-    "throughput-fast": Table(
-        "README, docs/models.md", "throughput.py", lambda folders, limit: [folders[0], "--model", "faces-fast"]
-    ),
     "startup": Table("README", "startup.py", lambda folders, limit: folders[:1]),
     "entropy": Table("README", "entropy.py", lambda folders, limit: folders[:1], keeps_json=False),
     "archive-overhead": Table("README", "archive_overhead.py", lambda folders, limit: []),

@@ -8,6 +8,7 @@ are linked as often as it takes to keep a measurement going, which makes nothing
 twice.
 
     zippy, in process   one process, `workers=1`; a first small run has loaded the model and compiled the coder
+    zippy, no verify    the same with `--no-verify`: nothing is decoded again and measured
     zippy, Ray          as many workers as cores; "steady" is the work of the shards without Ray's and the model's start
     avif, webp          as many processes as cores, each encoding pixels it holds in memory until time is up
 
@@ -31,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def classical(name: str, source: Path, seconds: float, cores: int) -> tuple[floa
 
 
 def _zippy(source: Path, folder: Path, workers: int, shard_size: int, model: str) -> list[tuple[float, float]]:
+    """(whole run, steady) images per second of archive, of restore, and in one process of archive without verifying."""
     from zippy_batch.config import ArchiveOptions, RestoreOptions, RunOptions
     from zippy_batch.run import pipeline
 
@@ -168,13 +170,11 @@ def _zippy(source: Path, folder: Path, workers: int, shard_size: int, model: str
         pipeline.archive(few, folder / "few.parquet", options, run)
         pipeline.restore(folder / "few.parquet", folder / "few-back", RestoreOptions(), run)
     out = folder / "out.parquet"
-    archived = pipeline.archive(source, out, options, run)
-    restored = pipeline.restore(out, folder / "back", RestoreOptions(), run)
-    return [
-        (report.run.images_per_s, steady(report.total.images, report.shards, workers))
-        for report in (archived, restored)
-        if report.run is not None
-    ]
+    reports: list[Any] = [pipeline.archive(source, out, options, run)]
+    reports.append(pipeline.restore(out, folder / "back", RestoreOptions(), run))
+    if workers == 1:
+        reports.append(pipeline.archive(source, folder / "unverified.parquet", replace(options, verify=False), run))
+    return [(report.run.images_per_s, steady(report.total.images, report.shards, workers)) for report in reports]
 
 
 def steady(images: int, shards: Sequence[Any], workers: int) -> float:
@@ -184,7 +184,7 @@ def steady(images: int, shards: Sequence[Any], workers: int) -> float:
 
 
 def zippy(source: Path, work: Path, workers: int, shard_size: int, model: str) -> list[tuple[float, float]]:
-    """(whole run, steady) images per second, of archive and of restore, in a fresh process.
+    """What `_zippy` measures, in a fresh process.
 
     What it writes stays in `work`: for some time after thousands of files were removed, ext4 makes new ones slowly.
     """
@@ -211,8 +211,9 @@ def measure(source: Path, work: Path, options: argparse.Namespace) -> list[Rate]
     print(f"{source.name}: {count} images of {size}; images/s on {options.cores} cores")
     print(f"  {'':26} {'archive':>10} {'restore':>10}")
     # in process shards follow one another: the automatic size keeps the threads busy
-    (archive, _), (restore, _) = zippy(many, work, 1, 0, model)
+    (archive, _), (restore, _), (unverified, _) = zippy(many, work, 1, 0, model)
     add("zippy, in process", archive, restore)
+    add("zippy, no verify", unverified, None)
     if not options.skip_ray:
         (archive, archive_steady), (restore, restore_steady) = zippy(many, work, options.cores, shard_size, model)
         add("zippy, Ray", archive, restore)

@@ -43,12 +43,8 @@ HEAVY = {
 MOST_ROOMS, MOST_ARROWS = 20, 80
 MOST_ARGUMENTS, MOST_LINES = 6, 60
 
-_VISIT = "the arrays of one visit to a plane, which differ from call to call"
 _KERNEL = "the twin of a kernel of Numba, with its arguments"
 WIDE = {
-    "codecs/exact/codec.py:_Recorder.code": _VISIT,
-    "codecs/exact/codec.py:_Player.code": _VISIT,
-    "codecs/exact/context.py:Coder.code": _VISIT,
     **{
         f"codecs/latent/device_passes.py:{name}": _KERNEL
         for name in ("gather", "predict", "quantise", "absorb", "begin_stream", "to_colour", "to_grey")

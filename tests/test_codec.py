@@ -82,7 +82,7 @@ def test_pixels_do_not_depend_on_batch_threads_or_precision(model: str, request:
 
 def codecs_of(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[LatentCodec]:
     """With the passes of the processor and those of other devices, and each kind of products that is exact here."""
-    kinds: tuple[ProductKind, ...] = ("int8", "float32")
+    kinds: tuple[ProductKind, ...] = ("int8", "packed", "float32")
     for kind, backend in product(kinds, (ProcessorBackend, TorchBackend)):
         device = torch.device("cpu")
         if backend is TorchBackend:
@@ -143,7 +143,7 @@ def test_golden_pixels_come_back_on_other_processors(setting: dict[str, str]) ->
         "from golden.make import content\n"
         "backend_of = codec.backend_of\n"
         "rows = []\n"
-        "for kind in ('int8', 'float32'):\n"
+        "for kind in ('int8', 'packed', 'float32'):\n"
         "    codec.backend_of = lambda device, _: backend_of(device, kind)\n"
         "    rows.append(content(Path(sys.argv[1])))\n"
         "print(json.dumps(rows))\n"
@@ -153,7 +153,7 @@ def test_golden_pixels_come_back_on_other_processors(setting: dict[str, str]) ->
     command = [sys.executable, "-c", script, str(golden)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
     wanted = json.loads(golden.with_suffix(".json").read_text())
-    assert json.loads(done.stdout) == [wanted, wanted]
+    assert json.loads(done.stdout) == [wanted] * 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -15,10 +15,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny import TINY_EXACT, tiny_exact_model, tiny_exact_network
 
-from zippy_batch.codecs.exact import blocks, context, features, mixture
+from zippy_batch.codecs.exact import blocks, context, features, mixture, passes
 from zippy_batch.codecs.exact.codec import ExactCodec, ExactItem
 from zippy_batch.codecs.exact.export import model_arrays
-from zippy_batch.codecs.exact.network import ENDS, MIXTURE, PARAMETERS, ExactArchitecture, Seen, Step, _mixture_bits
+from zippy_batch.codecs.exact.network import (
+    ENDS,
+    MIXTURE,
+    PARAMETERS,
+    ExactArchitecture,
+    Seen,
+    Step,
+    _mixture_bits,
+    stages_of,
+)
 from zippy_batch.codecs.model_file import Model, model_from_bytes, serialise
 from zippy_batch.errors import ModelError
 from zippy_batch.jpeg.file import Coefficients
@@ -163,17 +172,27 @@ def test_ends() -> None:
 
 
 def _intervals(
-    accumulated: NDArray[np.float32],
+    sums: NDArray[np.float32],
     shift: NDArray[np.int64],
     ends: NDArray[np.int64],
     first: int,
     how: mixture.Quantisers,
     values: Any,
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Starts and frequencies of values (R, G), 0 of those behind an end."""
+    rows, size = values.shape
+    coefficients = np.zeros((rows, 64), np.int16)
+    coefficients[:, first : first + size] = values
+    image = np.repeat(np.arange(len(how.step)), rows // len(how.step))
+    found = np.zeros(values.size, np.uint16), np.zeros(values.size, np.uint16), 0
+    where = np.arange(rows), image, ends
+    scale = mixture.Scale.of(np.zeros_like(shift), shift).arrays
+    room = np.zeros(len(how.step), np.int64)
+    count = mixture.intervals(sums, scale, where, first, how.arrays, coefficients, found, room)
+    coded = first + np.arange(size) <= ends[:, None]
+    assert count == coded.sum()
     start, frequency = np.zeros(values.shape, np.uint16), np.zeros(values.shape, np.uint16)
-    image = np.repeat(np.arange(len(how.step)), len(values) // len(how.step))
-    quantisers = (how.step, how.octaves, how.unit)
-    mixture.intervals(accumulated, image, ends, first, shift, *quantisers, values, start, frequency)
+    start[coded], frequency[coded] = found[0][:count], found[1][:count]
     return start, frequency
 
 
@@ -218,15 +237,17 @@ def test_ends_agree_with_the_definition() -> None:
     shift = rng.integers(1, 8, ENDS)
     accumulated = rng.integers(-(1 << 13), 1 << 13, (200, ENDS)).astype(np.float32)
     accumulated[:50] *= 100
-    values = rng.integers(0, ENDS, (200, 1)).astype(np.int16)
-    start, frequency = np.zeros((200, 1), np.uint16), np.zeros((200, 1), np.uint16)
-    mixture.end_intervals(accumulated, shift, values, start, frequency)
+    values = rng.integers(0, ENDS, 200)
+    start, frequency = np.zeros(200, np.uint16), np.zeros(200, np.uint16)
+    where = np.arange(200), np.zeros(200, np.int64), values
+    scale = mixture.Scale.of(np.zeros_like(shift), shift).arrays
+    assert mixture.end_intervals(accumulated, scale, where, (start, frequency, 0), np.zeros(1, np.int64)) == 200
     for r in range(200):
         cumulative = mixture.end_distribution(accumulated[r].astype(np.int64), shift)
         assert (cumulative[0], cumulative[-1]) == (0, 65536)
         assert min(np.diff(cumulative)) >= 1
-        x = values[r, 0]
-        assert (start[r, 0], frequency[r, 0]) == (cumulative[x], cumulative[x + 1] - cumulative[x])
+        x = values[r]
+        assert (start[r], frequency[r]) == (cumulative[x], cumulative[x + 1] - cumulative[x])
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -294,6 +315,54 @@ def test_a_damaged_model_is_refused(name: str, change: Callable[[NDArray[Any]], 
     arrays[name] = change(arrays[name])
     with pytest.raises(ModelError, match=message):
         ExactCodec(_model(arrays))
+
+
+def test_lists_of_inputs_add_what_products_would() -> None:
+    """Blocks of two images, of which some are not listed, and some take nothing more."""
+    rng = np.random.default_rng(4)
+    laid_out = blocks.planes_of([frame_of(s, 40, SAMPLINGS["grey"], np.full((1, 64), 9, np.uint16)) for s in (24, 60)])[
+        "y"
+    ]
+    rows, (start, stop), width = len(laid_out.image), (12, 19), 21
+    coefficients = rng.integers(-400, 401, (rows, 64)) * (rng.random((rows, 64)) < 0.3)
+    seen = coefficients.astype(np.int16)
+    listed, ends = np.flatnonzero(rng.random(rows) < 0.7), rng.integers(0, 64, rows)
+    inputs = passes.no_inputs(rows, features.group_inputs(start, stop))
+    passes.list_coefficients(seen, (start, stop), listed, laid_out.image, laid_out.steps, inputs)
+    v = (coefficients[:, start:stop] * 9).clip(-2047, 2047)
+    size, linear = features.companding_table()[abs(v)], (v >> 2).clip(-255, 255)[:, : features.LINEAR - start]
+    dense = np.zeros((rows, features.group_inputs(start, stop)))
+    dense[listed] = np.concatenate([np.sign(v) * size, linear, size], axis=1)[listed]
+    weight = rng.integers(-50, 51, (width, 9, dense.shape[1]))
+    expected = np.zeros((rows, width))
+    number = {
+        (n, r, c): i for i, (n, r, c) in enumerate(zip(laid_out.image, laid_out.row, laid_out.column, strict=True))
+    }
+    which = [0, 3, 4, 8]
+    for (n, r, c), i in number.items():
+        for k in which:
+            other = number.get((n, r + k // 3 - 1, c + k % 3 - 1))
+            if other is not None and ends[i] >= stop:
+                expected[i] += weight[:, k] @ dense[other]
+    columns = np.concatenate([passes.columns_of(weight[:, k].astype(np.float32), stop - start) for k in range(9)])
+    state = np.zeros((rows, width), np.float32)
+    passes.add_around(state, np.arange(rows), ends, stop, laid_out.grid, np.array(which), inputs, columns)
+    assert np.array_equal(state, expected)
+    own = np.zeros((rows, width), np.float32)
+    passes.add_own(own, inputs, passes.columns_of(weight[:, 4].astype(np.float32), stop - start))
+    assert np.array_equal(own, dense @ weight[:, 4].T)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_blocks_are_chosen_stage_by_stage(stages: int) -> None:
+    rng = np.random.default_rng(5)
+    laid_out = blocks.planes_of([frame_of(50, 40, SAMPLINGS["grey"], np.full((1, 64), 9, np.uint16))] * 2)["y"]
+    ends = rng.integers(0, 64, len(laid_out.image))
+    begins, rows = passes.choose(ends, 20, laid_out.grid, stages)
+    stage = stages_of(laid_out.row, laid_out.column, stages)
+    expected = [np.flatnonzero((stage == k) & (ends >= 20)) for k in range(stages)]
+    assert np.array_equal(rows, np.concatenate(expected))
+    assert np.diff(begins).tolist() == [len(one) for one in expected]
 
 
 def test_no_array_of_a_model_may_hold_floats() -> None:

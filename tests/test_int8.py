@@ -106,21 +106,21 @@ def worst(rng: np.random.Generator, rows: int, inputs: int, outputs: int) -> tup
     return x.astype(np.int8), weight.astype(np.int8)
 
 
-SHAPES = [(1, 1, 1), (3, 8, 16), (16, 24, 48), (17, 24, 8), (40, 100, 33), (5, 1408, 24)]
+SHAPES = [(1, 1, 1), (3, 8, 16), (16, 24, 48), (17, 24, 8), (40, 100, 33), (5, 1408, 24), (900, 1407, 33)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", ["int8", "float32"])
+@pytest.mark.parametrize("kind", ["int8", "packed", "float32"])
 def test_products_are_those_of_wide_integers(kind: int8.ProductKind, shape: tuple[int, int, int]) -> None:
     x, weight = worst(np.random.default_rng(0), *shape)
     try:
         product = products(CPU, kind)
     except ModelError:
-        assert kind == "int8"
+        assert kind != "float32"
         return
     with exact_products(CPU):
         got = product(torch.from_numpy(x), Weight.of("w", weight, CPU)).numpy()
-    assert got.dtype == np.int32
+    assert got.dtype == product.sums
     assert np.array_equal(got, x.astype(np.int64) @ weight.astype(np.int64).T)
 
 
@@ -145,29 +145,45 @@ def test_a_product_that_is_padded_for_a_gpu_is_the_same(
     assert inputs % 8 == outputs % 8 == 0
 
 
-def test_int8_products_that_saturate_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_that_saturate_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on processors that add pairs of products in 16 bits."""
 
     def saturating(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         pairs = (a.float()[:, :, None] * b.float()).split(2, 1)
         return torch.stack([pair.sum(1).clamp(-8000, 8000) for pair in pairs]).sum(0).int()
 
+    def rounding(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        return (x.float() + 128) @ weight.float32.t() - 128 * weight.float32.sum(1)
+
     products.cache_clear()
     monkeypatch.setattr(torch, "_int_mm", saturating)
+    monkeypatch.setattr(int8, "_packed_product", rounding)
     try:
-        assert products(CPU).kind == "float32"
-        with pytest.raises(ModelError, match="not exact; use float32"):
-            products(CPU, "int8")
+        for seconds in ({"int8": 1, "packed": 2, "float32": 3}, {"int8": 2, "packed": 1, "float32": 3}):
+            monkeypatch.setattr(int8, "_seconds", lambda product, _, seconds=seconds: seconds[product.kind])
+            assert products.__wrapped__(CPU).kind == "float32"
+        for kind in ("int8", "packed"):
+            with pytest.raises(ModelError, match=f"{kind} products on cpu are not exact; use float32"):
+                products(CPU, kind)
     finally:
         products.cache_clear()
 
 
-def test_a_device_without_int8_products_uses_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def test_the_fastest_exact_product_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "_is_exact", lambda product, _: product.kind != "int8")
+    for seconds, wanted in (((1, 2, 3), "packed"), ((1, 3, 2), "float32"), ((1, 1, 1), "float32")):
+        times = dict(zip(("int8", "packed", "float32"), seconds, strict=True))
+        monkeypatch.setattr(int8, "_seconds", lambda product, _, times=times: times[product.kind])
+        assert products.__wrapped__(CPU).kind == wanted
+
+
+def test_a_device_without_products_of_bytes_uses_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> torch.Tensor:
         raise RuntimeError("not implemented")
 
     products.cache_clear()
     monkeypatch.setattr(torch, "_int_mm", missing)
+    monkeypatch.setattr(int8, "_packed_product", missing)
     try:
         assert products(CPU).kind == "float32"
     finally:

@@ -190,6 +190,44 @@ def test_a_file_that_does_not_get_to_disk_is_named_and_the_restore_goes_on_later
     assert len(files_of(tmp_path / "back")) == 12
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="syncfs is a call of Linux")
+@pytest.mark.parametrize("works", [True, False])
+def test_many_files_are_brought_to_disk_with_their_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """One by one where that does not work, so that an error names its file."""
+    paths = [os.fsencode(tmp_path / str(i)) for i in range(200)]
+    for path in paths:
+        Path(os.fsdecode(path)).touch()
+    flushed: list[bytes] = []
+    synced: list[int] = []
+
+    def sync(descriptor: int) -> int:
+        synced.append(os.fstat(descriptor).st_dev)
+        return 0 if works else -1
+
+    monkeypatch.setattr(atomic_file, "flush", flushed.append)
+    monkeypatch.setattr(atomic_file, "_sync_call", lambda: sync)
+    monkeypatch.setattr(atomic_file, "_kind_of_file_system", lambda device: "ext4")
+    atomic_file.flush_all(paths)
+    assert synced == [tmp_path.stat().st_dev]
+    assert flushed == [] if works else sorted(flushed) == sorted(paths)
+    flushed.clear()
+    atomic_file.flush_all(paths[:10])
+    assert sorted(flushed) == sorted(paths[:10])
+    flushed.clear()
+    # what a file system of another machine makes of the call, nobody knows
+    monkeypatch.setattr(atomic_file, "_kind_of_file_system", lambda device: "fuse")
+    atomic_file.flush_all(paths)
+    assert sorted(flushed) == sorted(paths)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="needs the list of mounts of Linux")
+def test_the_kind_of_a_file_system_is_known() -> None:
+    assert atomic_file._kind_of_file_system(os.stat("/proc").st_dev) == "proc"
+    assert atomic_file._kind_of_file_system(os.makedev(4000, 7)) is None
+
+
 def test_several_patterns_select_what_any_of_them_matches(faces: Path, tmp_path: Path) -> None:
     made = archived(faces, tmp_path / "faces.parquet")
     options = RestoreOptions(device="cpu", format="png", select=("sub/*.png", "3.jpg", "sub/0.png"))

@@ -43,9 +43,9 @@ MAX_STORED_BYTES = 1 << 30
 HEADER_MARGIN = 256
 """What a jpeg_header may be longer than its file, which has all that is in it but counts and positions."""
 
-PSNR_STEPS_PER_DB = 64
-SSIM_STEPS = 1024
-"""psnr and ssim are rounded down to a multiple of 1/64 dB and of 1/1024: what is stored is kept, and takes 1 byte."""
+PSNR_STEPS_PER_DB = 16
+SSIM_STEPS = 512
+"""psnr and ssim are rounded down to a multiple of 1/16 dB and of 1/512: and so kept; they take 1 byte each."""
 
 CODECS = ("latent", "exact", "raw")
 CODED = ("latent", "exact")

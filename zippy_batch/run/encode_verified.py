@@ -75,7 +75,7 @@ def build_codec(model: Model, device: str, effort: int = 0, few: bool = False) -
     if model.codec == "exact":
         from zippy_batch.codecs.exact.codec import ExactCodec
 
-        return ExactCodec(model, device)
+        return ExactCodec(model)
     from zippy_batch.codecs.latent.codec import LatentCodec
 
     return LatentCodec(model, device, products="float32" if few else None, effort=effort)

@@ -6,10 +6,13 @@ import ctypes
 import errno
 import functools
 import os
+import platform
+import re
+import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,12 @@ _TO_DO = {
 ONLY_WRITING = frozenset(_TO_DO)
 _FLUSHES = 16
 """Side by side: a file system commits together what waits for it together."""
+_MANY = 64
+"""So many files take longer one by one than all that their file system has not written yet."""
+_SYNCED_WHOLE = frozenset({"ext2", "ext3", "ext4", "xfs"})
+"""File systems of Linux whose syncfs(2) brings everything to disk; some others pass on no more than a part."""
+_FIRST_LINUX_THAT_TELLS = (5, 8)
+"""Before it, syncfs(2) says nothing of what could not be written."""
 _HERE = -100
 """AT_FDCWD of Linux: paths are those of this process."""
 _EXCHANGE = 2
@@ -100,10 +109,57 @@ def flush(path: Path | bytes) -> None:
 
 def flush_all(paths: Iterable[bytes]) -> None:
     """Bring many files and directories to disk. Raises WriteError, which names the one that does not get there."""
+    left = list(paths)
+    if len(left) >= _MANY:
+        # what keeps this from working keeps single files from it, too, and is said of them by name
+        with suppress(OSError):
+            left = _left_by_whole_file_systems(left)
     with ThreadPoolExecutor(_FLUSHES, thread_name_prefix="zippy-flush") as pool:
         # all of them are tried: what is on disk need not be written again
-        for done in [pool.submit(_flush_named, path) for path in paths]:
+        for done in [pool.submit(_flush_named, path) for path in left]:
             done.result()
+
+
+def _left_by_whole_file_systems(paths: Sequence[bytes]) -> list[bytes]:
+    """What is not on disk after file systems with many of these paths have been brought there as a whole."""
+    by_device: dict[int, list[bytes]] = {}
+    for path in paths:
+        by_device.setdefault(os.stat(path).st_dev, []).append(path)
+    done = [device for device, some in by_device.items() if len(some) >= _MANY and _flush_file_system(some[0], device)]
+    return [path for device, some in by_device.items() if device not in done for path in some]
+
+
+def _flush_file_system(path: bytes, device: int) -> bool:
+    """Bring the file system of a path to disk; False where that cannot be done, or not all got there."""
+    call = _sync_call()
+    if call is None or _kind_of_file_system(device) not in _SYNCED_WHOLE:
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return bool(call(descriptor) == 0)
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def _sync_call() -> Callable[[int], Any] | None:
+    """None where there is none that can be believed."""
+    version = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+    library = ctypes.CDLL(None, use_errno=True)
+    if sys.platform != "linux" or version < _FIRST_LINUX_THAT_TELLS or not hasattr(library, "syncfs"):
+        return None
+    return lambda descriptor: library.syncfs(descriptor)
+
+
+def _kind_of_file_system(device: int) -> str | None:
+    """Its type as in proc(5), mountinfo; None where there is no telling."""
+    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return None
+    kinds = {line.partition(b" - ")[2].split()[0] for line in lines if line.split()[2] == wanted}
+    return kinds.pop().decode() if len(kinds) == 1 else None
 
 
 def _flush_named(path: bytes) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippy_batch.codecs.exact.features import coarseness, static_features
-from zippy_batch.codecs.exact.network import CONTEXT_PLANES, stages_of
+from zippy_batch.codecs.exact.network import CONTEXT_PLANES
 from zippy_batch.jpeg.markers import Frame
 
 Indices = NDArray[np.int64]
@@ -39,12 +39,9 @@ class Blocks:
     row: Indices
     column: Indices
     """(R,)"""
-    centre: Indices
-    """(R,) place of each block on a canvas, where every image has a margin of one block."""
-    stride: Indices
-    """(R,) width of its image's part of the canvas."""
-    canvas: int
-    """Places on the canvas."""
+    high: Indices
+    wide: Indices
+    """(R,) rows and columns of its image."""
     features: NDArray[np.float32]
     """(U, STATIC_FEATURES) the different static features,"""
     feature_row: Indices
@@ -54,9 +51,10 @@ class Blocks:
     places: Mapping[str, Indices]
     """Of the planes coded before: (R,) the block there at each block's place, or their number for none."""
 
-    def stage(self, stages: int) -> Indices:
-        """(R,) number of the stage of each block, of so many."""
-        return stages_of(self.row, self.column, stages)
+    @property
+    def grid(self) -> tuple[Indices, Indices, Indices, Indices]:
+        """Where each block is in its image, and how large that is."""
+        return self.row, self.column, self.high, self.wide
 
 
 def geometry(frame: Frame) -> Geometry:
@@ -87,25 +85,23 @@ def _plane(
     component: int,
     known: Mapping[str, Blocks],
 ) -> Blocks:
-    parts: dict[str, list[Indices]] = {k: [] for k in ("image", "row", "column", "centre", "stride", "feature_row")}
+    parts: dict[str, list[Indices]] = {k: [] for k in ("image", "row", "column", "high", "wide", "feature_row")}
     places: dict[str, list[Indices]] = {k: [] for k in CONTEXT_PLANES[ROLES[component]] if k in known}
     seen = dict.fromkeys(places, 0)
     steps = np.ones((len(frames), 64), np.int64)
     maps: dict[tuple[Geometry, int], int] = {}
     features: list[NDArray[np.int16]] = []
-    canvas = size = 0
+    size = 0
     for shape, images in runs:
         high, wide = shape[2][component][2:]
-        count, area = len(images), (high + 2) * (wide + 2)
+        count = len(images)
         row, column = _raster(high, wide)
         numbers = np.array(images)[:, None]
         parts["image"].append(np.repeat(numbers, high * wide))
         parts["row"].append(np.tile(row, count))
         parts["column"].append(np.tile(column, count))
-        begin = canvas + area * np.arange(count)[:, None]
-        parts["centre"].append((begin + (row + 1) * (wide + 2) + column + 1).reshape(-1))
-        parts["stride"].append(np.full(count * high * wide, wide + 2))
-        canvas += area * count
+        parts["high"].append(np.full(count * high * wide, high))
+        parts["wide"].append(np.full(count * high * wide, wide))
         for image in images:
             steps[image] = frames[image].components[component].table
             key = (shape, coarseness(frames[image].components[component].table))
@@ -126,7 +122,6 @@ def _plane(
     whole = {k: np.concatenate(v) for k, v in parts.items()}
     return Blocks(
         **whole,
-        canvas=canvas,
         features=np.concatenate(features).astype(np.float32),
         steps=steps,
         places={k: np.concatenate(v) for k, v in places.items()},

@@ -2,7 +2,7 @@
 
     coefficients -> integer network, plane after plane -> distributions + rANS -> payload, and back
 
-Nothing here is a float that matters: an image's payload is the same in any batch, on any device. The images of a batch
+Nothing here is a float that matters: an image's payload is the same in any batch, on any machine. The images of a batch
 may differ in everything.
 """
 
@@ -11,21 +11,20 @@ from __future__ import annotations
 import contextlib
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from zippy_batch.codecs.exact import mixture
 from zippy_batch.codecs.exact.blocks import ROLES, Blocks, Indices, geometry, planes_of
-from zippy_batch.codecs.exact.context import Coder, IntegerPlane
+from zippy_batch.codecs.exact.context import Coder, IntegerPlane, Known, inputs_of
 from zippy_batch.codecs.exact.features import ends_of
-from zippy_batch.codecs.exact.mixture import ESCAPE, Quantisers
+from zippy_batch.codecs.exact.mixture import ESCAPE, Outputs, Quantisers
 from zippy_batch.codecs.exact.network import CONTEXT_PLANES, ExactArchitecture
+from zippy_batch.codecs.exact.passes import Inputs
 from zippy_batch.codecs.integer import exact_products, probe
 from zippy_batch.codecs.model_file import Model
 from zippy_batch.codecs.rans import STATE_BYTES, STATE_LOW, lane_bytes
@@ -36,6 +35,8 @@ from zippy_batch.varint import read_varint, write_varint
 
 BATCH_BLOCKS = 16384
 """Blocks that go through the network at once; more take memory and are no faster."""
+
+_PROCESSOR = torch.device("cpu")
 
 LARGE_BLOCKS = 1 << 17
 """A picture of more takes gigabytes (2.6 at 4096x4096, 4:4:4): only one thread codes such a one at a time."""
@@ -50,21 +51,20 @@ class ExactItem:
 
 
 class ExactCodec:
-    """One model on one device. Safe to use from several threads.
+    """One model, on the processor. Safe to use from several threads.
 
     Raises ModelError for a model that is not whole or not exact.
     """
 
-    def __init__(self, model: Model, device: str = "cpu") -> None:
-        self._device = torch.device(device)
-        probe(self._device)
+    def __init__(self, model: Model) -> None:
+        probe(_PROCESSOR)
         card: Any = model.card.get("architecture")
         try:
             a = ExactArchitecture.from_dict(card)
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ModelError(f"model {model.name!r}: architecture {card!r} is not understood: {error}") from error
         self._large = threading.Lock()
-        self._planes = {k: IntegerPlane(k, a.shape(k), model.arrays, self._device) for k in CONTEXT_PLANES}
+        self._planes = {k: IntegerPlane(k, a.shape(k), model.arrays) for k in CONTEXT_PLANES}
 
     def encode(self, images: Sequence[tuple[Frame, Coefficients]]) -> list[bytes]:
         """One payload each."""
@@ -104,8 +104,8 @@ class ExactCodec:
         damage: dict[int, str] = {}
         for part in _parts([item.frame for item in items]):
             player = _Player([items[i].payload for i in part])
-            planes = self._traverse([items[i].frame for i in part], player)
-            found = [_take_apart(planes, items[i].frame, n) for n, i in enumerate(part)]
+            frames = [items[i].frame for i in part]
+            found = _take_apart(self._traverse(frames, player), frames)
             wrong = player.damage([_check(coefficients) for coefficients in found])
             for n, i in enumerate(part):
                 out[i] = found[n]
@@ -113,18 +113,18 @@ class ExactCodec:
                     damage[i] = wrong[n]
         return out, damage
 
-    def _traverse(self, frames: Sequence[Frame], coder: Coder) -> dict[str, tuple[Blocks, NDArray[np.int16]]]:
-        seen: dict[str, Tensor] = {}
-        out: dict[str, tuple[Blocks, NDArray[np.int16]]] = {}
+    def _traverse(self, frames: Sequence[Frame], coder: Coder) -> dict[str, Known]:
+        seen: dict[str, Inputs] = {}
+        out: dict[str, Known] = {}
         blocks_in_all = sum(c.blocks_high * c.blocks_wide for frame in frames for c in frame.components)
         alone = self._large if blocks_in_all > LARGE_BLOCKS else contextlib.nullcontext()
-        with alone, exact_products(self._device):
+        with alone, exact_products(_PROCESSOR):
             for name, blocks in planes_of(frames).items():
-                plane = self._planes[name]
-                found = plane.traverse(blocks, {k: seen[k] for k in CONTEXT_PLANES[name] if k in seen}, coder)
+                before = {k: seen[k] for k in CONTEXT_PLANES[name] if k in seen}
+                known = self._planes[name].traverse(blocks, before, coder)
                 if name != "y":
-                    seen[name] = plane.inputs_of(found, ends_of(found), blocks)
-                out[name] = blocks, found
+                    seen[name] = inputs_of(known, blocks)
+                out[name] = known
         return out
 
 
@@ -184,14 +184,17 @@ def _parts(frames: Sequence[Frame]) -> Iterator[list[int]]:
         yield part
 
 
-def _take_apart(planes: dict[str, tuple[Blocks, NDArray[np.int16]]], frame: Frame, number: int) -> Coefficients:
-    """Coefficients of one image of a batch."""
+def _take_apart(planes: Mapping[str, Known], frames: Sequence[Frame]) -> list[Coefficients]:
+    """Coefficients of each image of a batch."""
+    begins = {k: np.searchsorted(known.image, np.arange(len(frames) + 1)).tolist() for k, known in planes.items()}
     out = []
-    for name, component in zip(ROLES, frame.components, strict=False):
-        blocks, found = planes[name]
-        begin, end = np.searchsorted(blocks.image, [number, number + 1])
-        out.append(found[begin:end].reshape(component.blocks_high, component.blocks_wide, 64))
-    return tuple(out)
+    for n, frame in enumerate(frames):
+        parts = []
+        for name, c in zip(ROLES, frame.components, strict=False):
+            begin, end = begins[name][n : n + 2]
+            parts.append(planes[name].coefficients[begin:end].reshape(c.blocks_high, c.blocks_wide, 64))
+        out.append(tuple(parts))
+    return out
 
 
 def _check(coefficients: Coefficients) -> int:
@@ -206,97 +209,76 @@ def _check(coefficients: Coefficients) -> int:
     return crc & (STATE_LOW - 1)
 
 
-_Record = tuple[Indices, NDArray[np.int16], NDArray[np.uint16], NDArray[np.uint16], int]
-"""Arguments of `mixture.push`: images (R,); values, starts and frequencies (R, G); the start of escapes."""
-
-
 class _Recorder:
     """Encoder: keeps the intervals of all that is coded, because they are pushed last first."""
 
     def __init__(self, images: Sequence[Coefficients]) -> None:
-        self._checks = [_check(c) for c in images]
-        self._planes = {
-            name: np.concatenate([c[k].reshape(-1, 64) for c in images if len(c) > k])
-            for k, name in enumerate(ROLES[: max(map(len, images))])
-        }
-        self._records: list[_Record] = []
+        self._images = images
+        self._symbols = 0
+        self._start, self._frequency = np.empty(0, np.uint16), np.empty(0, np.uint16)
+        self._room = np.full(len(images), 8, np.int64)
+        self._records: list[tuple[Known, Indices, tuple[int, int], int]] = []
+        """What was coded, and of which rows; first coefficient, number of each; the start of escapes."""
 
-    def code_ends(
-        self, plane: str, rows: Indices, image: Indices, accumulated: NDArray[np.float32], shift: Indices
-    ) -> NDArray[np.int16]:
-        values = ends_of(self._planes[plane][rows]).astype(np.int16)
-        start, frequency = np.empty((len(rows), 1), np.uint16), np.empty((len(rows), 1), np.uint16)
-        mixture.end_intervals(accumulated, shift, values[:, None], start, frequency)
-        self._records.append((image, values[:, None], start, frequency, -1))
-        return values
+    def open(self, plane: str, blocks: Blocks) -> Known:
+        k = ROLES.index(plane)
+        coefficients = np.concatenate([c[k].reshape(-1, 64) for c in self._images if len(c) > k])
+        ends = ends_of(coefficients)
+        more = self._symbols + int(ends.sum()) + 2 * len(ends) - len(self._start)
+        self._start, self._frequency = (
+            np.concatenate([a, np.empty(more, np.uint16)]) for a in (self._start, self._frequency)
+        )
+        return Known(blocks.image, ends, coefficients)
 
-    def code(
-        self,
-        plane: str,
-        rows: Indices,
-        image: Indices,
-        ends: Indices,
-        first: int,
-        accumulated: NDArray[np.float32],
-        shift: Indices,
-        how: Quantisers,
-    ) -> NDArray[np.int16]:
-        values = self._planes[plane][rows, first : first + how.step.shape[1]]
-        start, frequency = np.empty(values.shape, np.uint16), np.empty(values.shape, np.uint16)
-        quantisers = (how.step, how.octaves, how.unit)
-        mixture.intervals(accumulated, image, ends, first, shift, *quantisers, values, start, frequency)
-        self._records.append((image, values, start, frequency, ESCAPE))
-        return values
+    def code_ends(self, known: Known, rows: Indices, outputs: Outputs) -> None:
+        found = self._start, self._frequency, self._symbols
+        self._symbols = mixture.end_intervals(outputs.sums, outputs.scale.arrays, known.where(rows), found, self._room)
+        self._records.append((known, rows, (0, 1), -1))
+
+    def code(self, known: Known, rows: Indices, first: int, outputs: Outputs, how: Quantisers) -> None:
+        found = self._start, self._frequency, self._symbols
+        scale, where = outputs.scale.arrays, known.where(rows)
+        self._symbols = mixture.intervals(
+            outputs.sums, scale, where, first, how.arrays, known.coefficients, found, self._room
+        )
+        self._records.append((known, rows, (first, len(how.unit)), ESCAPE))
 
     def payloads(self) -> list[bytes]:
         """The intervals of all images, pushed, as bytes."""
-        room = np.full(len(self._checks), 8, np.int64)
-        for image, _, start, frequency, escape in self._records:
-            most = 2 * np.count_nonzero(frequency, axis=1) + 2 * np.count_nonzero(start == escape, axis=1)
-            room += np.bincount(image, most, len(room)).astype(np.int64)
-        end = np.cumsum(room)
-        begin, at = end - room, end - room
+        end = np.cumsum(self._room)
+        begin, at = end - self._room, end - self._room
         out = np.empty(end[-1], np.uint8)
-        state = np.array(self._checks, np.uint64)
-        for image, values, start, frequency, escape in reversed(self._records):
-            mixture.push(image, values, start, frequency, escape, state, out, at)
-        return [lane_bytes(int(state[n]), out[begin[n] : at[n]].tobytes()) for n in range(len(room))]
+        state = np.array([_check(c) for c in self._images], np.uint64)
+        number = self._symbols
+        for known, rows, span, escape in reversed(self._records):
+            found = self._start, self._frequency, number
+            lanes = state, out, at
+            number = mixture.push(known.where(rows), span, known.coefficients, found, escape, lanes)
+        return [lane_bytes(int(state[n]), out[begin[n] : at[n]].tobytes()) for n in range(len(at))]
 
 
 class _Player:
     """Decoder: pops what is coded, step by step, then checks that nothing is left."""
 
     def __init__(self, payloads: Sequence[bytes]) -> None:
-        self._data = np.frombuffer(b"".join(payloads) or b"\0", np.uint8)
+        data = np.frombuffer(b"".join(payloads) or b"\0", np.uint8)
         self._end = np.cumsum([len(p) for p in payloads])
         self._begin = self._end - [max(0, len(p) - STATE_BYTES) for p in payloads]
         self._state = np.array([int.from_bytes(p[:STATE_BYTES], "big") for p in payloads], np.uint64)
         self._zero = [p[:1] == b"\0" for p in payloads]
+        self._lanes = data, self._begin, self._end, self._state
 
-    def code_ends(
-        self, plane: str, rows: Indices, image: Indices, accumulated: NDArray[np.float32], shift: Indices
-    ) -> NDArray[np.int16]:
-        values = np.empty((len(rows), 1), np.int16)
-        mixture.pop_ends(accumulated, image, shift, self._data, self._begin, self._end, self._state, values)
-        return values[:, 0]
+    def open(self, plane: str, blocks: Blocks) -> Known:
+        rows = len(blocks.image)
+        return Known(blocks.image, np.zeros(rows, np.int64), np.zeros((rows, 64), np.int16))
 
-    def code(
-        self,
-        plane: str,
-        rows: Indices,
-        image: Indices,
-        ends: Indices,
-        first: int,
-        accumulated: NDArray[np.float32],
-        shift: Indices,
-        how: Quantisers,
-    ) -> NDArray[np.int16]:
-        values = np.zeros((len(rows), how.step.shape[1]), np.int16)
+    def code_ends(self, known: Known, rows: Indices, outputs: Outputs) -> None:
+        mixture.pop_ends(outputs.sums, outputs.scale.arrays, known.where(rows), self._lanes)
+
+    def code(self, known: Known, rows: Indices, first: int, outputs: Outputs, how: Quantisers) -> None:
         mixture.pop(
-            accumulated, image, ends, first, shift, how.step, how.octaves, how.unit,
-            self._data, self._begin, self._end, self._state, values,
-        )  # fmt: skip
-        return values
+            outputs.sums, outputs.scale.arrays, known.where(rows), first, how.arrays, self._lanes, known.coefficients
+        )
 
     def damage(self, checks: Sequence[int]) -> dict[int, str]:
         """Image number -> what is wrong, for every image whose state or bytes did not end where they should."""

@@ -14,244 +14,215 @@ Letters: N images, R blocks of a plane, G coefficients of a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from zippy_batch.codecs.exact import passes
 from zippy_batch.codecs.exact.blocks import Blocks, Indices
-from zippy_batch.codecs.exact.canvas import Neighbours, gather, write_coefficients, write_ends
-from zippy_batch.codecs.exact.features import END_FEATURES, STATIC_FEATURES, group_inputs
-from zippy_batch.codecs.exact.mixture import UNIT_BITS, Quantisers
+from zippy_batch.codecs.exact.features import END_FEATURES, LINEAR, STATIC_FEATURES, group_inputs
+from zippy_batch.codecs.exact.mixture import UNIT_BITS, Outputs, Quantisers, Scale
 from zippy_batch.codecs.exact.network import CONTEXT_PLANES, ENDS, PARAMETERS, PlaneShape
-from zippy_batch.codecs.integer import Arrays, IntegerSum, RoundedSum, fetch, load_layer, prove
+from zippy_batch.codecs.exact.passes import Inputs
+from zippy_batch.codecs.integer import Arrays, RoundedSum, fetch, load_layer, prove
 from zippy_batch.codecs.latent.features import ONE
 from zippy_batch.errors import ModelError
+
+Floats = NDArray[np.float32]
 
 EXACT_ACTIVATION_LIMIT = 255
 STATE_BITS, HIDDEN_BITS = 5, 6
 """Activations are real values times 2^this."""
-CHUNK_ROWS = 2048
+CHUNK_ROWS = 1024
 """Blocks that pass through the layers at once: few enough to stay in a cache, and calls to be few."""
 
 _EDGES, _CORNERS = (1, 3, 5, 7), (0, 2, 6, 8)
-EARLIER: dict[int, tuple[Neighbours, ...]] = {1: ((),), 2: ((), _EDGES), 3: ((), _CORNERS, _EDGES)}
-"""By number of stages: of a block in each of them, the neighbours that are in earlier ones. What those add to its state
-is added before it is coded, what the others do when all stages are done."""
+EARLIER: dict[int, tuple[tuple[int, ...], ...]] = {1: ((),), 2: ((), _EDGES), 3: ((), _CORNERS, _EDGES)}
+"""By number of stages: of a block in each of them, the neighbours that are in earlier ones, numbered 0..8 row by row.
+What those add to its state is added before it is coded, what the others do when all stages are done."""
+
+
+class Known(NamedTuple):
+    """A plane that is being coded."""
+
+    image: Indices
+    """(R,) number of each block's image in the batch."""
+    ends: Indices
+    """(R,) in an encoder all, in a decoder those decoded so far, and 0 for others."""
+    coefficients: NDArray[np.int16]
+    """(R, 64), likewise."""
+
+    def where(self, rows: Indices) -> tuple[Indices, Indices, Indices]:
+        """As the kernels of `mixture.py` want it."""
+        return rows, self.image, self.ends
 
 
 class Coder(Protocol):
     """The entropy coder's side of a traversal. Rows are numbers of blocks of the plane, ascending."""
 
-    def code_ends(
-        self, plane: str, rows: Indices, image: Indices, accumulated: NDArray[np.float32], shift: Indices
-    ) -> NDArray[np.int16]:
-        """(len(rows),) the ends of these blocks, coded or decoded."""
+    def open(self, plane: str, blocks: Blocks) -> Known:
+        """Begin with a plane."""
         ...
 
-    def code(
-        self,
-        plane: str,
-        rows: Indices,
-        image: Indices,
-        ends: Indices,
-        first: int,
-        accumulated: NDArray[np.float32],
-        shift: Indices,
-        how: Quantisers,
-    ) -> NDArray[np.int16]:
-        """(len(rows), G) the coefficients first..first+G-1 of these blocks, up to their ends, coded or decoded."""
+    def code_ends(self, known: Known, rows: Indices, outputs: Outputs) -> None:
+        """The ends of these blocks, coded or decoded."""
+        ...
+
+    def code(self, known: Known, rows: Indices, first: int, outputs: Outputs, how: Quantisers) -> None:
+        """The coefficients first..first+G-1 of these blocks, up to their ends, coded or decoded."""
         ...
 
 
 @dataclass(frozen=True)
 class _Layers:
-    """The layers of a step."""
+    """The layers of a step, each a matrix (inputs, outputs)."""
 
-    hidden: tuple[RoundedSum, ...]
-    out: IntegerSum
-    shift: Indices
-    """Of the last layer's outputs: the kernels rescale them."""
+    hidden: tuple[tuple[torch.Tensor, Floats], ...]
+    """With their biases."""
+    out: torch.Tensor
+    scale: Scale
 
-
-class _Visit:
-    """A traversal on its way: what is known of every block, and the state of those that have more to come."""
-
-    def __init__(self, blocks: Blocks, coder: Coder, rows: Indices, state: Tensor) -> None:
-        self.blocks, self.coder, self.rows, self.state = blocks, coder, rows, state
-        self.ends = np.zeros(len(rows), np.int64)
-        self.coefficients = np.zeros((len(rows), 64), np.int16)
-
-    def keep(self, wanted: NDArray[np.bool_]) -> None:
-        """Of the rows."""
-        some = np.flatnonzero(wanted)
-        self.rows, self.state = self.rows[some], _take(self.state, some)
+    def outputs(self, state: Floats, rows: Indices) -> Outputs:
+        """What these blocks are coded with."""
+        a = np.empty((len(rows), state.shape[1]), np.float32)
+        passes.settle_state(state, rows, EXACT_ACTIVATION_LIMIT, a)
+        x = torch.from_numpy(a)
+        for weight, bias in self.hidden:
+            x = torch.mm(x, weight)
+            passes.settle_hidden(x.numpy(), bias, EXACT_ACTIVATION_LIMIT)
+        return Outputs(torch.mm(x, self.out).numpy(), self.scale)
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """Ends or a group of coefficients, as `_code_stages` codes them."""
+class _CoefficientGroup:
+    """Coefficients that are coded together, or the ends."""
 
-    taps: str
-    """Name of the weights by which they are seen from the blocks around."""
-    inputs: int
-    """Of one block."""
+    start: int
+    stop: int
+    """Coefficients start..stop-1; of the ends 0 and 0."""
     steps: Sequence[_Layers]
-    code: Callable[[Indices, NDArray[np.float32], Indices], None]
-    """Rows, accumulated outputs, shifts: codes them and keeps what is found."""
-    show: Callable[[Indices, NDArray[np.float32]], None]
-    """Rows, canvas: writes the inputs that they make."""
+    """Of its stages."""
+    taps: Floats
+    """(9 * E, S) the columns by which they are seen from the blocks around; (0, S) where nothing comes after them."""
 
 
 class IntegerPlane:
     """The integer layers of one plane. Raises ModelError for layers that are not there or not exact."""
 
-    def __init__(self, name: str, shape: PlaneShape, arrays: Arrays, device: torch.device) -> None:
+    def __init__(self, name: str, shape: PlaneShape, arrays: Arrays) -> None:
         self._name = name
         self._shape = shape
-        self._device = device
+        spans = shape.spans()
         inputs = {"static": STATIC_FEATURES}
         inputs |= {f"seen.{seen}": group_inputs(0, 64) + END_FEATURES for seen in CONTEXT_PLANES[name]}
         inputs["ends"] = 9 * END_FEATURES
-        inputs |= {f"taps.{g}": 9 * group_inputs(a, b) for g, (a, b, _) in enumerate(shape.spans()) if b < 64}
+        inputs |= {f"taps.{g}": 9 * group_inputs(a, b) for g, (a, b, _) in enumerate(spans) if b < 64}
         p = f"{name}.state"
         weights = {k: fetch(arrays, f"{p}.{k}", "int16", shape.state, count) for k, count in inputs.items()}
         bias = fetch(arrays, f"{p}.bias", "int32", shape.state)
         shift = fetch(arrays, f"{p}.shift", "int8", shape.state)
-        self._state = RoundedSum.of(prove(p, weights, bias, shift, dict.fromkeys(inputs, ONE))).to(device)
+        self._state = RoundedSum.of(prove(p, weights, bias, shift, dict.fromkeys(inputs, ONE)))
+        columns = {k: w.numpy() for k, w in self._state.weights.items()}
+        self._seen = {k: _whole_block(columns[f"seen.{k}"]) for k in CONTEXT_PLANES[name]}
         self._unit = fetch(arrays, f"{name}.unit", "int8", 64)
         if self._unit.min() < 0 or self._unit.max() > UNIT_BITS:
             raise ModelError(f"model: {name}.unit must be 0..{UNIT_BITS}")
-        self._parts: dict[tuple[str, Neighbours], Tensor] = {}
-        """Columns of the state's weights by what `_taps` is asked for."""
-        self._ends = [self._load_step(f"{name}.ends.{k}", ENDS, arrays) for k in range(shape.end_stages)]
-        self._steps = [
-            [self._load_step(f"{name}.{g}.{k}", PARAMETERS * (b - a), arrays) for k in range(stages)]
-            for g, (a, b, stages) in enumerate(shape.spans())
-        ]
+        steps = [self._load_step(f"{name}.ends.{k}", ENDS, arrays) for k in range(shape.end_stages)]
+        self._groups = [_CoefficientGroup(0, 0, steps, np.ascontiguousarray(columns["ends"].T))]
+        for g, (a, b, stages) in enumerate(spans):
+            steps = [self._load_step(f"{name}.{g}.{k}", PARAMETERS * (b - a), arrays) for k in range(stages)]
+            taps = np.zeros((0, shape.state), np.float32)
+            if b < 64:
+                around = np.split(columns[f"taps.{g}"], 9, axis=1)
+                taps = np.concatenate([passes.columns_of(weight, b - a) for weight in around])
+            self._groups.append(_CoefficientGroup(a, b, steps, taps))
+        self._most_inputs = max([END_FEATURES, *(group_inputs(a, b) for a, b, _ in spans if b < 64)])
 
     def _load_step(self, p: str, outputs: int, arrays: Arrays) -> _Layers:
         widths = [self._shape.state, *self._shape.hidden]
-        hidden = [
-            RoundedSum.of(load_layer(arrays, f"{p}.hidden.{i}", b, a, EXACT_ACTIVATION_LIMIT)).to(self._device)
-            for i, (a, b) in enumerate(pairwise(widths))
-        ]
-        out = load_layer(arrays, f"{p}.out", outputs, widths[-1], EXACT_ACTIVATION_LIMIT).to(self._device)
-        return _Layers(tuple(hidden), out, fetch(arrays, f"{p}.out.shift", "int8", outputs).astype(np.int64))
+        hidden = []
+        for i, (a, b) in enumerate(pairwise(widths)):
+            layer = RoundedSum.of(load_layer(arrays, f"{p}.hidden.{i}", b, a, EXACT_ACTIVATION_LIMIT))
+            hidden.append((layer.weights["a"].T.contiguous(), layer.bias.numpy()))
+        out = load_layer(arrays, f"{p}.out", outputs, widths[-1], EXACT_ACTIVATION_LIMIT)
+        scale = Scale.of(out.bias.numpy(), fetch(arrays, f"{p}.out.shift", "int8", outputs))
+        return _Layers(tuple(hidden), out.weights["a"].T.contiguous(), scale)
 
-    def traverse(self, blocks: Blocks, seen: Mapping[str, Tensor], coder: Coder) -> NDArray[np.int16]:
-        """Visit all steps in coding order; seen: of the planes coded before, what `inputs_of` makes of them. Returns
-        the coefficients (R, 64)."""
-        visit = _Visit(blocks, coder, np.arange(len(blocks.image)), self._begin(blocks, seen))
-        self._code_ends(visit)
-        for g, (start, stop, _) in enumerate(self._shape.spans()):
-            visit.keep(visit.ends[visit.rows] >= start)
-            if not len(visit.rows):
+    def traverse(self, blocks: Blocks, seen: Mapping[str, Inputs], coder: Coder) -> Known:
+        """Visit all groups in coding order; seen: of the planes coded before, what `inputs_of` makes of them."""
+        known = coder.open(self._name, blocks)
+        state = self._begin(blocks, seen)
+        inputs = passes.no_inputs(len(state), self._most_inputs)
+        for group in self._groups:
+            begins, rows = passes.choose(known.ends, group.start, blocks.grid, len(group.steps))
+            if not len(rows):
                 break
-            self._code_group(visit, g, start, stop)
-        return visit.coefficients
+            members = [rows[a:b] for a, b in pairwise(begins.tolist())]
+            self._code_group(group, (blocks, known, coder), state, inputs, members)
+        return known
 
-    def _code_ends(self, visit: _Visit) -> None:
-        blocks = visit.blocks
+    def _code_group(
+        self,
+        group: _CoefficientGroup,
+        visit: tuple[Blocks, Known, Coder],
+        state: Floats,
+        inputs: Inputs,
+        members: Sequence[Indices],
+    ) -> None:
+        """Code a group of these blocks, stage after stage, and add what it says to the state of those that have a
+        coefficient `stop`."""
+        blocks, known, coder = visit
+        earlier = EARLIER[len(members)]
+        how = Quantisers.of(blocks.steps[:, group.start : group.stop], self._unit[group.start : group.stop])
+        inputs[0][:] = 0
+        for layers, which, mine in zip(group.steps, earlier, members, strict=True):
+            if which:
+                around = np.array(which)
+                passes.add_around(state, mine, known.ends, 0, blocks.grid, around, inputs, group.taps)
+            for begin in range(0, len(mine), CHUNK_ROWS):
+                rows = mine[begin : begin + CHUNK_ROWS]
+                outputs = layers.outputs(state, rows)
+                if group.stop:
+                    coder.code(known, rows, group.start, outputs, how)
+                else:
+                    coder.code_ends(known, rows, outputs)
+            if group.stop == 0:
+                passes.list_ends(known.ends, mine, 0, inputs)
+            elif group.stop < 64:
+                span = group.start, group.stop
+                passes.list_coefficients(known.coefficients, span, mine, known.image, blocks.steps, inputs)
+        for which, mine in zip(earlier, members, strict=True):
+            if group.stop < 64:
+                rest = np.array([n for n in range(9) if n not in which])
+                passes.add_around(state, mine, known.ends, group.stop, blocks.grid, rest, inputs, group.taps)
 
-        def code(at: Indices, accumulated: NDArray[np.float32], shift: Indices) -> None:
-            visit.ends[at] = visit.coder.code_ends(self._name, at, blocks.image[at], accumulated, shift)
-
-        def show(at: Indices, canvas: NDArray[np.float32]) -> None:
-            write_ends(visit.ends[at], blocks.centre[at], canvas)
-
-        self._code_stages(visit, _Stage("ends", END_FEATURES, self._ends, code, show), 0)
-
-    def _code_group(self, visit: _Visit, g: int, start: int, stop: int) -> None:
-        blocks, ends = visit.blocks, visit.ends
-        how = Quantisers.of(blocks.steps[:, start:stop], self._unit[start:stop])
-
-        def code(at: Indices, accumulated: NDArray[np.float32], shift: Indices) -> None:
-            image = blocks.image[at]
-            found = visit.coder.code(self._name, at, image, ends[at], start, accumulated, shift, how)
-            visit.coefficients[at, start:stop] = found
-
-        def show(at: Indices, canvas: NDArray[np.float32]) -> None:
-            found = visit.coefficients[at, start:stop]
-            write_coefficients(found, start, blocks.image[at], blocks.steps, blocks.centre[at], canvas)
-
-        stage = _Stage(f"taps.{g}", group_inputs(start, stop), self._steps[g], code, show)
-        self._code_stages(visit, stage, stop)
-
-    def _code_stages(self, visit: _Visit, what: _Stage, stop: int) -> None:
-        """Code ends or a group of these blocks, stage after stage, and add what it says to the state of those that have
-        a coefficient `stop`."""
-        blocks, rows, state = visit.blocks, visit.rows, visit.state
-        stages = len(what.steps)
-        stage = blocks.stage(stages)[rows]
-        canvas = np.zeros((blocks.canvas, what.inputs), np.float32)
-        members = [np.flatnonzero(stage == k) for k in range(stages)]
-        for k, layers in enumerate(what.steps):
-            mine = members[k]
-            at = rows[mine]
-            now = state if stages == 1 else _take(state, mine)
-            if k:
-                now += self._taps(what.taps, EARLIER[stages][k], canvas, blocks, at)
-                state.index_copy_(0, torch.from_numpy(mine).to(self._device), now)
-            for part in _chunks(len(at)):
-                what.code(at[part], self._accumulate(layers, now[part]), layers.shift)
-            what.show(at, canvas)
-        going_on = visit.ends[rows] >= stop
-        for known, mine in zip(EARLIER[stages], members, strict=True):
-            left = mine[going_on[mine]]
-            if len(left):
-                rest = tuple(n for n in range(9) if n not in known)
-                added = self._taps(what.taps, rest, canvas, blocks, rows[left])
-                state.index_add_(0, torch.from_numpy(left).to(self._device), added)
-
-    def _begin(self, blocks: Blocks, seen: Mapping[str, Tensor]) -> Tensor:
+    def _begin(self, blocks: Blocks, seen: Mapping[str, Inputs]) -> Floats:
         """(R, S) the state before anything of this plane is coded."""
-        features = torch.from_numpy(blocks.features).to(self._device)
-        state = _take(self._state.accumulate("static", features), blocks.feature_row)
+        static = self._state.accumulate("static", torch.from_numpy(blocks.features)).numpy()
+        state = np.empty((len(blocks.image), self._shape.state), np.float32)
+        passes.take_rows(static, blocks.feature_row, state)
         for name, inputs in seen.items():
-            part = torch.nn.functional.linear(inputs, self._state.weights[f"seen.{name}"])
-            # blocks of images without that plane take the row of zeros
-            state += _take(torch.cat([part, part.new_zeros(1, part.shape[1])]), blocks.places[name])
+            part = np.zeros((len(inputs[0]), self._shape.state), np.float32)
+            passes.add_own(part, inputs, self._seen[name])
+            passes.add_rows(part, blocks.places[name], state)
         return state
 
-    def _taps(self, name: str, which: Neighbours, canvas: NDArray[np.float32], blocks: Blocks, rows: Indices) -> Tensor:
-        """What some of the blocks around these add to their state."""
-        if (name, which) not in self._parts:
-            weight = self._state.weights[name]
-            parts = weight.view(len(weight), 9, -1)[:, list(which)]
-            self._parts[name, which] = parts.reshape(len(weight), -1).T.contiguous()
-        weight = self._parts[name, which]
-        out = weight.new_empty(len(rows), weight.shape[1])
-        for part in _chunks(len(rows)):
-            found = torch.from_numpy(gather(canvas, blocks, rows[part], which)).to(self._device)
-            torch.mm(found, weight, out=out[part])
-        return out
 
-    def _accumulate(self, step: _Layers, rows: Tensor) -> NDArray[np.float32]:
-        """(R, outputs) the last layer's sums."""
-        a = rows.clamp(-EXACT_ACTIVATION_LIMIT, EXACT_ACTIVATION_LIMIT + 0.5).floor_()
-        for layer in step.hidden:
-            a = layer.settle(layer.accumulate("a", a), 0, EXACT_ACTIVATION_LIMIT)
-        return torch.nn.functional.linear(a, step.out.weights["a"], step.out.bias).cpu().numpy()
-
-    def inputs_of(self, coefficients: NDArray[np.int16], ends: Indices, blocks: Blocks) -> Tensor:
-        """Coefficients of this plane (R, 64) as the planes coded after it see them."""
-        out = np.empty((len(ends), group_inputs(0, 64) + END_FEATURES), np.float32)
-        rows = np.arange(len(ends))
-        write_coefficients(coefficients, 0, blocks.image, blocks.steps, rows, out)
-        write_ends(ends, rows, out)
-        return torch.from_numpy(out).to(self._device)
+def inputs_of(known: Known, blocks: Blocks) -> Inputs:
+    """A plane as the planes coded after it see it."""
+    rows = np.arange(len(known.ends))
+    inputs = passes.no_inputs(len(rows), 64 + LINEAR + END_FEATURES)
+    passes.list_coefficients(known.coefficients, (0, 64), rows, known.image, blocks.steps, inputs)
+    passes.list_ends(known.ends, rows, 2 * 64 + LINEAR, inputs)
+    return inputs
 
 
-def _take(rows: Tensor, numbers: Indices) -> Tensor:
-    """Rows by number; three times as fast as an index in brackets."""
-    return rows.index_select(0, torch.from_numpy(numbers).to(rows.device))
-
-
-def _chunks(rows: int) -> list[slice]:
-    return [slice(i, min(i + CHUNK_ROWS, rows)) for i in range(0, rows, CHUNK_ROWS)]
+def _whole_block(weight: Floats) -> Floats:
+    """Weights (S, inputs) of all of a block, its end last -> (columns, S)."""
+    coefficients, end = np.split(weight, [group_inputs(0, 64)], axis=1)
+    return np.concatenate([passes.columns_of(coefficients, 64), end.T])

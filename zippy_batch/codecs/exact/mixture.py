@@ -79,6 +79,11 @@ class Quantisers:
     unit: NDArray[np.int64]
     """(G,) log2 of the units."""
 
+    @property
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """As the kernels want them."""
+        return self.step, self.octaves, self.unit
+
     @staticmethod
     def of(steps: NDArray[np.integer], unit: NDArray[np.integer]) -> Quantisers:
         step: NDArray[np.int64] = np.array(steps, np.int64, order="C")
@@ -133,200 +138,259 @@ def _rescale(accumulated: int, shift: int) -> int:
     return max(-OUT_LIMIT, min(OUT_LIMIT, (accumulated + (1 << (shift - 1))) >> shift))
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def _output(accumulated, shift, k):  # type: ignore[no-untyped-def]
-    s = shift[k]
-    return min(OUT_LIMIT, max(-OUT_LIMIT, (np.int64(accumulated[k]) + (np.int64(1) << (s - 1))) >> s))
+_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
-@numba.njit(cache=True, nogil=True)
-def _prepare(accumulated, j, size, shift, step, octaves, unit, mu, slope, weight):  # type: ignore[no-untyped-def]
-    """Fills mu, slope and weight of one coefficient; returns lo, hi and a value to begin a search at."""
-    first = WEIGHT[min(255, max(0, _output(accumulated, shift, 2 * MIXTURE * size + j) + 128))]
-    second = WEIGHT[min(255, max(0, _output(accumulated, shift, (2 * MIXTURE + 1) * size + j) + 128))]
-    weight[0] = first
-    weight[1] = ((65536 - first) * second) >> 16
-    weight[2] = 65536 - first - weight[1]
-    lo, hi, heaviest = 1 << 40, -1 << 40, 0
-    for k in range(MIXTURE):
-        mu[k] = ((_output(accumulated, shift, k * size + j) << unit) + 8 * step) // (16 * step)
-        index = (_output(accumulated, shift, (MIXTURE + k) * size + j) + octaves + 8) >> 4
-        index = min(SCALE_STEPS - 1, max(0, index - _LOW))
-        slope[k] = SLOPE[index]
-        lo = min(lo, (mu[k] >> 6) - RADIUS[index])
-        hi = max(hi, (mu[k] >> 6) + RADIUS[index])
-        if weight[k] > weight[heaviest]:
-            heaviest = k
+@dataclass(frozen=True)
+class Scale:
+    """What turns the sums of a step's last layer into its outputs: floor((sum + offset) * factor), clamped."""
+
+    offset: NDArray[np.float32]
+    """The bias and half of what is divided by."""
+    factor: NDArray[np.float32]
+    """2^-shift"""
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As the kernels want them."""
+        return self.offset, self.factor
+
+    @staticmethod
+    def of(bias: NDArray[np.integer], shift: NDArray[np.integer]) -> Scale:
+        wide = np.asarray(shift, np.int64)
+        return Scale((bias + (np.int64(1) << (wide - 1))).astype(np.float32), np.exp2(-wide).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What blocks are coded with."""
+
+    sums: NDArray[np.float32]
+    """(rows, outputs) of the last layer, without its bias."""
+    scale: Scale
+
+
+@_jit
+def _rescale_row(sums, scale, out):  # type: ignore[no-untyped-def]
+    offset, factor = scale
+    most = np.float32(OUT_LIMIT)
+    for i in range(len(sums)):
+        out[i] = np.int32(min(most, max(-most, np.floor((sums[i] + offset[i]) * factor[i]))))
+
+
+@_jit
+def _component(mean, scale, step, octaves, unit):  # type: ignore[no-untyped-def]
+    """mu, and the index of the scale."""
+    # a correctly rounded quotient of numbers below 2^24 is never rounded up to a whole number
+    mu = np.int64(np.floor(np.float64((np.int64(mean) << unit) + 8 * step) / np.float64(16 * step)))
+    index = ((scale + octaves + 8) >> 4) - _LOW
+    return mu, min(SCALE_STEPS - 1, max(0, index))
+
+
+@_jit
+def _prepare(out, j, size, step, octaves, unit):  # type: ignore[no-untyped-def]
+    """Of one coefficient: mu, slope and weight of each component; lo, hi; and a value to begin a search at."""
+    first = WEIGHT[min(255, max(0, out[2 * MIXTURE * size + j] + 128))]
+    second = WEIGHT[min(255, max(0, out[(2 * MIXTURE + 1) * size + j] + 128))]
+    second = ((65536 - first) * second) >> 16
+    third = 65536 - first - second
+    mu_1, index_1 = _component(out[j], out[3 * size + j], step, octaves, unit)
+    mu_2, index_2 = _component(out[size + j], out[4 * size + j], step, octaves, unit)
+    mu_3, index_3 = _component(out[2 * size + j], out[5 * size + j], step, octaves, unit)
+    reach_1, reach_2, reach_3 = RADIUS[index_1], RADIUS[index_2], RADIUS[index_3]
+    lo = min((mu_1 >> 6) - reach_1, (mu_2 >> 6) - reach_2, (mu_3 >> 6) - reach_3)
+    hi = max((mu_1 >> 6) + reach_1, (mu_2 >> 6) + reach_2, (mu_3 >> 6) + reach_3)
     lo = max(-VALUE_SPAN, min(VALUE_SPAN, lo))
     hi = max(-VALUE_SPAN, min(VALUE_SPAN, hi))
-    return lo, hi, min(hi, max(lo, (mu[heaviest] + 32) >> 6))
+    likely = mu_1 if first >= max(second, third) else mu_2 if second >= third else mu_3
+    parts = (mu_1, SLOPE[index_1], first, mu_2, SLOPE[index_2], second, mu_3, SLOPE[index_3], third)
+    return parts, lo, hi, min(hi, max(lo, (likely + 32) >> 6))
 
 
-@numba.njit(cache=True, nogil=True)
-def _cumulative(x, lo, hi, mu, slope, weight, zero):  # type: ignore[no-untyped-def]
+@_jit
+def _share(distance, slope):  # type: ignore[no-untyped-def]
+    """F in 2^-24, of a distance in 1/64 steps."""
+    at = min(2 * _Z_LIMIT - 1, max(0, ((distance * slope) >> 20) + _Z_LIMIT))
+    entry = at >> _ENTRY_BITS
+    return LOGISTIC[entry] + (((LOGISTIC[entry + 1] - LOGISTIC[entry]) * (at & 255)) >> _ENTRY_BITS)
+
+
+@_jit
+def _cumulative(x, lo, hi, parts, zero):  # type: ignore[no-untyped-def]
     """C(x) where zero is 0, else C'(x) with zero = C(1) - C(0)."""
     if x <= lo:
         return np.int64(0)
     if x > hi:
         return np.int64(ESCAPE)
-    total = np.int64(0)
-    for k in range(MIXTURE):
-        at = (((64 * x - 32 - mu[k]) * slope[k]) >> 20) + _Z_LIMIT
-        at = min(2 * _Z_LIMIT - 1, max(0, at))
-        entry = at >> _ENTRY_BITS
-        f = LOGISTIC[entry] + (((LOGISTIC[entry + 1] - LOGISTIC[entry]) * (at & 255)) >> _ENTRY_BITS)
-        total += weight[k] * f
+    mu_1, slope_1, first, mu_2, slope_2, second, mu_3, slope_3, third = parts
+    at = 64 * x - 32
+    total = first * _share(at - mu_1, slope_1) + second * _share(at - mu_2, slope_2)
+    total += third * _share(at - mu_3, slope_3)
     c = ((total * (ESCAPE - (hi - lo + 1))) >> 40) + x - lo
     if zero:
         c = (c - (zero if x > 0 else 0)) * ESCAPE // (ESCAPE - zero)
     return c
 
 
-@numba.njit(cache=True, nogil=True)
-def _zero(lo, hi, mu, slope, weight):  # type: ignore[no-untyped-def]
+@_jit
+def _zero(lo, hi, parts):  # type: ignore[no-untyped-def]
     """Frequency of 0, where other values have some."""
     if lo >= 0 or hi <= 0:
         return np.int64(0)
-    return _cumulative(1, lo, hi, mu, slope, weight, 0) - _cumulative(0, lo, hi, mu, slope, weight, 0)
+    return _cumulative(1, lo, hi, parts, 0) - _cumulative(0, lo, hi, parts, 0)
 
 
-@numba.njit(cache=True, nogil=True)
-def intervals(accumulated, image, ends, first, shift, step, octaves, unit, values, start, frequency):  # type: ignore[no-untyped-def]
-    """Frequency intervals of known values.
+@_jit
+def intervals(sums, scale, where, first, how, coefficients, found, room):  # type: ignore[no-untyped-def]
+    """Frequency intervals of known coefficients.
 
-    accumulated (R, PARAMETERS * G) float32 integers of the coefficients first..first+G-1, and shift (PARAMETERS * G,)
-    the powers of two that they are divided by; step, octaves and unit those of `Quantisers`; image (R,) numbers of the
-    rows' images and ends (R,) of their blocks; values (R, G). Fills start (uint16) and frequency (uint16), both (R, G).
-    What lies behind a block's end has a frequency of 0, and an escape the start ESCAPE.
+    sums (rows, PARAMETERS * G) of the coefficients first..first+G-1, and the arrays of `Scale` and of `Quantisers`;
+    where: numbers of the blocks (rows,), and of all blocks their images and their ends (R,); coefficients (R, 64).
+    found: starts and frequencies (uint16), which are filled in coding order from the one of a given number on; an
+    escape has the start ESCAPE. Adds to room (N,) the bytes that `push` may take. Returns the number after the last.
     """
-    mu, slope, weight = np.empty(MIXTURE, np.int64), np.empty(MIXTURE, np.int64), np.empty(MIXTURE, np.int64)
-    size = values.shape[1]
-    for r in range(values.shape[0]):
-        n = image[r]
-        for j in range(size):
-            if first + j > ends[r]:
-                start[r, j] = 0
-                frequency[r, j] = 0
-                continue
-            lo, hi, _ = _prepare(accumulated[r], j, size, shift, step[n, j], octaves[n, j], unit[j], mu, slope, weight)
-            zero = _zero(lo, hi, mu, slope, weight) if first + j == ends[r] and ends[r] else 0
-            x = np.int64(values[r, j])
+    rows, image, ends = where
+    step, octaves, unit = how
+    start, frequency, at = found
+    size = len(unit)
+    out = np.empty(sums.shape[1], np.int32)
+    for p in range(len(rows)):
+        r = rows[p]
+        n, end = image[r], ends[r]
+        _rescale_row(sums[p], scale, out)
+        for j in range(min(size, end - first + 1)):
+            parts, lo, hi, _ = _prepare(out, j, size, step[n, j], octaves[n, j], unit[j])
+            x = np.int64(coefficients[r, first + j])
+            room[n] += 2
             if x < lo or x > hi:
-                start[r, j] = ESCAPE
-                frequency[r, j] = 1
+                start[at], frequency[at] = ESCAPE, 1
+                room[n] += 2
             else:
-                begin = _cumulative(x, lo, hi, mu, slope, weight, zero)
-                start[r, j] = begin
-                frequency[r, j] = _cumulative(x + 1, lo, hi, mu, slope, weight, zero) - begin
+                zero = _zero(lo, hi, parts) if first + j == end and end else 0
+                begin = _cumulative(x, lo, hi, parts, zero)
+                start[at], frequency[at] = begin, _cumulative(x + 1, lo, hi, parts, zero) - begin
+            at += 1
+    return at
 
 
-@numba.njit(cache=True, nogil=True)
-def pop(accumulated, image, ends, first, shift, step, octaves, unit, data, begin, end, state, values):  # type: ignore[no-untyped-def]
-    """Pop the values (R, G) of the coefficients first..first+G-1, those behind their block's end left as they are.
-
-    data holds all images' bytes; begin and state (N,) are advanced in place.
+@_jit
+def pop(sums, scale, where, first, how, lanes, coefficients):  # type: ignore[no-untyped-def]
+    """Pop the coefficients first..first+G-1 of blocks, up to their ends, into coefficients (R, 64). As `intervals`;
+    lanes: the bytes of all images, and of each (N,) where its next ones begin and end, and its state, which are
+    advanced in place.
     """
+    rows, image, ends = where
+    step, octaves, unit = how
+    data, begin, end, state = lanes
     low = np.uint64(1 << 24)
-    mu, slope, weight = np.empty(MIXTURE, np.int64), np.empty(MIXTURE, np.int64), np.empty(MIXTURE, np.int64)
-    size = values.shape[1]
-    for r in range(values.shape[0]):
+    size = len(unit)
+    out = np.empty(sums.shape[1], np.int32)
+    for p in range(len(rows)):
+        r = rows[p]
         n = image[r]
-        x = state[n]
-        at = begin[n]
-        stop = end[n]
+        x, at, stop = state[n], begin[n], end[n]
+        _rescale_row(sums[p], scale, out)
         for j in range(min(size, ends[r] - first + 1)):
-            lo, hi, value = _prepare(
-                accumulated[r], j, size, shift, step[n, j], octaves[n, j], unit[j], mu, slope, weight
-            )
+            parts, lo, hi, value = _prepare(out, j, size, step[n, j], octaves[n, j], unit[j])
             slot = np.int64(x & np.uint64(65535))
             if slot == ESCAPE:
                 x = x >> np.uint64(16)
                 while x < low and at < stop:
                     x = (x << np.uint64(8)) | np.uint64(data[at])
                     at += 1
-                values[r, j] = np.int64(x & np.uint64(65535)) - 32768
+                value = np.int64(x & np.uint64(65535)) - 32768
                 x >>= np.uint64(16)
             else:
-                zero = _zero(lo, hi, mu, slope, weight) if first + j == ends[r] and ends[r] else 0
-                # the value whose interval holds the slot: bracket it from the likely one, then halve
-                left, begun = value, _cumulative(value, lo, hi, mu, slope, weight, zero)
-                right, after = value, begun
-                reach = 1
-                if begun <= slot:
-                    while after <= slot:
-                        left, begun = right, after
-                        right = min(hi + 1, right + reach)
-                        after = _cumulative(right, lo, hi, mu, slope, weight, zero)
-                        reach *= 2
-                else:
-                    while begun > slot:
-                        right, after = left, begun
-                        left = max(lo, left - reach)
-                        begun = _cumulative(left, lo, hi, mu, slope, weight, zero)
-                        reach *= 2
-                while right - left > 1:
-                    middle = (left + right) >> 1
-                    c = _cumulative(middle, lo, hi, mu, slope, weight, zero)
-                    if c <= slot:
-                        left, begun = middle, c
-                    else:
-                        right, after = middle, c
-                values[r, j] = left
+                zero = _zero(lo, hi, parts) if first + j == ends[r] and ends[r] else 0
+                value, begun, after = _find(slot, value, lo, hi, parts, zero)
                 x = np.uint64(after - begun) * (x >> np.uint64(16)) + np.uint64(slot - begun)
+            coefficients[r, first + j] = value
             while x < low and at < stop:
                 x = (x << np.uint64(8)) | np.uint64(data[at])
                 at += 1
-        state[n] = x
-        begin[n] = at
+        state[n], begin[n] = x, at
 
 
-@numba.njit(cache=True, nogil=True)
-def _weigh_ends(accumulated, shift, weight):  # type: ignore[no-untyped-def]
+@_jit
+def _find(slot, value, lo, hi, parts, zero):  # type: ignore[no-untyped-def]
+    """The value whose interval holds the slot, and that interval: bracketed from a likely one on, then halved."""
+    left, right = value, min(hi + 1, value + 1)
+    begun, after = _cumulative(left, lo, hi, parts, zero), _cumulative(right, lo, hi, parts, zero)
+    reach = 1
+    while after <= slot:
+        left, begun = right, after
+        right = min(hi + 1, right + reach)
+        after = _cumulative(right, lo, hi, parts, zero)
+        reach *= 2
+    while begun > slot:
+        right, after = left, begun
+        left = max(lo, left - reach)
+        begun = _cumulative(left, lo, hi, parts, zero)
+        reach *= 2
+    while right - left > 1:
+        middle = (left + right) >> 1
+        c = _cumulative(middle, lo, hi, parts, zero)
+        if c <= slot:
+            left, begun = middle, c
+        else:
+            right, after = middle, c
+    return left, begun, after
+
+
+@_jit
+def _weigh_ends(sums, scale, out, weight):  # type: ignore[no-untyped-def]
     """Fills the weights (ENDS,) of a block's ends; returns their sum."""
-    most = np.int64(-OUT_LIMIT)
+    _rescale_row(sums, scale, out)
+    most = np.int32(-OUT_LIMIT)
     for i in range(ENDS):
-        weight[i] = _output(accumulated, shift, i)
-        most = max(most, weight[i])
+        most = max(most, out[i])
     total = np.int64(0)
     for i in range(ENDS):
-        weight[i] = EXPONENTIAL[min(len(EXPONENTIAL) - 1, most - weight[i])]
+        weight[i] = EXPONENTIAL[min(len(EXPONENTIAL) - 1, most - out[i])]
         total += weight[i]
     return total
 
 
-@numba.njit(cache=True, nogil=True)
-def end_intervals(accumulated, shift, values, start, frequency):  # type: ignore[no-untyped-def]
-    """As `intervals`, of the ends of blocks: accumulated (R, ENDS), values, start and frequency (R, 1)."""
-    weight = np.empty(ENDS, np.int64)
-    for r in range(values.shape[0]):
-        total = _weigh_ends(accumulated[r], shift, weight)
-        value = np.int64(values[r, 0])
+@_jit
+def end_intervals(sums, scale, where, found, room):  # type: ignore[no-untyped-def]
+    """As `intervals`, of the ends of blocks: sums (rows, ENDS)."""
+    rows, image, ends = where
+    start, frequency, at = found
+    out, weight = np.empty(ENDS, np.int32), np.empty(ENDS, np.int64)
+    for p in range(len(rows)):
+        total = _weigh_ends(sums[p], scale, out, weight)
+        value = ends[rows[p]]
         before = np.int64(0)
         for i in range(value):
             before += weight[i]
         begin = before * (65536 - ENDS) // total + value
-        start[r, 0] = begin
-        frequency[r, 0] = (before + weight[value]) * (65536 - ENDS) // total + value + 1 - begin
+        start[at] = begin
+        frequency[at] = (before + weight[value]) * (65536 - ENDS) // total + value + 1 - begin
+        room[image[rows[p]]] += 2
+        at += 1
+    return at
 
 
-@numba.njit(cache=True, nogil=True)
-def pop_ends(accumulated, image, shift, data, begin, end, state, values):  # type: ignore[no-untyped-def]
-    """As `pop`, of the ends of blocks: accumulated (R, ENDS), values (R, 1)."""
+@_jit
+def pop_ends(sums, scale, where, lanes):  # type: ignore[no-untyped-def]
+    """As `pop`, of the ends of blocks: sums (rows, ENDS)."""
+    rows, image, ends = where
+    data, begin, end, state = lanes
     low = np.uint64(1 << 24)
-    weight = np.empty(ENDS, np.int64)
-    for r in range(values.shape[0]):
-        n = image[r]
+    out, weight = np.empty(ENDS, np.int32), np.empty(ENDS, np.int64)
+    for p in range(len(rows)):
+        n = image[rows[p]]
         x = state[n]
         slot = np.int64(x & np.uint64(65535))
-        total = _weigh_ends(accumulated[r], shift, weight)
-        value = np.int64(0)
-        before, begun = weight[0], np.int64(0)
-        after = before * (65536 - ENDS) // total + 1
-        while after <= slot:
-            value += 1
+        total = _weigh_ends(sums[p], scale, out, weight)
+        value, before = np.int64(0), np.int64(0)
+        # whether the next start, before * (65536 - ENDS) // total + value + 1, is at most the slot
+        while value < ENDS - 1 and (before + weight[value]) * (65536 - ENDS) < (slot - value) * total:
             before += weight[value]
-            begun, after = after, before * (65536 - ENDS) // total + value + 1
-        values[r, 0] = value
+            value += 1
+        begun = before * (65536 - ENDS) // total + value
+        after = (before + weight[value]) * (65536 - ENDS) // total + value + 1
+        ends[rows[p]] = value
         x = np.uint64(after - begun) * (x >> np.uint64(16)) + np.uint64(slot - begun)
         while x < low and begin[n] < end[n]:
             x = (x << np.uint64(8)) | np.uint64(data[begin[n]])
@@ -334,29 +398,34 @@ def pop_ends(accumulated, image, shift, data, begin, end, state, values):  # typ
         state[n] = x
 
 
-@numba.njit(cache=True, nogil=True)
-def push(image, values, start, frequency, escape, state, out, at):  # type: ignore[no-untyped-def]
-    """Push rows, last first: values int16, start and frequency uint16, all (R, G); state (N,) uint64. escape is the
-    start of escapes, or -1 where there are none. Writes bytes to out from at[n] on, which is advanced in place; each
-    push emits two at most, an escape four."""
-    for r in range(values.shape[0] - 1, -1, -1):
+@_jit
+def push(where, span, values, found, escape, lanes):  # type: ignore[no-untyped-def]
+    """Push what `intervals` found of blocks, last first, coefficients span = first, number of each; values (R, 64) are
+    those of escapes, and escape is the start of such, or -1 where there are none. found: as there, with the number
+    after the last. lanes: of each image (N,) its state, bytes of all images, and where the next one of each goes, which
+    are advanced in place; each push emits two bytes at most, an escape four. Returns the number of the first.
+    """
+    rows, image, ends = where
+    first, size = span
+    start, frequency, number = found
+    state, out, at = lanes
+    for p in range(len(rows) - 1, -1, -1):
+        r = rows[p]
         n = image[r]
-        x = state[n]
-        place = at[n]
-        for j in range(values.shape[1] - 1, -1, -1):
-            f = np.uint64(frequency[r, j])
-            if f == 0:
-                continue
-            if start[r, j] == escape:
+        x, place = state[n], at[n]
+        for j in range(min(size, ends[r] - first + 1) - 1, -1, -1):
+            number -= 1
+            f = np.uint64(frequency[number])
+            if start[number] == escape:
                 while x >= np.uint64(65536):
                     out[place] = x & np.uint64(255)
                     place += 1
                     x >>= np.uint64(8)
-                x = (x << np.uint64(16)) + np.uint64(np.int64(values[r, j]) + 32768)
+                x = (x << np.uint64(16)) + np.uint64(np.int64(values[r, first + j]) + 32768)
             while x >= f << np.uint64(16):
                 out[place] = x & np.uint64(255)
                 place += 1
                 x >>= np.uint64(8)
-            x = ((x // f) << np.uint64(16)) + x % f + np.uint64(start[r, j])
-        state[n] = x
-        at[n] = place
+            x = ((x // f) << np.uint64(16)) + x % f + np.uint64(start[number])
+        state[n], at[n] = x, place
+    return number

@@ -45,7 +45,11 @@ class Backend(Protocol):
         ...
 
     def product(self, x: Array, weight: Weight) -> Array:
-        """x (R, inputs) int8 -> (R, outputs) int32."""
+        """x (R, inputs) int8 -> (R, outputs) int32, or float32 that hold whole numbers."""
+        ...
+
+    def no_sums(self, width: int) -> Array:
+        """What `product` gives for no rows."""
         ...
 
 
@@ -75,6 +79,9 @@ class ProcessorBackend:
     def product(self, x: Array, weight: Weight) -> Array:
         return self._products(torch.from_numpy(np.ascontiguousarray(x)), weight).numpy()
 
+    def no_sums(self, width: int) -> Array:
+        return self.empty(self._products.sums, 0, width)
+
 
 class TorchBackend:
     """Any device that PyTorch knows, the processor among them: passes of tensor operations."""
@@ -101,6 +108,9 @@ class TorchBackend:
 
     def product(self, x: Array, weight: Weight) -> Array:
         return self._products(x.contiguous(), weight)
+
+    def no_sums(self, width: int) -> Array:
+        return self.empty(self._products.sums, 0, width)
 
 
 def put_scale(backend: Backend, multiplier: Multiplier) -> Scale:

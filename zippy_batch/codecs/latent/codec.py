@@ -38,6 +38,7 @@ Pixels = NDArray[np.uint8]
 
 _FARTHEST = 1e5
 """Largest latent, in sixteenths of a step, that the encoder takes: no picture comes near it."""
+_NO_PIXELS: Pixels = np.empty((0, 0), np.uint8)
 _BAND_POSITIONS = 1 << 14
 """Positions that the analysis takes at a time, which bounds its memory."""
 
@@ -184,8 +185,12 @@ class LatentCodec:
         sizes = _sizes([(i.height, i.width, i.grey) for i in items])
         with exact_products(self._device):
             stream = self._synthesis.stream(y_hat, sizes, _quality_indices([i.quality for i in items]))
-            of_kind = {grey: self._synthesis.pixels(stream, grey) for grey in sorted({item.grey for item in items})}
-        out = [np.ascontiguousarray(of_kind[item.grey][n, : item.height, : item.width]) for n, item in enumerate(items)]
+            out: list[Pixels] = [_NO_PIXELS] * len(items)
+            for grey in {item.grey for item in items}:
+                chosen = [n for n, item in enumerate(items) if item.grey == grey]
+                made = self._synthesis.pixels(stream if len(chosen) == len(items) else stream[chosen], grey)
+                for n, whole in zip(chosen, made, strict=True):
+                    out[n] = np.ascontiguousarray(whole[: items[n].height, : items[n].width])
         return out, damage
 
     def decode_symbols(self, items: Sequence[LatentItem]) -> tuple[Array, dict[int, str]]:

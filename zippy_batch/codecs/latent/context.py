@@ -155,7 +155,7 @@ class IntegerContext:
         self._to_sixteenths = Multiplier.load(arrays, "level.to_sixteenths", QUALITY_LEVELS, a.latents)
         self._to_canvas = Multiplier.load(arrays, "level.to_canvas", QUALITY_LEVELS, a.latents)
         self._scale_offset = fetch(arrays, "level.scale_offset", "int16", QUALITY_LEVELS, a.latents).astype(np.int32)
-        self._nothing = backend.empty("int32", 0, a.context_width)
+        self._nothing = backend.no_sums(a.context_width)
         self._static = lru_cache(maxsize=32)(self._static_of)
 
     def _static_of(self, sizes: tuple[Size, ...], visit: Visit) -> Array:

@@ -147,8 +147,9 @@ def split_stream(x: Tensor, limit: int, high: Tensor, low: Tensor) -> None:
 def _four_products(high: Tensor, low: Tensor) -> Tensor:
     """(rows, 2C) sums of both halves of the input with both halves of the weights -> (rows, C)."""
     width = high.shape[1] // 2
-    outer = high[:, :width].long() * 128 + high[:, width:]
-    return (outer << 8) + low[:, :width].long() * 128 + low[:, width:]
+    high, low = high.long(), low.long()
+    outer = high[:, :width] * 128 + high[:, width:]
+    return (outer << 8) + low[:, :width] * 128 + low[:, width:]
 
 
 def begin_stream(

@@ -3,6 +3,8 @@
 Every function takes and fills NumPy arrays; `device_passes.py` has the same functions for other devices, and is their
 reference in tests. All arithmetic is on integers, in 64 bits where a product needs them.
 
+Sums of products come as int32, or as float32 that hold whole numbers.
+
 Letters: N images, h w grid, P positions of a visit (h' * w'), R = N * P rows, M latents, C units, G channels of a
 group. A scale is the mantissas and the shift of an `int8.Multiplier`, as a pair.
 """
@@ -16,6 +18,18 @@ import numba
 import numpy as np
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+@_jit
+def _whole(total):
+    """A sum, which int32 always holds, as int64: processors convert floats to 32 bits many at a time."""
+    return np.int64(np.int32(total))
+
+
+@_jit
+def _scaled(value, mantissa, half, shift):
+    """A value within 32 bits times a mantissa, shifted; it is faster to multiply 32 by 32 bits than 64 by 64."""
+    return (np.int64(np.int32(value)) * np.int64(mantissa) + half) >> shift
 
 
 @_jit
@@ -69,7 +83,7 @@ def share(sums, scale, static, level, out):
             at = n * positions + p
             if len(sums):
                 for i in range(width):
-                    seen = (np.int64(sums[at, i]) * mantissa[i] + half) >> shift
+                    seen = _scaled(sums[at, i], mantissa[i], half, shift)
                     out[at, i] = static[of_size, p, i] + level[n, i] + seen
             else:
                 for i in range(width):
@@ -87,12 +101,12 @@ def rectify(shared, bias, own, own_scale, scale, out):
     for r in range(shared.shape[0]):
         if len(own):
             for i in range(shared.shape[1]):
-                z = shared[r, i] + bias[i] + ((np.int64(own[r, i]) * own_mantissa[i] + own_half) >> own_shift)
-                out[r, i] = min(max((z * mantissa[i] + half) >> shift, 0), 255) - 128
+                z = shared[r, i] + bias[i] + _scaled(own[r, i], own_mantissa[i], own_half, own_shift)
+                out[r, i] = min(max(_scaled(z, mantissa[i], half, shift), 0), 255) - 128
         else:
             for i in range(shared.shape[1]):
                 z = np.int64(shared[r, i]) + bias[i]
-                out[r, i] = min(max((z * mantissa[i] + half) >> shift, 0), 255) - 128
+                out[r, i] = min(max(_scaled(z, mantissa[i], half, shift), 0), 255) - 128
 
 
 @_jit
@@ -102,8 +116,8 @@ def rectify_sums(sums, bias, scale, out):
     half = np.int64(1) << (shift - 1)
     for r in range(sums.shape[0]):
         for i in range(sums.shape[1]):
-            z = np.int64(sums[r, i]) + bias[i]
-            out[r, i] = min(max((z * mantissa[i] + half) >> shift, 0), 255) - 128
+            z = _whole(sums[r, i]) + bias[i]
+            out[r, i] = min(max(_scaled(z, mantissa[i], half, shift), 0), 255) - 128
 
 
 @_jit
@@ -124,11 +138,11 @@ def predict(sums, bias, scale, level_scale, offset, limits, mean, index):
         for p in range(positions):
             r = n * positions + p
             for i in range(size):
-                t = ((np.int64(sums[r, i]) + bias[i]) * mantissa[i] + half) >> shift
+                t = _scaled(_whole(sums[r, i]) + bias[i], mantissa[i], half, shift)
                 t = min(max(t, -most), most)
-                v = (t * level_mantissa[n, i] + level_half) >> level_shift
+                v = _scaled(t, level_mantissa[n, i], level_half, level_shift)
                 mean[r, i] = min(max(v, -most_sixteenths), most_sixteenths)
-                s = ((np.int64(sums[r, size + i]) + bias[size + i]) * mantissa[size + i] + half) >> shift
+                s = _scaled(_whole(sums[r, size + i]) + bias[size + i], mantissa[size + i], half, shift)
                 index[r, i] = min(max((s + offset[n, i] + 8) >> 4, 0), top)
 
 
@@ -174,7 +188,7 @@ def absorb(mean, residual, place, start, to_canvas, y_hat, canvas, sizes, own):
                 for i in range(size):
                     value = mean[at, i] + 16 * residual[at, i]
                     values[i] = value
-                    seen[i] = min(max((np.int64(value) * mantissa[n, i] + half) >> shift, -127), 127)
+                    seen[i] = min(max(_scaled(value, mantissa[n, i], half, shift), -127), 127)
                 companded = sizes[n, y, x, start : start + size]
                 for i in range(size):
                     # a correctly rounded root lies far enough from a half for the result to be round(sqrt(127 * v))
@@ -193,7 +207,7 @@ def split_latents(y_hat, scale, limit, high, low):
     for n in range(n_images):
         for p in range(positions):
             for i in range(m):
-                v = min(max((np.int64(y_hat[n, p, i]) * mantissa[n, i] + half) >> shift, -limit), limit)
+                v = min(max(_scaled(y_hat[n, p, i], mantissa[n, i], half, shift), -limit), limit)
                 top = (v + 128) >> 8
                 high[n * positions + p, i] = top
                 low[n * positions + p, i] = v - (top << 8)
@@ -223,8 +237,8 @@ def begin_stream(high, low, first, scale, static, level, limit, out):
         n, p = (first + r) // positions, (first + r) % positions
         of_size = n if len(static) > 1 else 0
         for i in range(width):
-            outer = np.int64(high[r, i]) * 128 + high[r, width + i]
-            inner = np.int64(low[r, i]) * 128 + low[r, width + i]
+            outer = _whole(high[r, i]) * 128 + _whole(high[r, width + i])
+            inner = _whole(low[r, i]) * 128 + _whole(low[r, width + i])
             v = (((outer << 8) + inner) * mantissa[i] + half) >> shift
             out[r, i] = min(max(v + static[of_size, p, i] + level[n, i], -limit), limit)
 
@@ -247,7 +261,7 @@ def depthwise(x, taps, bias, scale, out):
                         for i in range(width):
                             total[i] += np.int32(x[n, y, z, i]) * np.int32(taps[k, i])
                 for i in range(width):
-                    out[n, r, c, i] = min(max((np.int64(total[i]) * mantissa[i] + half) >> shift, -127), 127)
+                    out[n, r, c, i] = min(max(_scaled(total[i], mantissa[i], half, shift), -127), 127)
 
 
 @_jit
@@ -259,10 +273,10 @@ def gate(sums, bias, scale, limit, gate_scale, out):
     half, gate_half = np.int64(1) << (shift - 1), np.int64(1) << (gate_shift - 1)
     for r in range(out.shape[0]):
         for i in range(width):
-            a = ((np.int64(sums[r, i]) + bias[i]) * mantissa[i] + half) >> shift
-            b = ((np.int64(sums[r, width + i]) + bias[width + i]) * mantissa[width + i] + half) >> shift
+            a = _scaled(_whole(sums[r, i]) + bias[i], mantissa[i], half, shift)
+            b = _scaled(_whole(sums[r, width + i]) + bias[width + i], mantissa[width + i], half, shift)
             a, b = min(max(a, 0), limit), min(max(b, -limit), limit)
-            out[r, i] = min(max((a * b * gate_mantissa[i] + gate_half) >> gate_shift, -127), 127)
+            out[r, i] = min(max(_scaled(a * b, gate_mantissa[i], gate_half, gate_shift), -127), 127)
 
 
 @_jit
@@ -272,7 +286,7 @@ def add_to_stream(sums, bias, scale, limit, x):
     half = np.int64(1) << (shift - 1)
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
-            v = x[r, i] + (((np.int64(sums[r, i]) + bias[i]) * mantissa[i] + half) >> shift)
+            v = x[r, i] + _scaled(_whole(sums[r, i]) + bias[i], mantissa[i], half, shift)
             x[r, i] = min(max(v, -limit), limit)
 
 
@@ -288,8 +302,8 @@ def to_colour(high, low, first, bias, scale, grid, out):
     for r in range(high.shape[0]):
         n, y, x = (first + r) // (h * w), (first + r) // w % h * 8, (first + r) % w * 8
         for i in range(192):
-            outer = np.int64(high[r, i]) * 128 + high[r, 192 + i]
-            inner = np.int64(low[r, i]) * 128 + low[r, 192 + i]
+            outer = _whole(high[r, i]) * 128 + _whole(high[r, 192 + i])
+            inner = _whole(low[r, i]) * 128 + _whole(low[r, 192 + i])
             v = (((outer << 8) + inner + bias[i]) * mantissa[i] + half) >> shift
             levels[i] = min(max((v + 8) >> 4, 0), 255)
         for i in range(8):
@@ -304,13 +318,14 @@ def to_grey(high, low, first, bias, scale, grid, out):
     mantissa, shift = scale
     h, w = grid
     half = np.int64(1) << (shift - 1)
+    total = np.empty(64, np.int64)
     for r in range(high.shape[0]):
         n, y, x = (first + r) // (h * w), (first + r) // w % h * 8, (first + r) % w * 8
+        total[:] = 24
+        for k in range(0, 192, 64):
+            for i in range(64):
+                outer = _whole(high[r, k + i]) * 128 + _whole(high[r, 192 + k + i])
+                inner = _whole(low[r, k + i]) * 128 + _whole(low[r, 192 + k + i])
+                total[i] += (((outer << 8) + inner + bias[k + i]) * mantissa[k + i] + half) >> shift
         for i in range(64):
-            total = np.int64(24)
-            for k in range(3):
-                j = 64 * k + i
-                outer = np.int64(high[r, j]) * 128 + high[r, 192 + j]
-                inner = np.int64(low[r, j]) * 128 + low[r, 192 + j]
-                total += (((outer << 8) + inner + bias[j]) * mantissa[j] + half) >> shift
-            out[n, y + i // 8, x + i % 8] = min(max(total // 48, 0), 255)
+            out[n, y + i // 8, x + i % 8] = np.uint32(min(max(total[i], 0), 48 * 255)) // np.uint32(48)

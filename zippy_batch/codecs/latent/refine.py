@@ -104,8 +104,9 @@ class _Images:
         """(N,) bits per pixel plus weighted squared error, with residuals as `draw` makes them, or rounded."""
         network = self._network
         rounded = draw is None
+        narrow = not rounded and self._precision != torch.float32
         with torch.set_grad_enabled(not rounded):
-            with torch.autocast(y.device.type, self._precision, enabled=not rounded):
+            with torch.autocast(y.device.type, self._precision, enabled=narrow):
                 y_hat, bits = network.code(y, self._gain, self._spatial, self._hats, draw or nearest)
                 out = network.synthesis(y_hat * self._inverse, self._spatial, self._hats).float()
             n, h, w, _ = out.shape
