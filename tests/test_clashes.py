@@ -142,3 +142,8 @@ def test_clashes_are_what_no_directory_could_hold(names: list[str]) -> None:
     twice = {name for name in names if names.count(name) > 1}
     directories = {name for name in names if any(other.startswith(name + "/") for other in names)}
     assert {path.decode() for path, _ in clashes(files, ())} == twice | directories
+
+
+def test_any_number_of_files_of_one_path_are_named_once() -> None:
+    files = [SourceFile(b"a", 1, 0)] * 20_000 + [SourceFile(b"b", 1, 0)]
+    assert list(clashes(files, ())) == [(b"a", "there twice; unpack it, and archive the directory")]

@@ -49,6 +49,15 @@ def peak_bytes(run: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("target", ["part-00001.parquet", "/dev/zero", "nowhere"])
+def test_a_part_that_is_a_link_to_no_file_is_damage_of_its_own(tmp_path: Path, target: str) -> None:
+    directory = directory_of_parts(tmp_path, face_rows(3), face_rows(4, seed=1))
+    (directory / part_name(1)).unlink()
+    (directory / part_name(1)).symlink_to(target)
+    report = verify(directory, run=HERE)
+    assert (report.exit_code, {finding.shard for finding in report.damaged}) == (1, {1})
+
+
 def test_a_manifest_that_claims_rows_nobody_has(tmp_path: Path) -> None:
     directory = directory_of_parts(tmp_path, face_rows(3), face_rows(4, seed=1))
     (directory / part_name(1)).unlink()

@@ -230,6 +230,43 @@ def test_labels_come_from_one_place(faces: Path) -> None:
 # ---- runs ----
 
 
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("file;label\n000001.jpg;1,5\n000002.jpg;2,5\n000003.jpg;1,0\n", "1,5"),
+        ("7,000001.jpg\n8,000002.jpg\n9,000003.jpg\n", "7"),
+        ("0\t7\tx/000001.jpg\n1\t8\tx/000002.jpg\n2\t9\tx/000003.jpg\n", "[0, 7]"),
+        ("file,label\nimg\\000001.jpg,7\nimg\\000002.jpg,8\n", "7"),
+        ("file,label\n000001.jpg,a\u2028b\x0bc\x85d\n000002.jpg,c\n", "a\u2028b\x0bc\x85d"),
+    ],
+)
+def test_tables_of_other_forms(tmp_path: Path, faces: Path, text: str, first: str) -> None:
+    assert labels(faces, **table(tmp_path, text))["000001.jpg"] == first
+
+
+def test_folders_of_windows_tell_names_apart(tmp_path: Path) -> None:
+    source = directory(tmp_path / "faces", "ann/0.jpg", "bob/0.jpg")
+    found = labels(source, **table(tmp_path, "file,label\nann\\0.jpg,7\nbob\\0.jpg,8\n"))
+    assert found == {"ann/0.jpg": "7", "bob/0.jpg": "8"}
+
+
+def test_a_quotation_that_does_not_end_takes_no_lines_with_it(tmp_path: Path, faces: Path) -> None:
+    wanted = table(tmp_path, 'file,label\n000001.jpg,"ann\n000002.jpg,bob\n')
+    refused(faces, "labels.csv, line 3: unexpected end of data", **wanted)
+
+
+def test_a_table_of_a_header_alone(tmp_path: Path, faces: Path) -> None:
+    refused(faces, "names a file of the source: it has a header and nothing else", **table(tmp_path, "file,label\n"))
+
+
+def test_a_line_that_several_files_share_is_said(tmp_path: Path) -> None:
+    source = directory(tmp_path / "faces", "ann/0.jpg", "bob/0.jpg", "bob/1.jpg")
+    wanted = table(tmp_path, "0.jpg,7\n1.jpg,8\n")
+    assert labels(source, **wanted) == {"ann/0.jpg": "7", "bob/0.jpg": "7", "bob/1.jpg": "8"}
+    (note,) = notes(source, **wanted)
+    assert note == f"one label for several files: 1 line of {wanted['labels']}, such as 0.jpg"
+
+
 def test_labels_of_a_table_are_archived_and_the_archive_is_verified(tmp_path: Path) -> None:
     source = make_faces(tmp_path / "faces")
     wanted = table(tmp_path, "0.jpg ann\nsub/1.png bob\n")

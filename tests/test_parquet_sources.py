@@ -122,8 +122,8 @@ def test_columns_are_taken_as_they_are_named(tmp_path: Path) -> None:
         ({"image_column": "photo"}, "no column photo of the type binary"),
         ({"image_column": "number"}, "no column number of the type binary"),
         ({"name_column": "who"}, "no column for --name-column who; it has image: binary, number: int64"),
-        ({"name_column": "image"}, "no column for --name-column image"),
-        ({"label_column": "image"}, "no column for --label-column image"),
+        ({"name_column": "image"}, "--name-column names the column of images, image"),
+        ({"label_column": "image"}, "--label-column names the column of images, image"),
     ],
 )
 def test_columns_that_are_not_there_are_refused(tmp_path: Path, wanted: dict[str, Any], message: str) -> None:
@@ -258,3 +258,39 @@ def test_tables_of_shared_cases(shared: Path) -> None:
     assert labels(cases / "parquet-columns" / "float_label.parquet") == ["0", "1", None, "1"]
     for path in sorted((cases / "parquet-types").iterdir()):
         assert all(name.endswith(".jpg") for name in contents(path))
+
+
+def test_a_label_column_that_is_null_throughout_holds_no_labels(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.parquet", {"image": IMAGES, "label": pa.nulls(4)})
+    assert labels(source) == [None] * 4
+
+
+def test_text_that_was_written_as_binary_is_text_where_it_is_asked_for(tmp_path: Path) -> None:
+    columns = {
+        "image": IMAGES,
+        "n": [b"a.jpg", b"b.jpg", None, b"\xff"],
+        "l": [b"ann", "é".encode(), None, b""],
+    }
+    source = write(tmp_path / "x.parquet", columns)
+    listing = list_source(source, Wanted(image_column="image", name_column="n", label_column="l"))[1]
+    assert {file.path: file.label for file in listing.files} == {
+        b"a.jpg": "ann", b"b.jpg": "é", b"00000002.bin": None, b"\xff.jpg": "",
+    }  # fmt: skip
+
+
+def test_one_column_may_be_name_and_label(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.parquet", {"image": IMAGES, "who": ["a", "b", "c", "d"]})
+    assert labels(source, name_column="who", label_column="who") == ["a", "b", "c", "d"]
+
+
+def test_columns_of_another_type_are_refused_with_what_is_expected(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.parquet", {"image": IMAGES, "when": [datetime(2020, 1, 1, tzinfo=UTC)] * 4})
+    with pytest.raises(UsageError, match=r"the column when of --label-column is timestamp.*, expected text, integers"):
+        list_source(source, Wanted(label_column="when"))
+    with pytest.raises(UsageError, match="--label-column names the column of images, image"):
+        list_source(source, Wanted(label_column="image", leave_out=True))
+
+
+def test_metadata_of_any_depth_is_passed_over(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.parquet", {"image": IMAGES, "label": [0, 1, 2, 3]}, huggingface="[" * 100_000)
+    assert labels(source) == ["0", "1", "2", "3"]

@@ -43,6 +43,7 @@ from zippy_batch.run.pipeline import archive, restore, verify
 from zippy_batch.run.plan import plan_archive
 from zippy_batch.run.staging_local import open_local_staging
 from zippy_batch.sources import Source, Wanted, list_source
+from zippy_batch.sources.containers import UniqueNames
 from zippy_batch.sources.directory import Listing
 
 OPTIONS = ArchiveOptions(device="cpu", shard_size=5, exact="always")
@@ -758,7 +759,15 @@ def test_names_in_a_code_page(tmp_path: Path, encoding: str) -> None:
     name = "人物.jpg"
     source = zip_of(tmp_path / "x.zip", [name.encode(encoding)])
     assert list(contents(source, encoding=encoding)) == [name]
-    assert list(contents(source)) == [name.encode(encoding).decode("cp437")]
+    guess = name.encode(encoding).decode("cp437")
+    assert list(contents(source)) == [guess]
+    (note,) = listed(source)[1].notes
+    assert note == (
+        f"names taken for code page 437, as {source} does not say what they are in: 1, such as {guess}; --encoding "
+        "says another one"
+    )
+    assert listed(source, encoding=encoding)[1].notes == ()
+    refused(source, "a name that is not in ascii; --encoding says which code page it is in", encoding="ascii")
     refused(source, f"encoding '{encoding}-x' is none that Python knows", encoding=f"{encoding}-x")
     refused(source, "encoding 'rot13' is none", encoding="rot13")
 
@@ -934,6 +943,34 @@ def test_a_list_of_another_kind_is_an_error(tmp_path: Path, line: str) -> None:
     refused(source, "x.lst, line 2: expected a key, numbers and a path, with tabs between them; take the file away")
 
 
+def test_a_list_keeps_the_digits_of_its_numbers(tmp_path: Path) -> None:
+    source = write_rec(tmp_path / "x.rec", [image_record(JPEG + b"%d" % i, 9, id=i) for i in range(3)])
+    lines = ("\ufeff0\t16777217\ta.jpg", "1\t1e39\tb.jpg", "2\t0.1\t1.50\tc.jpg")
+    source.with_suffix(".lst").write_bytes("\r\n".join(lines).encode())
+    assert labels(source) == {"a.jpg": "16777217", "b.jpg": "1" + "0" * 39, "c.jpg": "[0.1, 1.5]"}
+
+
+def test_a_path_of_a_list_that_is_the_name_of_another_record(tmp_path: Path) -> None:
+    source = write_rec(tmp_path / "x.rec", [image_record(JPEG + b"%d" % i, 9, id=i) for i in range(2)])
+    source.with_suffix(".lst").write_text("0\t1\t00000001.jpg\n")
+    assert {name: data[-1:] for name, data in contents(source).items()} == {
+        "00000001.jpg": b"0",
+        "00000001.00000001.jpg": b"1",
+    }
+
+
+def test_a_key_that_no_number_holds_is_an_error(tmp_path: Path) -> None:
+    source = write_rec(tmp_path / "x.rec", [image_record(JPEG, 1)])
+    source.with_suffix(".lst").write_text(f"{10**25}\t1\ta.jpg\n")
+    refused(source, "x.lst, line 1: expected a key, numbers and a path")
+
+
+def test_made_up_names_are_made_up_again_where_they_are_taken() -> None:
+    names = UniqueNames()
+    given = (b"a.00000002.jpg", b"a.jpg", b"a.jpg")
+    assert [names.name(name, i, b"jpg") for i, name in enumerate(given)] == [*given[:2], b"a.00000002.00000002.jpg"]
+
+
 def test_records_of_shared_cases(shared: Path) -> None:
     source = shared / "cases" / "recordio-keys" / "train.rec"
     assert labels(source) == {"ann/0.jpg": "0", "ann/1.jpg": "0", "bob/2.jpg": "1", "bob/3.jpg": "1"}
@@ -1048,7 +1085,8 @@ def test_made_up_paths_that_other_rows_have(tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "x.parquet", {"image": image})
     assert contents(source) == {"00000000.bin": b"1", "00000000.00000001.bin": b"2"}
     image = images_column([("00000001.bin", b"1"), (None, b"2")])
-    refused(write_parquet(tmp_path / "x.parquet", {"image": image}), "00000001.bin: there twice")
+    write_parquet(tmp_path / "x.parquet", {"image": image})
+    assert contents(source) == {"00000001.bin": b"1", "00000001.00000001.bin": b"2"}
 
 
 def test_tables_without_images_are_refused(tmp_path: Path, faces: dict[str, bytes]) -> None:

@@ -22,11 +22,14 @@ _SUFFIX_BYTES = 8
 
 def clashes(files: Iterable[SourceFile], containers: Sequence[Container]) -> Iterator[tuple[bytes, str]]:
     """Path and reason of each file that could not be beside the others; `files` are sorted by path."""
-    directory = b""
+    directory = twice = b""
     for file, beginnings in _with_beginnings(files):
         for one in beginnings:
             if one.path == file.path:
-                yield one.path, f"there twice{_where((one, file), containers)}; unpack it, and archive the directory"
+                if one.path != twice:
+                    twice = one.path
+                    where = _where((one, file), containers)
+                    yield twice, f"there twice{where}; unpack it, and archive the directory"
             elif file.path.startswith(one.path + b"/") and one.path != directory:
                 directory = one.path
                 yield directory, "a file, and a directory of other files"
@@ -104,7 +107,9 @@ def _with_beginnings(files: Iterable[SourceFile]) -> Iterator[tuple[SourceFile, 
         while beginnings and not file.path.startswith(beginnings[-1].path):
             beginnings.pop()
         yield file, beginnings
-        beginnings.append(file)
+        # of many of one path the first is enough: all of them would take the square of the time
+        if not beginnings or beginnings[-1].path != file.path:
+            beginnings.append(file)
 
 
 def _where(files: tuple[SourceFile, SourceFile], containers: Sequence[Container]) -> str:

@@ -349,10 +349,11 @@ class UniqueNames:
             path = b"%08d.%s" % (number, suffix)
             self.numbered += 1
         elif path in self._taken:
+            self.numbered += 1
+        while path in self._taken:
             folder, name = folder_and_name(path)
             stem, dot, end = name.rpartition(b".") if b"." in name else (name, b"", b"")
             path = folder + stem + b".%08d" % number + dot + end
-            self.numbered += 1
         self._taken.add(path)
         return path
 

@@ -12,9 +12,11 @@ a JSON list where they have none.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ _PATH_COLUMNS = ("path", "file_name", "filename", "file", "image_path", "image",
 """Names of the column that says which picture a line is about; it is the first one where none is there."""
 _LABEL_COLUMNS = ("label", "class", "identity", "identity_id", "target")
 """Names of the column that is the label where a table has several others."""
+_DELIMITERS = "\t,;"
 _SUFFIX = re.compile(rb"\.[A-Za-z0-9]{2,5}$")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 
@@ -41,10 +44,12 @@ def label_from_table(listing: Listing, wanted: Wanted) -> Listing:
     listing."""
     table = _Table.read(Path(wanted.labels), wanted)
     labels, note = table.labels(listing, wanted)
-    if not any(_keys_found(labels, file.path) for file in listing.files):
-        labels = _by_stem(labels)
+    example = _example(labels, listing)
+    for other in (_with_slashes, _by_stem):
+        if not any(_keys_found(labels, file.path) for file in listing.files):
+            labels = other(labels)
     notes = [*listing.notes, *note]
-    named: set[bytes] = set()
+    named: Counter[bytes] = Counter()
     unlabelled = 0
 
     def files() -> Iterator[SourceFile]:
@@ -57,7 +62,11 @@ def label_from_table(listing: Listing, wanted: Wanted) -> Listing:
 
     labelled = Files(files())
     if not named:
-        raise UsageError(f"no line of {table.name} names a file of the source{_example(labels, listing)}")
+        raise UsageError(f"no line of {table.name} names a file of the source{example}")
+    several = [key for key, count in named.items() if count > 1]
+    if several:
+        example = display_path(several[0])
+        notes.append(f"one label for several files: {counted(len(several), 'line')} of {table.name}, such as {example}")
     if unlabelled:
         notes.append(f"without a line in {table.name}, and without a label: {counted(unlabelled, 'picture')}")
     if len(named) < len(labels):
@@ -115,11 +124,13 @@ class _Table:
         """Raises UsageError."""
         name = display_path(os.fsencode(path))
         try:
-            lines = decoded(path.read_bytes(), wanted.encoding).splitlines(keepends=True)
+            text = decoded(path.read_bytes(), wanted.encoding)
         except OSError as error:
             raise UsageError(f"cannot read the labels {name}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise UsageError(f"{name} is not UTF-8 text ({error}); say what it is with --encoding") from error
+        # str.splitlines would end a line at characters that labels may have
+        lines = list(io.StringIO(text, newline=""))
         rows = [(number, cells) for number, cells in _cells(name, lines) if any(cells)]
         if len(rows) > 1 and len(rows[0][1]) == 1 and rows[0][1][0].isdecimal():
             del rows[0]
@@ -131,7 +142,9 @@ class _Table:
         width = max((len(cells) for _, cells in rows), default=0)
         if header and len(header) == width - 1:
             header = ["", *header]
-        path = self._column(header, wanted.name_column, _PATH_COLUMNS) or 0
+        path = self._column(header, wanted.name_column, _PATH_COLUMNS)
+        if path is None:
+            path = 0 if header else self._first_picture()
         others = [i for i in range(width) if i != path]
         chosen = self._column(header, wanted.label_column, _LABEL_COLUMNS) if len(others) > 1 else None
         taken = others if chosen is None else [chosen]
@@ -158,6 +171,11 @@ class _Table:
             return [], self.rows
         return [cell.strip() for cell in self.rows[0][1]], self.rows[1:]
 
+    def _first_picture(self) -> int:
+        """The column of a table without a header that has names of pictures; else the first."""
+        cells = self.rows[0][1]
+        return next((i for i, cell in enumerate(cells) if PICTURE_NAME.search(cell.encode())), 0)
+
     def _column(self, header: Sequence[str], asked: str | None, known: Sequence[str]) -> int | None:
         if asked is not None and asked in header:
             return header.index(asked)
@@ -181,12 +199,10 @@ class _Table:
 
 
 def _cells(name: str, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Cells, divided by the first of tab, comma and semicolon that the second line has, as the first may be a header;
-    else by blanks."""
-    sample = lines[min(2, len(lines) - 1)] if lines else ""
-    delimiter = next((one for one in "\t,;" if one in sample), None)
+    """Cells, divided by tabs, commas or semicolons where there are any, else by blanks."""
+    delimiter = _delimiter(lines)
     if delimiter is not None:
-        reader = csv.reader(lines, delimiter=delimiter)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
             for cells in reader:
                 yield reader.line_num, [cell.strip() for cell in cells]
@@ -197,6 +213,17 @@ def _cells(name: str, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     has_blanks_in_names = any(PICTURE_NAME.search(word.encode()) for words in split for word in words[1:])
     for number, (line, words) in enumerate(zip(lines, split, strict=True), 1):
         yield number, line.strip().rsplit(None, 1) if has_blanks_in_names else words
+
+
+def _delimiter(lines: Sequence[str]) -> str | None:
+    """The first of tab, comma and semicolon that the third line has, as those before may be a count and a header. One
+    that the first lines have equally often goes first: in a table with semicolons, 1,5 may be a number."""
+    if not lines:
+        return None
+    start = [line for line in lines[:3] if any(one in line for one in _DELIMITERS)]
+    there = [one for one in _DELIMITERS if one in lines[min(2, len(lines) - 1)]]
+    even = [one for one in there if len({line.count(one) for line in start}) == 1]
+    return next(iter((*even, *there)), None)
 
 
 def _json_value(text: str | None) -> str | int | None:
@@ -212,6 +239,11 @@ def _keys_found(labels: Labels, path: bytes) -> list[bytes]:
     return [key for key in (path, name, _SUFFIX.sub(b"", path), _SUFFIX.sub(b"", name)) if key in labels]
 
 
+def _with_slashes(labels: Labels) -> Labels:
+    """Labels for tables that were written on Windows."""
+    return {key.replace(b"\\", b"/"): label for key, label in labels.items()}
+
+
 def _by_stem(labels: Labels) -> Labels:
     """Labels for tables of another directory, or of files in another format: by name, without folders and suffixes;
     names that have several labels are left out."""
@@ -225,5 +257,7 @@ def _by_stem(labels: Labels) -> Labels:
 
 
 def _example(labels: Labels, listing: Listing) -> str:
+    if not labels:
+        return ": it has a header and nothing else"
     there = next((file.path for file in listing.files), b"")
-    return f"; its first line is about {display_path(next(iter(labels), b''))}, the first file is {display_path(there)}"
+    return f"; its first line is about {display_path(next(iter(labels)))}, the first file is {display_path(there)}"

@@ -59,6 +59,11 @@ _LENGTH, _TIME = "length", "modificationTime"
 _PANDAS_INDEX = re.compile(r"__index_level_[0-9]+__")
 """What pandas writes of a table that it has cut or sorted: numbers of rows, mostly. Left out, and said so."""
 _HUGGING_FACE = b"huggingface"
+_KINDS = {
+    "--name-column": "text, integers, or binary that holds text",
+    "--label-column": "text, integers, other numbers, booleans, or binary that holds text",
+}
+"""What a column that an option names may hold."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ class _Columns:
     """Names of the label's integers."""
 
     def read(self) -> list[str]:
-        return [self.image, *(name for name in (self.name, self.label, self.time) if name)]
+        # one column may be both name and label
+        return list(dict.fromkeys(name for name in (self.image, self.name, self.label, self.time) if name))
 
 
 def find(file: Opened, members: Members, wanted: Wanted) -> None:
@@ -187,7 +193,7 @@ class _Rows:
         if self._columns.name is None:
             return _paths_of(batch.column(0)) if self._columns.is_struct else [None] * batch.num_rows
         values = _plain(batch.column(self._columns.name))
-        if _is_text(values.type):
+        if _is_text(values.type) or _is_binary(values.type):
             return list(values.cast(_large_binary()).to_pylist())
         return [None if value is None else b"%08d" % value for value in values.to_pylist()]
 
@@ -198,6 +204,8 @@ class _Rows:
         if not self._columns.label:
             return [None] * batch.num_rows
         values = _plain(batch.column(self._columns.label))
+        if _is_binary(values.type):
+            values = values.cast(_large_binary()).cast(pa.large_string())
         # a double would show digits that a float32 has not
         narrow = {pa.float32(): np.float32, pa.float16(): np.float16}.get(values.type)
         texts = (v if narrow is None or v is None else narrow(v) for v in values.to_pylist())
@@ -258,13 +266,13 @@ def _choose(file: Opened, schema: pa.Schema, members: Members, wanted: Wanted) -
             f"--image-column names it. It has {there}"
         )
     image, is_struct = found
-    asked = _Asked(file, schema, there)
+    asked = _Asked(file, schema, image, there)
     of_table = wanted.labels_kind == "table"
     in_struct = is_struct and _has_path(schema.field(image).type)
     name = asked.column("--name-column", None if of_table else wanted.name_column, _is_name)
     if name is None and not in_struct:
         name = next((one for one in _NAMES if one != image and _has(schema, one, _is_text)), None)
-    label = asked.column("--label-column", None if of_table else wanted.label_column, _is_label)
+    label = asked.column("--label-column", None if of_table else wanted.label_column, _is_asked_label)
     if label is None and image != LABEL and name != LABEL and _has(schema, LABEL, _is_label):
         label = LABEL
     is_spark = image == "content" and name == "path"
@@ -291,13 +299,20 @@ def _choose(file: Opened, schema: pa.Schema, members: Members, wanted: Wanted) -
 class _Asked:
     file: Opened
     schema: pa.Schema
+    image: str
+    """Name of the column of images."""
     there: str
     """Its columns, for people."""
 
     def column(self, option: str, name: str | None, fits: Callable[[pa.DataType], bool]) -> str | None:
         """Raises UsageError for a column that is not there, or of another type."""
+        if name is not None and self.schema.names.count(name) == 1 and not fits(self.schema.field(name).type):
+            kind = self.schema.field(name).type
+            raise UsageError(f"{self.file.name}: the column {name} of {option} is {kind}, expected {_KINDS[option]}")
         if name is not None and not _has(self.schema, name, fits):
             raise UsageError(f"{self.file.name} has no column for {option} {name}; it has {self.there}")
+        if name is not None and name == self.image:
+            raise UsageError(f"{self.file.name}: {option} names the column of images, {name}; it has {self.there}")
         return name
 
 
@@ -351,15 +366,21 @@ def _has_path(kind: pa.DataType) -> bool:
 def _is_name(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    return _is_text(kind) or bool(pa.types.is_integer(_plain_type(kind)))
+    # Hive and Impala write text as binary
+    return _is_text(kind) or _is_binary(kind) or bool(pa.types.is_integer(_plain_type(kind)))
 
 
 def _is_label(kind: pa.DataType) -> bool:
     import pyarrow.types as kinds
 
     kind = _plain_type(kind)
-    tests = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_decimal, _is_text)
+    # a column without any label may have the type null
+    tests = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_decimal, kinds.is_null, _is_text)
     return any(test(kind) for test in tests)
+
+
+def _is_asked_label(kind: pa.DataType) -> bool:
+    return _is_label(kind) or _is_binary(kind)
 
 
 def _is_time(kind: pa.DataType) -> bool:
@@ -374,7 +395,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
         names = json.loads(schema.metadata[_HUGGING_FACE])["info"]["features"][label]["names"]
         # JSON can hold half of a surrogate pair, UTF-8 cannot
         "".join(names).encode()
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return ()
     return tuple(names) if isinstance(names, list) else ()
 

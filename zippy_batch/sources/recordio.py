@@ -17,8 +17,10 @@ Both may be missing. Without an .idx a record's key in the .lst is its id; witho
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
+import re
 import struct
 from array import array
 from bisect import bisect_left
@@ -57,6 +59,7 @@ _MAX_LINE_BYTES = 128
 """Most bytes of a line of an .idx."""
 _MAX_LIST_LINE_BYTES = 1 << 16
 """Most bytes of a line of a .lst."""
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 _MOST_DIGITS = 19
 """Digits of a number that fits into 8 bytes."""
 
@@ -158,7 +161,8 @@ class _Records:
             key = b"%d" % number
         name = (b"%08d" % int(key) if key.isdigit() else key) + b"." + suffix
         if line is None:
-            return name, None
+            # a path of the .lst may be the same
+            return self._names.name(name, number, suffix) if len(self._listed) else name, None
         self._found += 1
         given = without_dot(without_root(line[0]))
         return self._names.name(given, int(key) if key.isdigit() else number, suffix), line[1]
@@ -172,8 +176,17 @@ def suffix_of(start: bytes) -> bytes:
 
 def _label(values: Sequence[float] | np.ndarray) -> str:
     """One number as itself, several as a JSON list; the shortest digits that give the same float32 again."""
-    texts = [_digits(value) for value in values]
+    return _as_label([_digits(value) for value in values])
+
+
+def _as_label(texts: Sequence[str]) -> str:
     return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
+
+
+def _written_digits(word: bytes) -> str:
+    """The number of a .lst, which is text: a person's number above 2^24 has digits that no float32 holds."""
+    text = word.decode().strip()
+    return str(int(text)) if _INTEGER.fullmatch(text) else np.format_float_positional(float(text), trim="-")
 
 
 def _digits(value: float) -> str:
@@ -233,9 +246,9 @@ class _Index:
         path = file.container.path.with_suffix(".idx")
         offsets, keys, others = array("Q"), array("Q"), {}
         for number, words in _lines(path):
-            if len(words) != 2 or not words[1].isdigit() or len(words[1]) > _MOST_DIGITS:
+            if len(words) != 2 or not _is_key(words[1]):
                 raise _unlike(path, number, "a key and an offset")
-            is_integer = words[0].isdigit() and len(words[0]) <= _MOST_DIGITS
+            is_integer = _is_key(words[0])
             offsets.append(int(words[1]))
             keys.append(int(words[0]) if is_integer else 0)
             if not is_integer:
@@ -279,21 +292,23 @@ class _List:
         return len(self._keys)
 
     def line(self, key: bytes) -> tuple[bytes, str] | None:
-        if self._file is None or not key.isdigit():
+        if self._file is None or not _is_key(key):
             return None
         place = bisect_left(self._keys, int(key))
         if place == len(self._keys) or self._keys[place] != int(key):
             return None
         self._file.seek(self._starts[place])
         words = self._file.readline().rstrip(b"\r\n").split(b"\t")
-        return words[-1], _label([float(word) for word in words[1:-1]])
+        return words[-1], _as_label([_written_digits(word) for word in words[1:-1]])
 
     def _read(self, lines: BinaryIO) -> None:
-        self._file, start = lines, 0
+        start = len(codecs.BOM_UTF8) if lines.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+        self._file = lines
+        lines.seek(start)
         for number, line in enumerate(iter(lambda: lines.readline(_MAX_LIST_LINE_BYTES), b""), 1):
             if line.strip():
                 words = line.rstrip(b"\r\n").split(b"\t")
-                if len(words) < 3 or not words[0].isdigit() or not all(map(_is_number, words[1:-1])):
+                if len(words) < 3 or not _is_key(words[0]) or not all(map(_is_number, words[1:-1])):
                     raise _unlike(self._path, number, "a key, numbers and a path, with tabs between them")
                 self._keys.append(int(words[0]))
                 self._starts.append(start)
@@ -309,12 +324,17 @@ def _lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     try:
         with open(path, "rb") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(_MAX_LINE_BYTES), b""), 1):
-                if words := line.split():
+                if words := (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).split():
                     yield number, words
     except FileNotFoundError:
         pass
     except OSError as error:
         raise SourceError(f"{_shown(path)}: cannot be read: {error.strerror}") from error
+
+
+def _is_key(word: bytes) -> bool:
+    """Whether it is a number that fits into 8 bytes."""
+    return word.isdigit() and len(word) <= _MOST_DIGITS
 
 
 def _is_number(word: bytes) -> bool:

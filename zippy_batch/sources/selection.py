@@ -7,6 +7,7 @@ it, or there is none, and no --exclude does.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -57,7 +58,8 @@ def patterns_in(path: Path) -> tuple[str, ...]:
     """
     shown = display_path(os.fsencode(path))
     try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+        # str.splitlines would end a line at characters that names may have
+        lines = list(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=None))
     except OSError as error:
         raise UsageError(f"cannot read the patterns {shown}: {error.strerror}") from error
     except UnicodeDecodeError as error:

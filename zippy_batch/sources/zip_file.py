@@ -59,8 +59,16 @@ def find(file: Opened, members: Members, wanted: Wanted) -> None:
         ) from error
     infos.sort(key=lambda info: info.header_offset)
     end = 0
+    guessed: list[bytes] = []
     for info in infos:
-        path = _path_of(info, wanted.encoding)
+        try:
+            path, is_guess = _path_of(info, wanted.encoding)
+        except UnicodeDecodeError:
+            problem = f"a name that is not in {wanted.encoding}; --encoding says which code page it is in"
+            members.refuse(_stored_name(info), problem)
+            continue
+        if is_guess:
+            guessed.append(path)
         if path.endswith(b"/"):
             members.add_directory(path)
             continue
@@ -71,6 +79,11 @@ def find(file: Opened, members: Members, wanted: Wanted) -> None:
         else:
             _take(info, path, file, members)
     members.follow_links()
+    if guessed:
+        members.notes.append(
+            f"names taken for code page 437, as {file.name} does not say what they are in: {len(guessed)}, such as "
+            f"{display_path(guessed[0])}; --encoding says another one"
+        )
 
 
 def read(containers: Sequence[Container], file: SourceFile) -> bytes:
@@ -124,29 +137,35 @@ def _content(
     return data
 
 
-def _path_of(info: zipfile.ZipInfo, encoding: str | None) -> bytes:
-    path = _name_of(info, encoding)
+def _path_of(info: zipfile.ZipInfo, encoding: str | None) -> tuple[bytes, bool]:
+    """The path, and whether its code page is a guess. Raises UnicodeDecodeError."""
+    path, is_guess = _name_of(info, encoding)
     if info.create_system in _WITH_BACKSLASHES:
         path = path.replace(b"\\", b"/")
-    return path
+    return path, is_guess
 
 
-def _name_of(info: zipfile.ZipInfo, encoding: str | None) -> bytes:
-    """The name as UTF-8, or as it was stored where it is said to be that."""
+def _name_of(info: zipfile.ZipInfo, encoding: str | None) -> tuple[bytes, bool]:
+    """The name as UTF-8, or as it was stored where it is said to be that; and whether that is a guess."""
     if info.flag_bits & _UTF8:
-        return info.orig_filename.encode("utf-8", "surrogateescape")
-    stored = info.orig_filename.encode("cp437", "replace")
+        return info.orig_filename.encode("utf-8", "surrogateescape"), False
+    stored = _stored_name(info)
     unicode_name = next((data for kind, data in _extra_fields(info.extra) if kind == _UNICODE_PATH), b"")
     # of a name that was changed since, the checksum is another one
     if unicode_name[:5] == struct.pack("<BI", 1, zlib.crc32(stored)):
-        return unicode_name[5:]
+        return unicode_name[5:], False
     if encoding is not None:
-        return stored.decode(encoding, "backslashreplace").encode()
+        return stored.decode(encoding).encode(), False
     try:
         stored.decode("utf-8")
     except UnicodeDecodeError:
-        return info.orig_filename.encode("utf-8")
-    return stored
+        return info.orig_filename.encode("utf-8"), True
+    return stored, False
+
+
+def _stored_name(info: zipfile.ZipInfo) -> bytes:
+    """The bytes of a name that is not said to be UTF-8."""
+    return info.orig_filename.encode("cp437", "replace")
 
 
 def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:

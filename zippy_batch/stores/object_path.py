@@ -13,11 +13,13 @@ truncated object (https://github.com/apache/arrow/issues/40502), but under a nam
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import io
 import os
 import re
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -498,7 +500,13 @@ def exists(path: Place) -> bool:
 def size_of(path: Place) -> int | None:
     """Size in bytes; None where there is no such file."""
     if isinstance(path, Path):
-        return path.stat().st_size if path.is_file() else None
+        try:
+            status = path.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
     found = path.info()
     return found.size if found.is_file else None
 
@@ -506,7 +514,9 @@ def size_of(path: Place) -> int | None:
 def sizes_in(directory: Place) -> dict[str, int]:
     """Size in bytes of each file in a directory, by name, without those in its subdirectories."""
     if isinstance(directory, Path):
-        return {entry.name: entry.stat().st_size for entry in os.scandir(directory) if entry.is_file()}
+        # what goes away meanwhile, and links that go round in circles, are no files: os.DirEntry raises for those
+        found = {name: size_of(directory / name) for name in os.listdir(directory)}
+        return {name: size for name, size in found.items() if size is not None}
     return {found.base_name: found.size for found in listed(directory) if found.is_file}
 
 
