@@ -318,39 +318,46 @@ def test_a_damaged_model_is_refused(name: str, change: Callable[[NDArray[Any]], 
 
 
 def test_lists_of_inputs_add_what_products_would() -> None:
-    """Blocks of two images, of which some are not listed, and some take nothing more."""
+    """Blocks of two images, of which some are not listed: the group before of two stages, and this one."""
     rng = np.random.default_rng(4)
-    laid_out = blocks.planes_of([frame_of(s, 40, SAMPLINGS["grey"], np.full((1, 64), 9, np.uint16)) for s in (24, 60)])[
-        "y"
-    ]
-    rows, (start, stop), width = len(laid_out.image), (12, 19), 21
-    coefficients = rng.integers(-400, 401, (rows, 64)) * (rng.random((rows, 64)) < 0.3)
-    seen = coefficients.astype(np.int16)
-    listed, ends = np.flatnonzero(rng.random(rows) < 0.7), rng.integers(0, 64, rows)
-    inputs = passes.no_inputs(rows, features.group_inputs(start, stop))
-    passes.list_coefficients(seen, (start, stop), listed, laid_out.image, laid_out.steps, inputs)
-    v = (coefficients[:, start:stop] * 9).clip(-2047, 2047)
-    size, linear = features.companding_table()[abs(v)], (v >> 2).clip(-255, 255)[:, : features.LINEAR - start]
-    dense = np.zeros((rows, features.group_inputs(start, stop)))
-    dense[listed] = np.concatenate([np.sign(v) * size, linear, size], axis=1)[listed]
-    weight = rng.integers(-50, 51, (width, 9, dense.shape[1]))
+    frames = [frame_of(side, 40, SAMPLINGS["grey"], np.full((1, 64), 9, np.uint16)) for side in (24, 60)]
+    laid_out = blocks.planes_of(frames)["y"]
+    rows, width = len(laid_out.image), 21
+    number = {place: i for i, place in enumerate(zip(laid_out.image, laid_out.row, laid_out.column, strict=True))}
+    around: list[tuple[NDArray[np.int64], passes.Inputs, NDArray[np.float32]]] = []
     expected = np.zeros((rows, width))
-    number = {
-        (n, r, c): i for i, (n, r, c) in enumerate(zip(laid_out.image, laid_out.row, laid_out.column, strict=True))
-    }
-    which = [0, 3, 4, 8]
-    for (n, r, c), i in number.items():
-        for k in which:
-            other = number.get((n, r + k // 3 - 1, c + k % 3 - 1))
-            if other is not None and ends[i] >= stop:
-                expected[i] += weight[:, k] @ dense[other]
-    columns = np.concatenate([passes.columns_of(weight[:, k].astype(np.float32), stop - start) for k in range(9)])
-    state = np.zeros((rows, width), np.float32)
-    passes.add_around(state, np.arange(rows), ends, stop, laid_out.grid, np.array(which), inputs, columns)
-    assert np.array_equal(state, expected)
     own = np.zeros((rows, width), np.float32)
-    passes.add_own(own, inputs, passes.columns_of(weight[:, 4].astype(np.float32), stop - start))
-    assert np.array_equal(own, dense @ weight[:, 4].T)
+    for (start, stop), sets in {(12, 19): [[4], [0, 3, 8]], (20, 22): [[1, 4, 7]]}.items():
+        coefficients = rng.integers(-400, 401, (rows, 64)) * (rng.random((rows, 64)) < 0.3)
+        listed = np.flatnonzero(rng.random(rows) < 0.7)
+        inputs = passes.no_inputs(rows, features.group_inputs(start, stop))
+        seen = coefficients.astype(np.int16)
+        passes.list_coefficients(seen, (start, stop), listed, laid_out.image, laid_out.steps, inputs)
+        v = (coefficients[:, start:stop] * 9).clip(-2047, 2047)
+        size, linear = (
+            features.companding_table()[abs(v)],
+            (v >> 2).clip(-255, 255)[:, : max(0, features.LINEAR - start)],
+        )
+        dense = np.zeros((rows, features.group_inputs(start, stop)))
+        dense[listed] = np.concatenate([np.sign(v) * size, linear, size], axis=1)[listed]
+        weight = rng.integers(-50, 51, (width, 9, dense.shape[1]))
+        for (n, r, c), i in number.items():
+            for k in sets[(r + c) % 2 if len(sets) == 2 else 0]:
+                other = number.get((n, r + k // 3 - 1, c + k % 3 - 1))
+                expected[i] += 0 if other is None else weight[:, k] @ dense[other]
+        columns = [passes.columns_of(weight[:, k].astype(np.float32), stop - start) for k in range(9)]
+        around.append((np.array([sum(1 << k for k in some) for some in sets]), inputs, np.concatenate(columns)))
+        own[:] = 0
+        passes.add_own(own, inputs, columns[4])
+        assert np.array_equal(own, dense @ weight[:, 4].T)
+    state, settled = np.zeros((rows, width), np.float32), np.zeros((rows // 2, width), np.float32)
+    some = np.arange(0, rows, 2)[: rows // 2]
+    before, now = around
+    passes.advance(state, some, laid_out.grid, before, now, 30000, settled)
+    assert np.array_equal(state[some], expected[some])
+    assert np.array_equal(settled, expected[some].clip(-30000, 30000))
+    assert np.abs(expected[some]).max() > 30000
+    assert not state[1::2].any()
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])

@@ -102,14 +102,16 @@ def _plane(
         parts["column"].append(np.tile(column, count))
         parts["high"].append(np.full(count * high * wide, high))
         parts["wide"].append(np.full(count * high * wide, wide))
-        for image in images:
-            steps[image] = frames[image].components[component].table
-            key = (shape, coarseness(frames[image].components[component].table))
-            if key not in maps:
-                maps[key] = size
-                features.append(_static(shape, component, key[1]))
+        tables = np.stack([frames[image].components[component].table for image in images])
+        steps[images] = tables
+        first_rows = []
+        for level in coarseness(tables).tolist():
+            if (shape, level) not in maps:
+                maps[shape, level] = size
+                features.append(_static(shape, component, level))
                 size += high * wide
-            parts["feature_row"].append(maps[key] + np.arange(high * wide))
+            first_rows.append(maps[shape, level])
+        parts["feature_row"].append((np.array(first_rows)[:, None] + np.arange(high * wide)).reshape(-1))
         for name, found in places.items():
             other = ROLES.index(name)
             if len(shape[2]) > other:

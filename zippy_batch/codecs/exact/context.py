@@ -34,6 +34,9 @@ from zippy_batch.codecs.latent.features import ONE
 from zippy_batch.errors import ModelError
 
 Floats = NDArray[np.float32]
+_Around = tuple[NDArray[np.int64], Inputs, Floats]
+"""What a group adds to states: which blocks around are new to one, by its stage; what blocks show; and the columns by
+which they are seen."""
 
 EXACT_ACTIVATION_LIMIT = 255
 STATE_BITS, HIDDEN_BITS = 5, 6
@@ -41,10 +44,17 @@ STATE_BITS, HIDDEN_BITS = 5, 6
 CHUNK_ROWS = 1024
 """Blocks that pass through the layers at once: few enough to stay in a cache, and calls to be few."""
 
-_EDGES, _CORNERS = (1, 3, 5, 7), (0, 2, 6, 8)
-EARLIER: dict[int, tuple[tuple[int, ...], ...]] = {1: ((),), 2: ((), _EDGES), 3: ((), _CORNERS, _EDGES)}
-"""By number of stages: of a block in each of them, the neighbours that are in earlier ones, numbered 0..8 row by row.
-What those add to its state is added before it is coded, what the others do when all stages are done."""
+
+def _bits(blocks: Sequence[int]) -> int:
+    return sum(1 << k for k in blocks)
+
+
+_EDGES, _CORNERS, _ALL = _bits((1, 3, 5, 7)), _bits((0, 2, 6, 8)), _bits(range(9))
+EARLIER = {k: np.array(sets) for k, sets in {1: [0], 2: [0, _EDGES], 3: [0, _CORNERS, _EDGES]}.items()}
+"""By number of stages: of a block in each of them, the neighbours that are in earlier ones, as bits, numbered row by
+row. What those add to its state is added before it is coded; what the others do, before it is coded in the next group.
+"""
+LATER = {k: _ALL - sets for k, sets in EARLIER.items()}
 
 
 class Known(NamedTuple):
@@ -87,11 +97,9 @@ class _Layers:
     out: torch.Tensor
     scale: Scale
 
-    def outputs(self, state: Floats, rows: Indices) -> Outputs:
-        """What these blocks are coded with."""
-        a = np.empty((len(rows), state.shape[1]), np.float32)
-        passes.settle_state(state, rows, EXACT_ACTIVATION_LIMIT, a)
-        x = torch.from_numpy(a)
+    def outputs(self, settled: Floats) -> Outputs:
+        """What blocks of these states are coded with."""
+        x = torch.from_numpy(settled)
         for weight, bias in self.hidden:
             x = torch.mm(x, weight)
             passes.settle_hidden(x.numpy(), bias, EXACT_ACTIVATION_LIMIT)
@@ -107,6 +115,8 @@ class _CoefficientGroup:
     """Coefficients start..stop-1; of the ends 0 and 0."""
     steps: Sequence[_Layers]
     """Of its stages."""
+    most_inputs: int
+    """That a block makes; 0 of the last."""
     taps: Floats
     """(9 * E, S) the columns by which they are seen from the blocks around; (0, S) where nothing comes after them."""
 
@@ -133,15 +143,14 @@ class IntegerPlane:
         if self._unit.min() < 0 or self._unit.max() > UNIT_BITS:
             raise ModelError(f"model: {name}.unit must be 0..{UNIT_BITS}")
         steps = [self._load_step(f"{name}.ends.{k}", ENDS, arrays) for k in range(shape.end_stages)]
-        self._groups = [_CoefficientGroup(0, 0, steps, np.ascontiguousarray(columns["ends"].T))]
+        self._groups = [_CoefficientGroup(0, 0, steps, END_FEATURES, np.ascontiguousarray(columns["ends"].T))]
         for g, (a, b, stages) in enumerate(spans):
             steps = [self._load_step(f"{name}.{g}.{k}", PARAMETERS * (b - a), arrays) for k in range(stages)]
             taps = np.zeros((0, shape.state), np.float32)
             if b < 64:
                 around = np.split(columns[f"taps.{g}"], 9, axis=1)
                 taps = np.concatenate([passes.columns_of(weight, b - a) for weight in around])
-            self._groups.append(_CoefficientGroup(a, b, steps, taps))
-        self._most_inputs = max([END_FEATURES, *(group_inputs(a, b) for a, b, _ in spans if b < 64)])
+            self._groups.append(_CoefficientGroup(a, b, steps, group_inputs(a, b) if b < 64 else 0, taps))
 
     def _load_step(self, p: str, outputs: int, arrays: Arrays) -> _Layers:
         widths = [self._shape.state, *self._shape.hidden]
@@ -157,36 +166,36 @@ class IntegerPlane:
         """Visit all groups in coding order; seen: of the planes coded before, what `inputs_of` makes of them."""
         known = coder.open(self._name, blocks)
         state = self._begin(blocks, seen)
-        inputs = passes.no_inputs(len(state), self._most_inputs)
+        before: _Around = (EARLIER[1], passes.no_inputs(len(state), 0), np.zeros((0, self._shape.state), np.float32))
         for group in self._groups:
             begins, rows = passes.choose(known.ends, group.start, blocks.grid, len(group.steps))
             if not len(rows):
                 break
             members = [rows[a:b] for a, b in pairwise(begins.tolist())]
-            self._code_group(group, (blocks, known, coder), state, inputs, members)
+            inputs = passes.no_inputs(len(state), group.most_inputs)
+            self._code_group(group, (blocks, known, coder), (state, before, inputs), members)
+            before = LATER[len(members)], inputs, group.taps
         return known
 
     def _code_group(
         self,
         group: _CoefficientGroup,
         visit: tuple[Blocks, Known, Coder],
-        state: Floats,
-        inputs: Inputs,
+        sums: tuple[Floats, _Around, Inputs],
         members: Sequence[Indices],
     ) -> None:
-        """Code a group of these blocks, stage after stage, and add what it says to the state of those that have a
-        coefficient `stop`."""
+        """Code a group of these blocks, stage after stage. sums: the state of all blocks, as far as it is added up;
+        what the group before adds to it; and what blocks show of this one, which is filled in."""
         blocks, known, coder = visit
-        earlier = EARLIER[len(members)]
+        state, before, inputs = sums
+        now = EARLIER[len(members)], inputs, group.taps
         how = Quantisers.of(blocks.steps[:, group.start : group.stop], self._unit[group.start : group.stop])
-        inputs[0][:] = 0
-        for layers, which, mine in zip(group.steps, earlier, members, strict=True):
-            if which:
-                around = np.array(which)
-                passes.add_around(state, mine, known.ends, 0, blocks.grid, around, inputs, group.taps)
+        for layers, mine in zip(group.steps, members, strict=True):
             for begin in range(0, len(mine), CHUNK_ROWS):
                 rows = mine[begin : begin + CHUNK_ROWS]
-                outputs = layers.outputs(state, rows)
+                settled = np.empty((len(rows), state.shape[1]), np.float32)
+                passes.advance(state, rows, blocks.grid, before, now, EXACT_ACTIVATION_LIMIT, settled)
+                outputs = layers.outputs(settled)
                 if group.stop:
                     coder.code(known, rows, group.start, outputs, how)
                 else:
@@ -196,10 +205,6 @@ class IntegerPlane:
             elif group.stop < 64:
                 span = group.start, group.stop
                 passes.list_coefficients(known.coefficients, span, mine, known.image, blocks.steps, inputs)
-        for which, mine in zip(earlier, members, strict=True):
-            if group.stop < 64:
-                rest = np.array([n for n in range(9) if n not in which])
-                passes.add_around(state, mine, known.ends, group.stop, blocks.grid, rest, inputs, group.taps)
 
     def _begin(self, blocks: Blocks, seen: Mapping[str, Inputs]) -> Floats:
         """(R, S) the state before anything of this plane is coded."""

@@ -67,9 +67,9 @@ def group_inputs(start: int, stop: int) -> int:
     return 2 * (stop - start) + max(0, min(LINEAR, stop) - start)
 
 
-def coarseness(table: NDArray[np.integer]) -> int:
-    """128 * log2 of the first ten steps of a quantisation table (64,) in zigzag order, their mean."""
-    return int(log2_steps(table[:10]).sum()) // 10
+def coarseness(tables: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(N,) of quantisation tables (N, 64) in zigzag order 128 * log2 of the first ten steps, their mean."""
+    return log2_steps(tables[:, :10]).sum(1) // 10
 
 
 def static_features(

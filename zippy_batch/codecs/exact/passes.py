@@ -50,20 +50,24 @@ def choose(ends, least, grid, stages):
     their numbers, stage by stage."""
     row, column, _, _ = grid
     count = np.zeros(stages + 1, np.int64)
-    stage = np.empty(len(ends), np.int8)
     for r in range(len(ends)):
-        odd = (row[r] + column[r]) & 1
-        stage[r] = 0 if stages == 1 else odd if stages == 2 else 2 if odd else row[r] & 1
         if ends[r] >= least:
-            count[stage[r] + 1] += 1
+            count[_stage(row[r], column[r], stages) + 1] += 1
     begin = np.cumsum(count)
     at = begin.copy()
     out = np.empty(begin[-1], np.int64)
     for r in range(len(ends)):
         if ends[r] >= least:
-            out[at[stage[r]]] = r
-            at[stage[r]] += 1
+            stage = _stage(row[r], column[r], stages)
+            out[at[stage]] = r
+            at[stage] += 1
     return begin, out
+
+
+@_jit
+def _stage(row, column, stages):
+    odd = (row + column) & 1
+    return 0 if stages == 1 else odd if stages == 2 else 2 if odd else row & 1
 
 
 @_jit
@@ -107,31 +111,49 @@ def list_ends(ends, rows, first, inputs):
 
 
 @_jit
-def add_around(state, rows, ends, least, grid, which, inputs, weight):
-    """Add what blocks around these make known to their state (R, S), where their end is `least` or more.
+def advance(state, rows, grid, before, now, limit, out):
+    """Bring the state (R, S) of these blocks up to date, and settle it: out (len(rows), S), floor, within +-limit.
 
-    grid: (R,) row, column, rows of the image, columns; which: those around, by their number in 0..8, row by row;
-    weight (9 * E, S)
+    grid: (R,) row, column, rows of the image, columns. before, now: of the group before and of this one the blocks
+    around that are new, by stage; their inputs; and weights (9 * E, S). Blocks around are numbered 0..8 row by row, and
+    a set of them is bits.
     """
-    row, column, high, wide = grid
-    count, columns, value = inputs
-    entries = len(weight) // 9
-    number = np.empty(9 * columns.shape[1], np.int64)
-    factor = np.empty(9 * columns.shape[1], np.float32)
+    new_before, inputs_before, weight_before = before
+    new_now, inputs_now, weight_now = now
+    room = 9 * max(inputs_before[1].shape[1], inputs_now[1].shape[1])
+    number, factor = np.empty(room, np.int64), np.empty(room, np.float32)
+    row, column, _, _ = grid
+    most = np.float32(limit)
     for p in range(len(rows)):
         r = rows[p]
-        if ends[r] < least:
-            continue
-        found = 0
-        for k in which:
-            down, across = k // 3 - 1, k % 3 - 1
-            if 0 <= row[r] + down < high[r] and 0 <= column[r] + across < wide[r]:
-                n = r + down * wide[r] + across
-                for t in range(count[n]):
-                    number[found] = k * entries + columns[n, t]
-                    factor[found] = value[n, t]
-                    found += 1
-        _add(state[r], found, number, factor, weight)
+        line, settled = state[r], out[p]
+        which = new_before[_stage(row[r], column[r], len(new_before))]
+        found = _collect(r, which, grid, inputs_before, len(weight_before) // 9, number, factor)
+        _add(line, found, number, factor, weight_before)
+        which = new_now[_stage(row[r], column[r], len(new_now))]
+        if which:
+            found = _collect(r, which, grid, inputs_now, len(weight_now) // 9, number, factor)
+            _add(line, found, number, factor, weight_now)
+        for i in range(len(line)):
+            settled[i] = min(max(np.floor(line[i]), -most), most)
+
+
+@_jit
+def _collect(r, which, grid, inputs, entries, number, factor):
+    """Fill number and factor with the inputs of blocks around one; returns how many there are."""
+    row, column, high, wide = grid
+    count, columns, value = inputs
+    found = 0
+    for k in range(9):
+        down, across = k // 3 - 1, k % 3 - 1
+        inside = 0 <= row[r] + down < high[r] and 0 <= column[r] + across < wide[r]
+        if (which >> k) & 1 and inside:
+            n = r + down * wide[r] + across
+            for t in range(count[n]):
+                number[found] = k * entries + columns[n, t]
+                factor[found] = value[n, t]
+                found += 1
+    return found
 
 
 @_jit
@@ -176,16 +198,6 @@ def add_rows(rows, numbers, out):
             line, source = out[r], rows[numbers[r]]
             for i in range(len(line)):
                 line[i] += source[i]
-
-
-@_jit
-def settle_state(state, rows, limit, out):
-    """The states of these blocks as integers: floor, within +-limit."""
-    most = np.float32(limit)
-    for p in range(len(rows)):
-        line, source = out[p], state[rows[p]]
-        for i in range(len(line)):
-            line[i] = min(max(np.floor(source[i]), -most), most)
 
 
 @_jit

@@ -202,7 +202,7 @@ def quality_levels() -> NDArray[np.int64]:
 
     Finest between 20 and 80, where archives are made (about 24 to 31 dB at 42x42); the rest of the range lies above.
     """
-    levels = np.interp(np.arange(1, QUALITY_LEVELS + 1), (1, 20, 80, QUALITY_LEVELS), (0, 136, 336, LEVEL_MAX))
+    levels = np.interp(np.arange(1, QUALITY_LEVELS + 1), (1, 20, 80, QUALITY_LEVELS), (0, 118, 336, LEVEL_MAX))
     return np.rint(levels).astype(np.int64)
 
 
