@@ -207,7 +207,7 @@ def quantise_rows(
 
 
 def probe(device: torch.device) -> None:
-    """Compare products on this device with 64-bit integers; ModelError where they differ.
+    """Compare products on this device with exact ones; ModelError where they differ.
 
     The proof holds for float32 arithmetic. Libraries can be told from outside, by environment variables, to compute
     float32 products with fewer bits, and then it does not hold.
@@ -222,7 +222,8 @@ def probe(device: torch.device) -> None:
             a = torch.from_numpy(inputs.astype(np.float32)).to(device)
             w = torch.from_numpy((matrix * 2.0**-shift).astype(np.float32)).to(device)
             got = torch.nn.functional.linear(a, w).cpu().numpy().astype(np.float64) * 2.0**shift
-        if not np.array_equal(got, inputs @ matrix.T):
+        # float64 is exact for whole numbers below 2^53, and NumPy's own products of integers are slow
+        if not np.array_equal(got, inputs.astype(np.float64) @ matrix.T.astype(np.float64)):
             raise ModelError(
                 f"float32 products on {device} are not exact, so nothing can be coded or decoded there; look for "
                 f"settings that lower their precision (such as ONEDNN_DEFAULT_FPMATH_MODE), or use another device"
