@@ -86,6 +86,15 @@ def test_new_files_are_added_and_old_rows_stay_as_they_were(faces: Path, output:
     assert [path.name for path in output.parent.iterdir()] == [output.name]
 
 
+def test_an_archive_behind_a_link_grows_and_the_link_stays(faces: Path, output: Path, tmp_path: Path) -> None:
+    link = tmp_path / f"link{output.suffix}"
+    link.symlink_to(output)
+    more(faces)
+    assert again(faces, link).rows == 19
+    assert link.is_symlink()
+    assert len(rows_of(output)) == 19
+
+
 def test_nothing_new_writes_nothing(faces: Path, output: Path) -> None:
     before = {path: path.stat() for path in output.parent.rglob("*")}
     report = again(faces, output, update=True)

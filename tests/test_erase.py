@@ -140,6 +140,34 @@ def test_what_cannot_be_erased_is_refused_and_nothing_is_done(faces: Path, tmp_p
     assert files_of(faces.parent) == before
 
 
+def test_an_archive_behind_a_link_is_erased_from_and_the_link_stays(faces: Path, tmp_path: Path) -> None:
+    link = tmp_path / f"link{faces.suffix}"
+    link.symlink_to(faces)
+    report = zb.erase(link, WHERE, receipt=tmp_path / "receipt.json")
+    assert link.is_symlink()
+    assert rows_of(faces) == LEFT
+    assert report.path == str(faces)
+
+
+def test_a_receipt_that_could_not_be_written_is_refused_while_all_rows_are_there(faces: Path, tmp_path: Path) -> None:
+    before = files_of(faces.parent)
+    with pytest.raises(UsageError, match="its name is too long; choose another one by --receipt"):
+        zb.erase(faces, WHERE, receipt=tmp_path / ("x" * 240))
+    if faces.is_dir():
+        with pytest.raises(UsageError, match="lies inside the archive"):
+            zb.erase(faces, WHERE, receipt=faces / "receipt.json")
+    assert files_of(faces.parent) == before
+
+
+def test_a_directory_that_holds_other_files_is_not_replaced(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "here", ROWS, 10)
+    (archive / "README").write_text("mine")
+    before = files_of(tmp_path)
+    with pytest.raises(UsageError, match=r"here holds what is no part of an archive, .*: README; take it out"):
+        zb.erase(archive, WHERE)
+    assert files_of(tmp_path) == before
+
+
 def test_a_damaged_archive_is_not_rewritten(faces: Path) -> None:
     hit = faces if faces.is_file() else faces / "part-00000.parquet"
     data = bytearray(hit.read_bytes())
@@ -165,7 +193,7 @@ def test_two_at_once_do_not_mix(faces: Path) -> None:
 
 
 def test_a_list_of_paths(faces: Path, tmp_path: Path) -> None:
-    (tmp_path / "paths.txt").write_text("000001.jpg\nnobody.jpg\r\n\n000040.jpg\n")
+    (tmp_path / "paths.txt").write_text("\ufeff000001.jpg\nnobody.jpg\r\n\n000040.jpg\n")
     command = ["erase", str(faces), "--paths", str(tmp_path / "paths.txt")]
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.stderr

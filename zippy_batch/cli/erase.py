@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,6 @@ def erase(
 def _lines(file: Path) -> list[bytes]:
     """The lines of a file that are not empty. Raises UsageError."""
     try:
-        return [line for line in file.read_bytes().splitlines() if line]
+        return [line for line in file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines() if line]
     except OSError as error:
         raise UsageError(f"--paths {file}: {error.strerror}; expected a file with a path on each line") from error

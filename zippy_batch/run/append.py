@@ -22,7 +22,7 @@ from zippy_batch.run.executor import choose_layout, run_units, settle_device
 from zippy_batch.run.pipeline import Clock, Codecs, Watch, codec_maker, models_for_archive
 from zippy_batch.run.plan import ArchivePlan, plan_archive, source_states
 from zippy_batch.run.report import Done, count_text, rounded, size_text
-from zippy_batch.run.rewrite import Kept, keep_shards, left_after, open_rewriting, publish, recover
+from zippy_batch.run.rewrite import Kept, keep_shards, left_after, open_rewriting, publish, recover, rewritable
 from zippy_batch.run.rows import model_of
 from zippy_batch.run.staging import Staging, refuse_output
 from zippy_batch.run.thread_pool import OrderedThreadPool
@@ -97,7 +97,7 @@ def append(
     nothing is written. Raises UsageError while another run works on the archive, and what `pipeline.archive` raises.
     """
     options, run, codecs, clock = options or AppendOptions(), run or RunOptions(), codecs or Codecs(), Clock(progress)
-    source, archive, started = place(source), place(archive), time.monotonic()
+    source, archive, started = place(source), rewritable(archive), time.monotonic()
     recover(archive)
     with ArchiveReader.open(archive) as opened:
         coding = _options(opened, options, settle_device(options.device, run.address))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,14 +13,25 @@ from typing import Any
 from zippy_batch import __version__
 from zippy_batch.archives.reader import ArchiveReader
 from zippy_batch.errors import ArchiveError, OutputExists, UsageError
-from zippy_batch.paths import display_path, encoded_path
+from zippy_batch.paths import MAX_NAME_BYTES, display_path, encoded_path
 from zippy_batch.run.copy_rows import CopyPlan, common_info, rows_of_shard, shown_place
 from zippy_batch.run.receipt import PendingReceipt, Receipt, ReceiptSigner, hashed_paths
 from zippy_batch.run.report import count_text, rounded
 from zippy_batch.run.restore_plan import chosen_rows
-from zippy_batch.run.rewrite import Kept, files_of_archive, keep_shards, left_after, open_rewriting, publish, recover
+from zippy_batch.run.rewrite import (
+    Kept,
+    files_of_archive,
+    keep_shards,
+    left_after,
+    open_rewriting,
+    publish,
+    recover,
+    rewritable,
+)
+from zippy_batch.run.staging_local import refuse_existing
 from zippy_batch.run.swap_object import FileFacts
-from zippy_batch.stores.object_path import Place, place
+from zippy_batch.stores.atomic_file import UNFINISHED_BYTES
+from zippy_batch.stores.object_path import Place
 
 _LISTED = 20
 
@@ -85,16 +97,15 @@ def erase(archive: str | Place, wish: Erasure, dry_run: bool = False) -> EraseRe
     The archive is the old one or the new one, whatever kills the run; the same call then goes on. Raises UsageError
     where no row is chosen, or every row, DamagedRow and ArchiveError for what is damaged; then nothing has changed.
     """
-    archive, started = place(archive), time.monotonic()
+    archive, started = rewritable(archive), time.monotonic()
     if (wish.where is None) == (wish.paths is None):
         raise UsageError("say which files to erase, by a condition or by a list of their paths")
     signer = None if wish.sign is None else ReceiptSigner(wish.sign)
     target = wish.receipt or _receipt_path(archive)
-    if target.exists():
-        raise OutputExists(f"{target} exists; choose another name for the receipt")
-    if not target.parent.is_dir():
-        raise UsageError(f"cannot write the receipt {target}: there is no directory {target.parent}")
+    _refuse_receipt(target, archive)
     recover(archive)
+    if isinstance(archive, Path):
+        refuse_existing(archive, overwrite=True)
     with ArchiveReader.open(archive) as source:
         gone = _rows_to_erase(source, wish)
         plan = _plan(source, gone)
@@ -132,6 +143,20 @@ def _rewrite(plan: CopyPlan, receipt: Receipt, target: Path, signer: ReceiptSign
 
 def _signed(receipt: Receipt, signer: ReceiptSigner | None) -> Receipt:
     return receipt if signer is None else signer.signed(receipt)
+
+
+def _refuse_receipt(target: Path, archive: Place) -> None:
+    """Raises OutputExists, and UsageError where no receipt could be written: once the rows are gone, it is too late."""
+    if os.path.lexists(target):
+        raise OutputExists(f"{target} exists; choose another name for the receipt")
+    if not target.parent.is_dir():
+        raise UsageError(f"cannot write the receipt {target}: there is no directory {target.parent}")
+    if isinstance(archive, Path) and archive.absolute() in (target.parent.resolve(), *target.parent.resolve().parents):
+        raise UsageError(f"the receipt {target} lies inside the archive {archive}; choose a place beside it")
+    if len(os.fsencode(target.name)) > MAX_NAME_BYTES - UNFINISHED_BYTES:
+        raise UsageError(f"cannot write the receipt {target}: its name is too long; choose another one by --receipt")
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"cannot write the receipt {target}: {target.parent} may not be written to")
 
 
 def _receipt_path(archive: Place) -> Path:

@@ -29,7 +29,13 @@ from zippy_batch.run.staging import Staging, committing, open_staging
 from zippy_batch.run.staging_local import LocalStaging, recovering, staging_path
 from zippy_batch.run.staging_object import ObjectStaging, object_staging_path, recovering_object
 from zippy_batch.run.swap_object import FileFacts
-from zippy_batch.stores.object_path import ObjectPath, Place, copy, sizes_in
+from zippy_batch.stores.object_path import ObjectPath, Place, copy, place, sizes_in
+
+
+def rewritable(archive: str | Place) -> Place:
+    """The archive of this name, behind a link to it: a link that became an archive would leave the old one as it is."""
+    found = place(archive)
+    return found.resolve() if isinstance(found, Path) and found.is_symlink() and found.exists() else found
 
 
 def recover(archive: Place) -> None:

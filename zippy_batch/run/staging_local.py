@@ -39,11 +39,11 @@ from zippy_batch.run.staging_plan import (
     PLAN_FILE,
     STATES_FILE,
     Describe,
-    is_archive_of,
     mismatch,
     parse_plan,
     parse_states,
     plan_text,
+    refuse_other_content,
     refuse_other_kind,
     shard_of,
     states_text,
@@ -258,8 +258,8 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
     if not overwrite:
         _remove_remains(staging_path(output))
         raise OutputExists(f"{output} exists; choose another output, or pass --overwrite to replace it")
-    if output.is_dir() and not _is_archive_directory(output):
-        raise UsageError(f"{output} is a directory that is not an archive; --overwrite does not remove it")
+    if output.is_dir():
+        refuse_other_content(output, set(os.listdir(output)))
 
 
 def _remove_remains(root: Path) -> None:
@@ -268,10 +268,6 @@ def _remove_remains(root: Path) -> None:
         if set(os.listdir(root)) <= {PLAN_FILE, "lock"}:
             with _locked(root):
                 _remove(root)
-
-
-def _is_archive_directory(path: Path) -> bool:
-    return is_archive_of(set(os.listdir(path)))
 
 
 def _take_up(staging: LocalStaging, facts: Mapping[str, Any], overwrite: bool) -> None:

@@ -32,11 +32,11 @@ from zippy_batch.run.staging_plan import (
     PLAN_FILE,
     STATES_FILE,
     Describe,
-    is_archive_of,
     mismatch,
     parse_plan,
     parse_states,
     plan_text,
+    refuse_other_content,
     refuse_other_kind,
     shard_of,
     states_text,
@@ -281,8 +281,8 @@ def refuse_existing_object(output: ObjectPath, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputExists(f"{output} exists; choose another output, or pass --overwrite to replace it")
-    if output.is_dir() and not is_archive_of({info.base_name for info in listed(output)}):
-        raise UsageError(f"{output} is a directory that is not an archive; --overwrite does not remove it")
+    if output.is_dir():
+        refuse_other_content(output, {info.base_name for info in listed(output)})
 
 
 def _take_up(staging: ObjectStaging, facts: Mapping[str, Any], overwrite: bool) -> None:

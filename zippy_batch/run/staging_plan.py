@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -11,11 +12,13 @@ from zippy_batch.archives.info import MANIFEST_NAME, ArchiveInfo, model_name
 from zippy_batch.archives.schema import CODED
 from zippy_batch.archives.writer import part_name
 from zippy_batch.errors import UsageError
-from zippy_batch.paths import is_named_like_a_file
+from zippy_batch.paths import display_path, is_named_like_a_file
 from zippy_batch.stores.object_path import Place
 
 PLAN_FILE = "plan.json"
 STATES_FILE = "source-states.json"
+_SHOWN = 5
+"""Names that a message has before it says that there are more."""
 _PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
 
 Describe = Callable[[Iterable[str]], ArchiveInfo]
@@ -28,9 +31,21 @@ def shard_of(name: str) -> int | None:
     return int(match[1]) if match and name == part_name(int(match[1])) else None
 
 
-def is_archive_of(names: Set[str]) -> bool:
-    """Whether a directory with these names in it is an archive, or empty."""
-    return not names or (MANIFEST_NAME in names and all(_archive_file(name) for name in names))
+def refuse_other_content(output: Place, names: Set[str]) -> None:
+    """Raises UsageError for a directory with these names in it that is neither an archive and nothing else, nor empty:
+    what replaces it replaces all of it."""
+    if not names:
+        return
+    if MANIFEST_NAME not in names:
+        raise UsageError(f"{output} is a directory that is not an archive; --overwrite does not remove it")
+    others = sorted(name for name in names if not _archive_file(name))
+    if others:
+        shown = ", ".join(display_path(os.fsencode(name)) for name in others[:_SHOWN])
+        more = ", ..." if len(others) > _SHOWN else ""
+        raise UsageError(
+            f"{output} holds what is no part of an archive, and is replaced as a whole: {shown}{more}; "
+            f"take it out first"
+        )
 
 
 def _archive_file(name: str) -> bool:

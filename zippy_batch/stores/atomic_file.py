@@ -33,6 +33,8 @@ _MANY = 64
 """So many files take longer one by one than all that their file system has not written yet."""
 _SYNCED_WHOLE = frozenset({"ext2", "ext3", "ext4", "xfs"})
 """File systems of Linux whose syncfs(2) brings everything to disk; some others pass on no more than a part."""
+UNFINISHED_BYTES = len(".new-") + 32
+"""How much longer the name of a file is while `replacing` writes it."""
 _FIRST_LINUX_THAT_TELLS = (5, 8)
 """Before it, syncfs(2) says nothing of what could not be written."""
 _HERE = -100
