@@ -209,8 +209,7 @@ class IntegerPlane:
     def _begin(self, blocks: Blocks, seen: Mapping[str, Inputs]) -> Floats:
         """(R, S) the state before anything of this plane is coded."""
         static = self._state.accumulate("static", torch.from_numpy(blocks.features)).numpy()
-        state = np.empty((len(blocks.image), self._shape.state), np.float32)
-        passes.take_rows(static, blocks.feature_row, state)
+        state = np.take(static, blocks.feature_row, axis=0)
         for name, inputs in seen.items():
             part = np.zeros((len(inputs[0]), self._shape.state), np.float32)
             passes.add_own(part, inputs, self._seen[name])

@@ -235,9 +235,10 @@ def _cumulative(x, lo, hi, parts, zero):  # type: ignore[no-untyped-def]
 @_jit
 def _zero(lo, hi, parts):  # type: ignore[no-untyped-def]
     """Frequency of 0, where other values have some."""
+    nothing = np.int64(0)
     if lo >= 0 or hi <= 0:
-        return np.int64(0)
-    return _cumulative(1, lo, hi, parts, 0) - _cumulative(0, lo, hi, parts, 0)
+        return nothing
+    return _cumulative(np.int64(1), lo, hi, parts, nothing) - _cumulative(nothing, lo, hi, parts, nothing)
 
 
 @_jit
@@ -266,7 +267,7 @@ def intervals(sums, scale, where, first, how, coefficients, found, room):  # typ
                 start[at], frequency[at] = ESCAPE, 1
                 room[n] += 2
             else:
-                zero = _zero(lo, hi, parts) if first + j == end and end else 0
+                zero = _zero(lo, hi, parts) if first + j == end and end else np.int64(0)
                 begin = _cumulative(x, lo, hi, parts, zero)
                 start[at], frequency[at] = begin, _cumulative(x + 1, lo, hi, parts, zero) - begin
             at += 1
@@ -301,7 +302,7 @@ def pop(sums, scale, where, first, how, lanes, coefficients):  # type: ignore[no
                 value = np.int64(x & np.uint64(65535)) - 32768
                 x >>= np.uint64(16)
             else:
-                zero = _zero(lo, hi, parts) if first + j == ends[r] and ends[r] else 0
+                zero = _zero(lo, hi, parts) if first + j == ends[r] and ends[r] else np.int64(0)
                 value, begun, after = _find(slot, value, lo, hi, parts, zero)
                 x = np.uint64(after - begun) * (x >> np.uint64(16)) + np.uint64(slot - begun)
             coefficients[r, first + j] = value

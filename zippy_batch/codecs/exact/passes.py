@@ -49,13 +49,14 @@ def choose(ends, least, grid, stages):
     """(stages + 1,) where each stage begins (`network.stages_of`) among the blocks whose end is `least` or more, and
     their numbers, stage by stage."""
     row, column, _, _ = grid
-    count = np.zeros(stages + 1, np.int64)
+    begin = np.zeros(stages + 1, np.int64)
     for r in range(len(ends)):
         if ends[r] >= least:
-            count[_stage(row[r], column[r], stages) + 1] += 1
-    begin = np.cumsum(count)
+            begin[_stage(row[r], column[r], stages) + 1] += 1
+    for stage in range(stages):
+        begin[stage + 1] += begin[stage]
     at = begin.copy()
-    out = np.empty(begin[-1], np.int64)
+    out = np.empty(begin[stages], np.int64)
     for r in range(len(ends)):
         if ends[r] >= least:
             stage = _stage(row[r], column[r], stages)
@@ -160,8 +161,11 @@ def _collect(r, which, grid, inputs, entries, number, factor):
 def add_own(state, inputs, weight):
     """Add what blocks themselves make known: weight (E, S)."""
     count, columns, value = inputs
+    number = np.empty(columns.shape[1], np.int64)
     for r in range(len(state)):
-        _add(state[r], count[r], columns[r], value[r], weight)
+        for t in range(count[r]):
+            number[t] = columns[r, t]
+        _add(state[r], count[r], number, value[r], weight)
 
 
 @_jit
@@ -179,15 +183,6 @@ def _add(line, found, number, factor, weight):
         for i in range(len(line)):
             line[i] += e * a[i]
         t += 1
-
-
-@_jit
-def take_rows(rows, numbers, out):
-    """out[r] = rows[numbers[r]]"""
-    for r in range(len(numbers)):
-        line, source = out[r], rows[numbers[r]]
-        for i in range(len(line)):
-            line[i] = source[i]
 
 
 @_jit
