@@ -80,8 +80,9 @@ def _bytes_each(directory: Path) -> float:
 
 
 def draw_curves(faces: Path, limit: int, output: Path) -> None:
-    command = [sys.executable, "-m", "zippy_batch", "compare", faces, "--limit", limit, "--only", f"{RIVALS},zippy-batch"]
-    subprocess.run([*map(str, command), "--plot", str(output), "--overwrite"], check=True)
+    chosen = ["--limit", limit, "--only", f"{RIVALS},zippy-batch"]
+    command = [sys.executable, "-m", "zippy_batch", "compare", faces, *chosen, "--plot", output, "--overwrite"]
+    subprocess.run([*map(str, command)], check=True)
     print(output)
 
 
