@@ -72,7 +72,9 @@ def main() -> None:
             comparisons.append(compare(directory.resolve(), settings))
             show(comparisons[-1], names)
     if options.json:
-        options.json.write_text(json.dumps([found.to_dict() for found in comparisons], indent=2) + "\n")
+        # by name: where a directory lies is nobody's business
+        figures = [found.to_dict() | {"source": Path(found.source).name} for found in comparisons]
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

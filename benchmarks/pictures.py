@@ -1,9 +1,9 @@
-"""The two pictures of the README: faces as they come back, and bytes against quality beside other codecs.
+"""Pictures of the codec: faces as they come back, which the README shows, and bytes against quality.
 
     python benchmarks/pictures.py docs/images [FACES ...]
 
 Faces are drawn, so that the first picture shows no person. The curves are those of `zippy-batch compare` on the
-directories that are named, one plot each, or on drawn faces.
+directories that are named, one plot each, or on drawn faces; that of the README comes from rate_curve.py.
 """
 
 from __future__ import annotations

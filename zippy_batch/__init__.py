@@ -36,11 +36,19 @@ if TYPE_CHECKING:
         select,
         split,
         stats,
+        train,
         verify,
     )
     from zippy_batch.archives.info import ArchiveInfo
     from zippy_batch.codecs.model_file import ModelSummary
-    from zippy_batch.config import AppendOptions, ArchiveOptions, RestoreOptions, RunOptions, VerifyOptions
+    from zippy_batch.config import (
+        AppendOptions,
+        ArchiveOptions,
+        RestoreOptions,
+        RunOptions,
+        TrainOptions,
+        VerifyOptions,
+    )
     from zippy_batch.dataset import Archive, ArchivedFile, ArchivedFiles, open
     from zippy_batch.errors import (
         ArchiveError,
@@ -62,6 +70,7 @@ if TYPE_CHECKING:
     from zippy_batch.run.erase import EraseReport
     from zippy_batch.run.estimate import Estimate
     from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
+    from zippy_batch.training.session import TrainReport
     from zippy_batch.views.sheet import sheet
 
 __version__ = "0.1.0"
@@ -93,6 +102,8 @@ __all__ = [
     "SourceError",
     "StagingMismatch",
     "StorageError",
+    "TrainOptions",
+    "TrainReport",
     "UsageError",
     "VerifyOptions",
     "VerifyReport",
@@ -114,6 +125,7 @@ __all__ = [
     "sheet",
     "split",
     "stats",
+    "train",
     "verify",
 ]
 
@@ -132,11 +144,19 @@ _MODULES = {
         "select",
         "split",
         "stats",
+        "train",
         "verify",
     ),
     "zippy_batch.archives.info": ("ArchiveInfo",),
     "zippy_batch.codecs.model_file": ("ModelSummary",),
-    "zippy_batch.config": ("AppendOptions", "ArchiveOptions", "RestoreOptions", "RunOptions", "VerifyOptions"),
+    "zippy_batch.config": (
+        "AppendOptions",
+        "ArchiveOptions",
+        "RestoreOptions",
+        "RunOptions",
+        "TrainOptions",
+        "VerifyOptions",
+    ),
     "zippy_batch.dataset": ("Archive", "ArchivedFile", "ArchivedFiles", "open"),
     "zippy_batch.run.append": ("AppendReport",),
     "zippy_batch.run.copy_rows": ("CopyReport",),
@@ -144,6 +164,7 @@ _MODULES = {
     "zippy_batch.run.erase": ("EraseReport",),
     "zippy_batch.run.estimate": ("Estimate",),
     "zippy_batch.run.report": ("ArchiveReport", "Progress", "RestoreReport", "VerifyReport"),
+    "zippy_batch.training.session": ("TrainReport",),
     "zippy_batch.views.sheet": ("sheet",),
 }
 """Where names are; the others are in zippy_batch.errors."""

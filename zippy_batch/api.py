@@ -6,10 +6,10 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from zippy_batch.codecs.model_file import ModelSummary, builtin_names, list_models
-from zippy_batch.config import AppendOptions, ArchiveOptions, RestoreOptions, RunOptions, VerifyOptions
+from zippy_batch.config import AppendOptions, ArchiveOptions, RestoreOptions, RunOptions, TrainOptions, VerifyOptions
 from zippy_batch.errors import UsageError
 from zippy_batch.run import append as appending
 from zippy_batch.run import diff as differ
@@ -22,6 +22,9 @@ from zippy_batch.run.diff import DedupeReport, DiffReport
 from zippy_batch.run.erase import EraseReport
 from zippy_batch.run.estimate import Estimate
 from zippy_batch.run.report import ArchiveReport, Progress, RestoreReport, VerifyReport
+
+if TYPE_CHECKING:
+    from zippy_batch.training.session import TrainReport
 
 Options = TypeVar("Options", ArchiveOptions, RestoreOptions, VerifyOptions, AppendOptions, RunOptions)
 
@@ -114,6 +117,26 @@ def models(names: Iterable[str | Path] | None = None) -> list[ModelSummary]:
     Raises UsageError for a name that is none, and ModelError for a file that is no model or is damaged.
     """
     return list_models(builtin_names() if names is None else map(str, names))
+
+
+def train(
+    sources: Sequence[str | Path],
+    output: str | Path,
+    options: TrainOptions | None = None,
+    run: RunOptions | None = None,
+    watch: Callable[[str], None] = lambda line: None,
+    restart: bool = False,
+) -> TrainReport:
+    """Fit a model to images and write it to `output`, or go on where an earlier run of the same was interrupted.
+
+    `sources` are directories, lists of paths or archives. `watch` is told where the run stands, a line at a time;
+    `restart` forgets a run that is there.
+
+    Raises UsageError for options, paths or images that will not do, and ModelError when training diverges.
+    """
+    from zippy_batch.training import session
+
+    return session.train(sources, Path(output), options, run, watch, restart)
 
 
 def merge(

@@ -45,16 +45,14 @@ def train(
       zippy-batch train ./photos ./more -o new.safetensors --sizes own,64x64 --minutes 600
       zippy-batch archive ./faces out.parquet --model mine.safetensors
     """
-    from zippy_batch.stores.object_path import local_path
-    from zippy_batch.training import session
+    import zippy_batch as zb
 
     def watch(line: str) -> None:
         if not quiet:
             typer.echo(line, err=True)
 
-    roots = [local_path(source, "train") for source in sources]
     with reserved_stdout():
-        report = session.train(roots, output, options, run, watch, restart)
+        report = zb.train(sources, output, options, run, watch, restart)
     print_report(report, as_json, quiet)
 
 

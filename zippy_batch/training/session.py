@@ -22,6 +22,7 @@ from zippy_batch.codecs.model_file import Model, load_model, model_from_bytes
 from zippy_batch.config import RunOptions, TrainOptions
 from zippy_batch.errors import ModelError, OutputExists, StagingMismatch, UsageError
 from zippy_batch.run.executor import choose_training_layout, settle_device
+from zippy_batch.stores.object_path import local_path
 from zippy_batch.training.ray_workers import work_on_ray
 from zippy_batch.training.run import TrainingStatus, replace_file
 from zippy_batch.training.savings import Gain, measure_gain
@@ -90,7 +91,7 @@ class TrainReport:
 
 
 def train(
-    roots: Sequence[Path],
+    wanted: Sequence[str | Path],
     output: Path,
     options: TrainOptions | None = None,
     run_options: RunOptions | None = None,
@@ -105,7 +106,7 @@ def train(
     """
     options, run_options = options or TrainOptions(), run_options or RunOptions()
     # workers on Ray have other current directories
-    roots, output = [root.resolve() for root in roots], output.resolve()
+    roots, output = [local_path(one, "train").resolve() for one in wanted], output.resolve()
     options = replace(options, name=options.name or output.stem)
     start = load_model(options.start) if options.start else None
     run = output.with_suffix(".training")
