@@ -3,7 +3,7 @@
     python benchmarks/pictures.py docs/images [FACES ...]
 
 Faces are drawn, so that the first picture shows no person. The curves are those of `zippy-batch compare` on the
-directories that are named, one plot each, or on drawn faces; that of the README comes from rate_curve.py.
+directories that are named, one plot each, or on drawn faces.
 """
 
 from __future__ import annotations
