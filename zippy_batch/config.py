@@ -78,7 +78,7 @@ def _max_row_bytes() -> Any:
 
 
 def _batch_size() -> Any:
-    return _option(64, "Images per pass through the networks.", metavar="N", low=1)
+    return _option(128, "Images per pass through the networks, fewer of large ones.", metavar="N", low=1)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 IMAGES_PER_SHARD = 4096
 SOURCE_BYTES_PER_SHARD = 256 << 20
-PIXELS_PER_BATCH = 1 << 22
+PIXELS_PER_BATCH = 5 << 19
 """One 4096 x 4096 picture is more: it is a batch of its own."""
 PENDING_PIXELS = 1 << 25
 """Decoded pixels that may wait for their batch to fill, over all grids: 100 MB of RGB."""
