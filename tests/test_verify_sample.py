@@ -76,6 +76,8 @@ class Web:
     folder: Path
     address: str = ""
     has_ranges: bool = True
+    refuses_by: int = 0
+    """Status of every answer, where it is not 0."""
     sent: list[int] = field(default_factory=list)
     """Bytes of each answer."""
 
@@ -95,8 +97,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         file = self.web.folder / self.path.lstrip("/")
-        if not file.is_file():
-            self.send_error(404)
+        if self.web.refuses_by or not file.is_file():
+            self.send_error(self.web.refuses_by or 404)
             return
         data = file.read_bytes()
         asked = re.fullmatch(r"bytes=([0-9]+)-([0-9]+)", self.headers.get("Range", ""))
@@ -151,3 +153,15 @@ def test_a_server_that_sends_whole_files_is_named(web: Web) -> None:
     write_archive(web.folder / "a.parquet", face_rows(1000), 500)
     with pytest.raises(StorageError, match="does not answer requests for a range of bytes; download the file"):
         verify(f"{web.address}/a.parquet")
+
+
+def test_a_server_that_refuses_or_is_not_there_is_not_taken_for_one_without_the_archive(web: Web) -> None:
+    write_archive(web.folder / "a.parquet", face_rows(10), 10)
+    web.refuses_by = 403
+    with pytest.raises(StorageError, match=r"a.parquet: the store refuses access .HTTP status 403."):
+        verify(f"{web.address}/a.parquet")
+    web.refuses_by = 500
+    with pytest.raises(StorageError, match=r"a.parquet: the store reports HTTP status 500; run the same command again"):
+        verify(f"{web.address}/a.parquet")
+    with pytest.raises(StorageError, match=r"x.parquet: the store reports Cannot connect"):
+        verify("http://127.0.0.1:1/x.parquet")

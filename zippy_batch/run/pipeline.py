@@ -230,7 +230,8 @@ def _plan(source: Place, options: ArchiveOptions, models: Mapping[str, Model]) -
         options = replace(options, exclude=(*options.exclude, *patterns_in(options.exclude_from)), exclude_from=None)
     origin, listing = list_source(source, Wanted.of(options))
     if not listing.files:
-        raise UsageError(f"nothing to archive: there is no file in {source}")
+        notes = "".join(f"; {note}" for note in listing.notes)
+        raise UsageError(f"nothing to archive: there is no file in {source}{notes}")
     if options.exact != "always":
         refuse_restored_clashes(source, listing.files, lambda file: origin.reader((file,))(file))
     return origin, plan_archive(listing, options, {codec: model.id for codec, model in models.items()})

@@ -59,6 +59,8 @@ _MOST_PART_SIZES = 16
 """That are tried for an object of several parts, whose ETag does not say how large they are."""
 
 _HTTP = ("http", "https")
+_NOT_THERE = (404, 410)
+"""Statuses of HTTP."""
 
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _COLLAPSED = re.compile(r"(s3|gs|gcs|file):/[^/]")
@@ -204,6 +206,9 @@ def _fsspec_place(store: Store, key: str) -> ObjectPath:
         raise UsageError(
             f"{shown}: unknown scheme {store.scheme}://; there are s3://, gs://, file:// and those that fsspec knows"
         ) from error
+    except OSError as error:
+        # some connect to know what a path is
+        raise StorageError(f"{shown}: the store cannot be reached ({_detail(str(error))})") from error
     return ObjectPath(Store(store.scheme, store.authority, store.query), path.rstrip("/"))
 
 
@@ -272,6 +277,20 @@ def _open_http(store: Store) -> pa_fs.FileSystem:
     remote = fsspec.filesystem(store.scheme, cache_type="none", skip_instance_cache=True)
     # it would ask for all of a file to see whether that is there, which opening it says as well
     remote.isfile = lambda path: True
+    look = remote.info
+
+    def info(path: str, **options: Any) -> dict[str, Any]:
+        """What fsspec says, which takes a server that cannot be reached, or refuses, for one without the file."""
+        try:
+            return cast(dict[str, Any], look(path, **options))
+        except FileNotFoundError as error:
+            cause = error.__cause__
+            status = getattr(cause, "status", None)
+            if cause is None or status in _NOT_THERE:
+                raise
+            raise OSError(f"HTTP status {status}" if status else str(cause)) from cause
+
+    remote.info = info
     return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(remote))
 
 
