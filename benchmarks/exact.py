@@ -15,8 +15,8 @@ that has to be kept:
 
 Either of the last two is left out, with a note, where its package is missing (`pip install 'zippy-batch[compare]'`).
 Every file of the archive is restored and compared with its source. Speeds are those of whole shards in one process on
-all cores, reading files, decoding every payload again, rebuilding and comparing every file included; a first small run
-has loaded the model and compiled the coder. Peak memory is that of the command, from the operating system.
+all cores, reading files, decoding every payload again, rebuilding and comparing every file included; first small runs
+have loaded the model and compiled the coder. Peak memory is that of the command, from the operating system.
 """
 
 from __future__ import annotations
@@ -147,8 +147,9 @@ def smallest(recoder: Recoder, jpeg: bytes) -> bytes:
 def speeds_of(source: Path, seconds: float) -> Speeds:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        few = archive(linked(source, folder / "few", 200), folder / "few.parquet", OPTIONS, IN_PROCESS)
-        rate = few.total.images_per_s or 1.0
+        few = linked(source, folder / "few", 200)
+        archive(few, folder / "first.parquet", OPTIONS, IN_PROCESS)
+        rate = archive(few, folder / "few.parquet", OPTIONS, IN_PROCESS).total.images_per_s or 1.0
         many = linked(source, folder / "many", max(200, int(rate * seconds)))
         done = archive(many, folder / "many.parquet", OPTIONS, IN_PROCESS)
         back = restore(folder / "many.parquet", folder / "back", run=IN_PROCESS)

@@ -51,6 +51,7 @@ WIDE = {
     },
     "codecs/rans.py:_push_numpy": _KERNEL,
     "codecs/rans.py:_pop_numpy": _KERNEL,
+    "api.py:split": "what select takes, and how it is divided",
     "run/restore_shard.py:restore_shard": "a unit, where from, where to, how, with what, and whom to tell",
     "sources/zip_file.py:_content": "fields of a header that stands in the file once",
     "training/run.py:fit": "what, where and how long; whom to tell and to ask, and a clock for tests",

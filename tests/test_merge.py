@@ -163,6 +163,11 @@ def test_a_split_holds_every_row_once_and_a_row_stays_where_it_is(tmp_path: Path
     assert 650 < len(train) < 790
     assert of_all["train"].rows == len(train)
     assert {row.path for row in rows_of(tmp_path / "y-test.parquet")} == test & {row.path for row in rows[:500]}
+    # of chosen rows each goes where it went among all
+    zb.split(tmp_path / "all.parquet", tmp_path / "z.parquet", "train=80,test=20", where="label == 'id_3'")
+    chosen = {row.path for row in rows if row.label == "id_3"}
+    assert {row.path for row in rows_of(tmp_path / "z-test.parquet")} == test & chosen
+    assert {row.path for row in rows_of(tmp_path / "z-train.parquet")} == train & chosen
 
 
 def test_a_split_by_label_keeps_a_label_together(tmp_path: Path) -> None:

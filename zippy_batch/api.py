@@ -170,18 +170,22 @@ def select(
 def split(
     archive: str | Path,
     output: str | Path,
-    shares: int | Mapping[str, int],
+    shares: int | str | Mapping[str, int],
     by: str = "path",
     overwrite: bool = False,
+    where: str | None = None,
+    select: str | Sequence[str] = (),
 ) -> dict[str, CopyReport]:
     """Divide the rows of an archive over several: `shares` is their number, or names and shares, as in
-    {"train": 90, "validation": 10}. With "train" for a name, faces.parquet becomes faces-train.parquet.
+    {"train": 90, "validation": 10} or "train=90,validation=10". With "train" for a name, faces.parquet becomes
+    faces-train.parquet. Only rows are taken that `select` would take.
 
     A hash of the path decides, or with `by="label"` one of the label, so that files of a label stay together; a file
     goes to the same part whatever else is in the archive. Raises what `select` raises.
     """
     parts = merging.Split.of(shares, by)
-    reports = merging.select(archive, output, split=parts, overwrite=overwrite)
+    wish = merging.Wish(where, merging.globs_of(select))
+    reports = merging.select(archive, output, wish, parts, overwrite)
     return dict(zip(parts.shares, reports, strict=True))
 
 

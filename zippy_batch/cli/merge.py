@@ -92,14 +92,16 @@ def select(
       zippy-batch select out.parquet --select 'id_0001/*' -o one.parquet
       zippy-batch select out.parquet --split train=90,validation=10 --split-by label -o faces.parquet
     """
-    from zippy_batch.run import merge as merging
+    import zippy_batch as zb
 
     if split is None and split_by is not None:
         raise UsageError("--split-by says how --split divides; give both")
     if split is None and where is None and not select:
         raise UsageError("every row would be selected: give --where, --select or --split, or copy the archive")
-    parts = None if split is None else merging.Split.parse(split, split_by or "path")
     with reserved_stdout():
-        wish = merging.Wish(where, tuple(select or ()))
-        reports = merging.select(archive, output, wish, parts, run.overwrite)
+        if split is None:
+            reports = [zb.select(archive, output, where, select or (), run.overwrite)]
+        else:
+            by = split_by or "path"
+            reports = [*zb.split(archive, output, split, by, run.overwrite, where, select or ()).values()]
     print_reports(reports, as_json, quiet)

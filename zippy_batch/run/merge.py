@@ -38,8 +38,10 @@ class Split:
     """One of SPLIT_BY: rows of one label stay together where it is the label."""
 
     @classmethod
-    def of(cls, shares: int | Mapping[str, int], by: str = "path") -> Split:
-        """Make it of a number of archives, or of shares by name. Raises UsageError."""
+    def of(cls, shares: int | str | Mapping[str, int], by: str = "path") -> Split:
+        """Make it of a number of archives, of shares by name, or of a text of either. Raises UsageError."""
+        if isinstance(shares, str):
+            return cls.parse(shares, by)
         if by not in SPLIT_BY:
             raise UsageError(f"a split is by one of {', '.join(SPLIT_BY)}, not by {by!r}")
         named = {str(i): 1 for i in range(shares)} if isinstance(shares, int) else dict(shares)
